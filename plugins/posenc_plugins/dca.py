@@ -1,0 +1,56 @@
+"""Dual chunk attention: An et al. 2024, "Training-Free Long-Context Scaling of LLMs", arXiv 2402.17463."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field, PositiveInt
+
+from posenc.errors import InvalidConfigError
+from posenc.plan import Lengths, Segment
+from posenc.strategy import Capabilities, PositionStrategy, RemapParams
+
+
+class DualChunkParams(RemapParams):
+    """Parameters of :class:`DualChunkAttention`."""
+
+    chunk_size: PositiveInt | None = Field(None, description="C, largest position of a query (default: 3 window / 4)")
+    local_size: PositiveInt | None = Field(
+        None, description="exact distances kept across a chunk border; chunks hold C - local_size (default: window / 8)"
+    )
+
+
+class DualChunkAttention(PositionStrategy):
+    """Positions inside chunks, with a query map each for the same, the previous and earlier chunks (section 3)."""
+
+    name = "dca"
+    summary = "dual chunk attention: positions within chunks of the sequence"
+    paper = "An et al. 2024, Training-Free Long-Context Scaling of LLMs (ChunkLlama), arXiv 2402.17463"
+    Params = DualChunkParams
+    capabilities = Capabilities(bounded=True, monotone=False)
+
+    def __init__(self, *, window: int | None = None, **params: Any) -> None:
+        super().__init__(window=window, **params)
+        self.largest = self.tokens("chunk_size", 3 / 4)
+        local = self.tokens("local_size", 1 / 8)
+        self.chunk = self.largest - local
+        if self.chunk < 1:
+            raise InvalidConfigError(
+                f"dca.local_size: {local} must be smaller than chunk_size ({self.largest}): "
+                "chunks hold chunk_size - local_size tokens."
+            )
+
+    def segments(self, lengths: Lengths) -> Sequence[Segment]:
+        index, c, largest = lengths.indices, self.chunk, self.largest
+        inside = index % c
+        own = index - inside  # first token of the query's chunk
+        previous = np.maximum(own - c, 0)
+        successive = np.minimum(inside + c, largest)
+        inter = np.full_like(index, min(2 * c - 1, largest))
+        return (
+            Segment("intra", own, index + 1, inside, inside),
+            Segment("successive", previous, own, successive, inside),
+            Segment("inter", np.zeros_like(index), previous, inter, inside),
+        )

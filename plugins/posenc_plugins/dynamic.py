@@ -1,0 +1,37 @@
+"""Dynamic NTK: emozilla 2023; written down as section 3.3 of Peng et al. 2023 (YaRN), arXiv 2309.00071."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from posenc.errors import InvalidConfigError
+from posenc.strategy import Capabilities, FrequencyStrategy, Params
+from posenc_plugins.transformers_rope import transformers_rotary
+
+if TYPE_CHECKING:
+    from posenc.rope import Rotary
+
+
+class DynamicParams(Params):
+    """Parameters of :class:`DynamicNTK`."""
+
+    factor: float = Field(
+        1.0, ge=1, allow_inf_nan=False, description="f, the base grows by (f P / n - (f - 1))^(D / (D - 2))"
+    )
+
+
+class DynamicNTK(FrequencyStrategy):
+    """NTK-aware scaling whose base follows the prompt; nothing changes inside the window."""
+
+    name = "dynamic"
+    summary = "NTK-aware scaling by prompt length"
+    paper = "emozilla 2023, dynamic NTK, in Peng et al. 2023, arXiv 2309.00071"
+    Params = DynamicParams
+    capabilities = Capabilities(changes_frequencies=True, frequencies_by_length=True)
+
+    def rotary(self, base: Rotary, prompt: int) -> Rotary:
+        if len(base.inv_freq) < 2:
+            raise InvalidConfigError("frequencies.dynamic: needs at least two rotary frequencies, the model has one.")
+        return transformers_rotary(self, base, prompt, factor=self.params.factor)

@@ -1,0 +1,168 @@
+"""LaMPE: Zhang et al. 2025, "LaMPE: Length-aware Multi-grained Positional Encoding for Adaptive Long-context
+Scaling Without Training", arXiv 2508.02308."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+
+from posenc.errors import InvalidConfigError
+from posenc.plan import IntArray, Lengths, PositionPlan, Segment
+from posenc.strategy import Capabilities, PositionStrategy, RemapParams
+from posenc_plugins.lampe_mapping import OFFICIAL_SHORT, Curve, check_mapping, fallback, named_curve
+
+logger = logging.getLogger("posenc")
+
+
+class LampeParams(RemapParams):
+    """Parameters of :class:`Lampe`."""
+
+    head: PositiveInt | None = Field(None, description="H, distances kept as they are (default: window / 16)")
+    tail: NonNegativeInt | None = Field(
+        None, description="T, first keys seen at exact steps again (default: min(200, window / 20))"
+    )
+    mapping: int | str | Curve | None = Field(
+        None, description="U, positions to spread a prompt over: profile name, constant, {c, a, b} or calibration file"
+    )
+    attention_factor: float = Field(
+        0.1 * math.log(2) + 1, gt=0, allow_inf_nan=False, description="factor on q and on k; logits grow by its square"
+    )
+    granularity: Literal["full", "uniform", "head_only"] = Field(
+        "full", description="ablation: head, middle and tail; the middle alone; or head and middle"
+    )
+    continuity: bool = Field(True, description="ablation: False drops the offsets that join the three parts")
+    compat: Literal["paper", "official"] = Field(
+        "paper", description="'official' repeats the arithmetic of the published code, its rounding included"
+    )
+
+    @field_validator("mapping", mode="before")
+    @classmethod
+    def _check_mapping(cls, value: Any) -> int | str | Curve | None:
+        return check_mapping(value)
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a prompt is divided: ``d < head``, ``head <= d < far``, ``d >= far``, and the offsets that join them."""
+
+    mapping_length: int
+    far: int
+    tail_start: int
+    middle_offset: int
+    tail_offset: int
+
+
+class Lampe(PositionStrategy):
+    """Exact near the query, exact at the start of the text, compressed to a fitted length between (section 3).
+
+    Names of the paper: ``H`` head, ``T`` tail, ``U`` mapping length, ``R`` tail start, ``b1`` and
+    ``b2`` the offsets that keep the relative position continuous across the borders.
+    """
+
+    name = "lampe"
+    summary = "length-aware compression of the middle, exact head and tail"
+    paper = "Zhang et al. 2025, LaMPE, arXiv 2508.02308"
+    Params = LampeParams
+    capabilities = Capabilities(bounded=True, uses_prompt=True)
+
+    def __init__(self, *, window: int | None = None, **params: Any) -> None:
+        super().__init__(window=window, **params)
+        self.head = self.tokens("head", 1 / 16)
+        tail: int | None = self.params.tail
+        self.tail = max(1, min(200, self.require_window("tail") // 20)) if tail is None else tail
+        if window is not None and self.params.head is not None and self.head >= window:
+            raise InvalidConfigError(f"lampe.head: {self.head} must be smaller than the window ({window}).")
+        self.official = self.params.compat == "official"
+        self._mapping = self._read_mapping()
+
+    def _read_mapping(self) -> int | Curve:
+        given: int | str | Curve | None = self.params.mapping
+        if given is None:
+            curve = fallback(self.require_window("mapping"))
+            logger.warning(
+                "lampe: no mapping given, using llama3's curve rescaled to a window of %d tokens. "
+                "'posenc calibrate' fits one to the model; pass it as mapping=FILE.",
+                self.window,
+            )
+            return curve
+        return named_curve(given, key="lampe.mapping") if isinstance(given, str) else given
+
+    def mapping_length(self, prompt: int) -> int:
+        """``U``, the positions a prompt of ``prompt`` tokens is spread over."""
+        if isinstance(self._mapping, int):
+            return self._mapping
+        if self.official and prompt < 8192 and self.params.mapping in OFFICIAL_SHORT:
+            return OFFICIAL_SHORT[self.params.mapping]
+        return self._mapping(prompt)
+
+    def mapped(self, index: IntArray, prompt: int, mapping_length: int) -> IntArray:
+        """``m(p)``: ``U p // (P - 1)``, or the published float32 form of it, frozen at ``P - 1``."""
+        if not self.official:
+            return mapping_length * index // (prompt - 1)
+        step = np.float32(1) / np.float32(prompt - 1) * np.float32(mapping_length)
+        return np.floor(step * np.minimum(index, prompt - 1).astype(np.float32)).astype(np.int64)
+
+    def split(self, prompt: int) -> Split | None:
+        """Borders and offsets for a prompt, or None while the method is inactive."""
+        head, mapping_length = self.head, self.mapping_length(prompt)
+        if prompt < 2 * head or (not self.official and mapping_length >= prompt - 1):
+            return None
+        start = self._tail_start(prompt, mapping_length)
+        if prompt - start <= head and self.params.granularity == "full" and not self.official:
+            return None
+        far = max(prompt - start, head)
+        if not self.params.continuity:
+            return Split(mapping_length, far, start, 0, 0)
+        at = self.mapped(np.array([head, prompt - 1 - start]), prompt, mapping_length)
+        middle_offset = head - int(at[0]) - 1
+        return Split(mapping_length, far, start, middle_offset, prompt - 1 - start - int(at[1]) - middle_offset)
+
+    def _tail_start(self, prompt: int, mapping_length: int) -> int:
+        """``R = max{r : m(r) == m(T)}``, at most ``P - 1`` because no key of the prompt lies beyond."""
+        if self.official:
+            mapped = self.mapped(np.arange(prompt, dtype=np.int64), prompt, mapping_length)
+            return int(np.searchsorted(mapped, mapped[min(self.tail, prompt - 1)], side="right")) - 1
+        if mapping_length == 0:
+            return prompt - 1
+        shared = mapping_length * self.tail // (prompt - 1)
+        return min(((shared + 1) * (prompt - 1) - 1) // mapping_length, prompt - 1)
+
+    def segments(self, lengths: Lengths) -> Sequence[Segment]:
+        split = self.split(lengths.prompt)
+        if split is None:
+            return PositionPlan.identity(lengths).segments
+        total, index, head = lengths.total, lengths.indices, self.head
+        mapped = self.mapped(index, lengths.prompt, split.mapping_length)
+        if self.params.granularity == "uniform":
+            return (Segment.band("middle", total, 0, None, mapped, mapped),)
+        far = split.far if self.params.granularity == "full" else None
+        near = Segment.band("head", total, 0, head, index, index)
+        middle = Segment.band("middle", total, head, far, mapped + split.middle_offset, mapped)
+        if far is None:
+            return near, middle
+        return near, middle, Segment.band("tail", total, far, None, index - split.tail_offset, index)
+
+    def query_scale(self, lengths: Lengths) -> NDArray[np.float64] | None:
+        if not self.official and self.split(lengths.prompt) is None:
+            return None
+        return np.full(lengths.total, self.params.attention_factor**2)
+
+    @property
+    def replan(self) -> str | int:
+        return "never" if self.official else super().replan
+
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        if isinstance(self.params.mapping, str) and isinstance(self._mapping, Curve):
+            from posenc_plugins.lampe_mapping import PROFILES
+
+            if self.params.mapping not in PROFILES:  # the file may not travel with the model: keep what it said
+                described["mapping"] = self._mapping.model_dump()
+        return described

@@ -1,0 +1,111 @@
+"""Mapping length of LaMPE: how many positions a prompt of ``l`` tokens is spread over.
+
+``U(l) = int(c / (1 + exp(-(a l + b))))``: the scaled sigmoid of the paper (Zhang et al. 2025,
+arXiv 2508.02308, section 3), fitted per model. A calibration file is YAML or JSON::
+
+    mapping: {c: 1536.0, a: 0.00042, b: -2.467}     # or c, a, b at the top level
+    window: 2048                                    # any other key is kept for the reader
+"""
+
+from __future__ import annotations
+
+import math
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from posenc.errors import InvalidConfigError
+
+
+class Curve(BaseModel):
+    """The sigmoid ``U(l) = int(c / (1 + exp(-(a l + b))))``; ``c`` is its ceiling in positions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    c: float = Field(gt=0)
+    a: float = Field(ge=0)
+    b: float
+
+    def __call__(self, length: int) -> int:
+        """Mapping length of a prompt of ``length`` tokens."""
+        exponent = -(self.a * length + self.b)
+        return int(self.c / (1 + math.exp(exponent))) if exponent < 700 else 0  # exp overflows above 709
+
+
+PROFILES = {
+    "llama2": Curve(c=2489.1055552214357, a=8.673006440952035e-05, b=-0.648012322406978),
+    "llama3": Curve(c=6204.409324666837, a=0.00010493097327094324, b=-2.466638011138158),
+    "mistral": Curve(c=24576, a=0.00010493097327094324, b=-2.466638011138158),
+    "llama3.1": Curve(c=82358.52413056031, a=4.505261149632588e-05, b=-2.788576860718702),
+}
+"""Published with the method, for windows of 4096, 8192, 32768 and 131072 tokens."""
+
+OFFICIAL_SHORT = {"llama2": 1536, "llama3": 1536, "mistral": 1536}
+"""Mapping length of the published code below 8192 tokens, whatever the curve says there."""
+
+
+def fallback(window: int) -> Curve:
+    """llama3's shape rescaled to the model's own window."""
+    return Curve(c=0.75 * window, a=0.86 / window, b=-2.467)
+
+
+def check_mapping(value: Any) -> int | str | Curve | None:
+    """Accept a profile name or path, a constant, or ``{c, a, b}``; anything else is a ValueError."""
+    if value is None or isinstance(value, Curve):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    if isinstance(value, dict):
+        return _curve(value)
+    raise ValueError(
+        f"must be a profile ({', '.join(PROFILES)}), a positive whole number, {{c, a, b}}, "
+        "or the path of a calibration file"
+    )
+
+
+def _curve(value: dict[Any, Any]) -> Curve:
+    try:
+        return Curve.model_validate(value)
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
+        raise ValueError(f"{{c, a, b}} is wrong: {'; '.join(problems)}") from None
+
+
+def named_curve(name: str, *, key: str) -> Curve:
+    """The curve of a profile, or of a calibration file when no profile has that name.
+
+    Raises
+    ------
+    InvalidConfigError
+        If ``name`` is neither, or the file cannot be used; the message starts with ``key``.
+    """
+    from posenc.config import read_yaml  # here, because posenc.config imports the plugins
+
+    if name in PROFILES:
+        return PROFILES[name]
+    if not Path(name).exists():
+        near = get_close_matches(name, PROFILES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise InvalidConfigError(
+            f"{key}: no profile and no file named {name!r}.{hint} Profiles: {', '.join(PROFILES)}. "
+            "'posenc calibrate' writes a calibration file."
+        )
+    try:
+        data = read_yaml(name)
+    except InvalidConfigError as error:
+        raise InvalidConfigError(f"{key}: {error}") from None
+    found = data.get("mapping", data) if isinstance(data, dict) else None
+    if not isinstance(found, dict):
+        raise InvalidConfigError(
+            f"{key}: {name} holds no mapping. It needs the keys c, a, b, alone or under 'mapping'."
+        )
+    try:
+        return _curve({letter: found[letter] for letter in "cab" if letter in found})
+    except ValueError as error:
+        raise InvalidConfigError(f"{key}: {name}: {error}") from None

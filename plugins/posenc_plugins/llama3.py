@@ -1,0 +1,46 @@
+"""Llama 3.1 scaling: Grattafiori et al. 2024, "The Llama 3 Herd of Models", arXiv 2407.21783."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from posenc.errors import InvalidConfigError
+from posenc.strategy import FrequencyStrategy, Params
+from posenc_plugins.transformers_rope import transformers_rotary
+
+if TYPE_CHECKING:
+    from posenc.rope import Rotary
+
+
+class Llama3Params(Params):
+    """Parameters of :class:`Llama3Scaling`."""
+
+    factor: float = Field(8.0, ge=1, allow_inf_nan=False, description="f, long wavelengths grow by it")
+    low_freq_factor: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="wavelengths beyond window / this are fully scaled"
+    )
+    high_freq_factor: float = Field(
+        4.0, gt=0, allow_inf_nan=False, description="wavelengths below window / this are kept"
+    )
+
+
+class Llama3Scaling(FrequencyStrategy):
+    """Frequencies scaled by bands of wavelength."""
+
+    name = "llama3"
+    summary = "Llama 3.1: scale by wavelength bands"
+    paper = "Grattafiori et al. 2024, The Llama 3 Herd of Models, arXiv 2407.21783"
+    Params = Llama3Params
+
+    def __init__(self, *, window: int | None = None, **params: Any) -> None:
+        super().__init__(window=window, **params)
+        if self.params.low_freq_factor >= self.params.high_freq_factor:
+            raise InvalidConfigError(
+                f"llama3.low_freq_factor: {self.params.low_freq_factor:g} must be smaller than "
+                f"high_freq_factor ({self.params.high_freq_factor:g})."
+            )
+
+    def rotary(self, base: Rotary, prompt: int) -> Rotary:
+        return transformers_rotary(self, base, prompt, **self.params.model_dump())

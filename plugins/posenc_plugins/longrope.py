@@ -1,0 +1,56 @@
+"""LongRoPE: Ding et al. 2024, "LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens", arXiv 2402.13753."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field, PositiveFloat
+
+from posenc.errors import InvalidConfigError
+from posenc.strategy import Capabilities, FrequencyStrategy, Params
+from posenc_plugins.transformers_rope import transformers_rotary
+
+if TYPE_CHECKING:
+    from posenc.rope import Rotary
+
+
+class LongRoPEParams(Params):
+    """Parameters of :class:`LongRoPE`."""
+
+    factor: float = Field(
+        4.0, ge=1, allow_inf_nan=False, description="f, the context grows by it; sets the cos/sin factor"
+    )
+    short_factor: tuple[PositiveFloat, ...] = Field(
+        (1.0,), min_length=1, description="divisors inside the window: one, or one per frequency"
+    )
+    long_factor: tuple[PositiveFloat, ...] = Field(
+        (4.0,), min_length=1, description="divisors beyond the window: one, or one per frequency"
+    )
+    attention_factor: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="factor on cos and sin (default: sqrt(1 + ln f / ln window))"
+    )
+
+
+class LongRoPE(FrequencyStrategy):
+    """Every frequency has its own divisor, searched for per model (section 3); two sets, by prompt length."""
+
+    name = "longrope"
+    summary = "LongRoPE: searched divisors per frequency, by prompt length"
+    paper = "Ding et al. 2024, LongRoPE, arXiv 2402.13753"
+    Params = LongRoPEParams
+    capabilities = Capabilities(changes_frequencies=True, frequencies_by_length=True)
+
+    def rotary(self, base: Rotary, prompt: int) -> Rotary:
+        values = self.params.model_dump()
+        for key in ("short_factor", "long_factor"):
+            values[key] = self._per_frequency(key, len(base.inv_freq))
+        return transformers_rotary(self, base, prompt, **values)
+
+    def _per_frequency(self, key: str, count: int) -> list[float]:
+        given = list(getattr(self.params, key))
+        if len(given) not in (1, count):
+            raise InvalidConfigError(
+                f"longrope.{key}: {len(given)} divisors given, but the model has {count} rotary frequencies. "
+                "Give one, or one for each frequency."
+            )
+        return given * count if len(given) == 1 else given

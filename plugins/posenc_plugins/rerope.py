@@ -1,0 +1,74 @@
+"""ReRoPE and Leaky ReRoPE: Su 2023, "Rectified Rotary Position Embeddings", github.com/bojone/rerope (no arXiv id)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
+
+from posenc.plan import Lengths, Segment
+from posenc.strategy import Capabilities, PositionStrategy, RemapParams, log_length_scale
+
+
+class ReRoPEParams(RemapParams):
+    """Parameters of :class:`ReRoPE`."""
+
+    window_size: PositiveInt | None = Field(None, description="w, distances kept as they are (default: window / 8)")
+    log_scale: bool = Field(True, description="multiply logits by max(1, ln(i + 1) / ln(window))")
+
+
+class LeakyReRoPEParams(ReRoPEParams):
+    """Parameters of :class:`LeakyReRoPE`."""
+
+    factor: float = Field(16.0, ge=1, allow_inf_nan=False, description="k, beyond the window distances grow by 1 / k")
+
+
+class ReRoPE(PositionStrategy):
+    """Every distance beyond the window becomes the window."""
+
+    name = "rerope"
+    summary = "exact distances inside a window, one constant distance beyond it"
+    paper = "Su 2023, Rectified Rotary Position Embeddings (ReRoPE), github.com/bojone/rerope"
+    Params = ReRoPEParams
+    capabilities = Capabilities(bounded=True)
+
+    def __init__(self, *, window: int | None = None, **params: Any) -> None:
+        super().__init__(window=window, **params)
+        self.window_size = self.tokens("window_size", 1 / 8)
+        self.scale_window = self.require_window("log_scale") if self.params.log_scale else None
+
+    def segments(self, lengths: Lengths) -> Sequence[Segment]:
+        index = lengths.indices
+        query, key = self.beyond(index)
+        return (
+            Segment.band("window", lengths.total, 0, self.window_size, index, index),
+            Segment.band("beyond", lengths.total, self.window_size, None, query, key),
+        )
+
+    def beyond(self, index: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Query and key positions beyond the window."""
+        return np.full_like(index, self.window_size), np.zeros_like(index)
+
+    def query_scale(self, lengths: Lengths) -> NDArray[np.float64] | None:
+        if self.scale_window is None:
+            return None
+        scale = log_length_scale(lengths, self.scale_window)
+        scale[: self.window_size] = 1.0  # a prompt inside the window is left alone, whatever the window
+        return scale
+
+
+class LeakyReRoPE(ReRoPE):
+    """Distances beyond the window keep growing, ``factor`` times slower."""
+
+    name = "leaky_rerope"
+    summary = "exact distances inside a window, distances compressed by a factor beyond it"
+    paper = "Su 2023, Leaky ReRoPE, github.com/bojone/rerope"
+    Params = LeakyReRoPEParams
+    capabilities = Capabilities()
+
+    def beyond(self, index: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
+        factor = self.params.factor
+        return self.window_size + (index - self.window_size) / factor, index / factor

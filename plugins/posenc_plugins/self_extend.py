@@ -1,0 +1,52 @@
+"""SelfExtend: Jin et al. 2024, "LLM Maybe LongLM: Self-Extend LLM Context Window Without Tuning", arXiv 2401.01325."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
+
+from posenc.plan import Lengths, Segment
+from posenc.strategy import Capabilities, PositionStrategy, RemapParams, log_length_scale
+
+
+class SelfExtendParams(RemapParams):
+    """Parameters of :class:`SelfExtend`."""
+
+    group: PositiveInt = Field(8, description="G, tokens that share one position beyond the window")
+    window_size: PositiveInt | None = Field(None, description="w, distances kept as they are (default: window / 4)")
+    log_scale: bool = Field(False, description="multiply logits by max(1, ln(i + 1) / ln(window))")
+
+
+class SelfExtend(PositionStrategy):
+    """Exact positions for neighbours, floor-divided positions beyond (section 3.2, equation 4)."""
+
+    name = "self_extend"
+    summary = "exact neighbours, grouped positions (i // G) beyond them"
+    paper = "Jin et al. 2024, LLM Maybe LongLM: Self-Extend, arXiv 2401.01325"
+    Params = SelfExtendParams
+    capabilities = Capabilities(monotone=True)
+
+    def __init__(self, *, window: int | None = None, **params: Any) -> None:
+        super().__init__(window=window, **params)
+        self.window_size = self.tokens("window_size", 1 / 4)
+        self.scale_window = self.require_window("log_scale") if self.params.log_scale else None
+
+    def segments(self, lengths: Lengths) -> Sequence[Segment]:
+        group, w = self.params.group, self.window_size
+        index = lengths.indices
+        grouped = index // group
+        return (
+            Segment.band("neighbour", lengths.total, 0, w, index, index),
+            Segment.band("grouped", lengths.total, w, None, grouped + (w - w // group), grouped),
+        )
+
+    def query_scale(self, lengths: Lengths) -> NDArray[np.float64] | None:
+        if self.scale_window is None:
+            return None
+        scale = log_length_scale(lengths, self.scale_window)
+        scale[: self.window_size] = 1.0  # a prompt inside the window is left alone, whatever the window
+        return scale

@@ -1,0 +1,55 @@
+"""STRING: An et al. 2024, "Why Does the Effective Context Length of LLMs Fall Short?", arXiv 2410.18745."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from posenc.plan import Lengths, Segment
+from posenc.strategy import Capabilities, PositionStrategy, RemapParams
+
+
+class StringParams(RemapParams):
+    """Parameters of :class:`ShiftedRoPE`."""
+
+    shift: PositiveInt | None = Field(
+        None, description="S, the distance from which positions shift (default: window / 3)"
+    )
+    window_size: NonNegativeInt = Field(128, description="w, the relative position that distance S is seen at")
+    attention_factor: float = Field(
+        0.1 * math.log(2) + 1, gt=0, allow_inf_nan=False, description="factor on q and on k; logits grow by its square"
+    )
+
+
+class ShiftedRoPE(PositionStrategy):
+    """Rarely trained large distances are replaced by well-trained small ones (section 4, equation 4)."""
+
+    name = "string"
+    summary = "STRING: far distances shifted down onto well-trained ones"
+    paper = "An et al. 2024, Why Does the Effective Context Length of LLMs Fall Short? (STRING), arXiv 2410.18745"
+    Params = StringParams
+    # Distance S is seen nearer than distance S - 1, so the order is broken once, on purpose.
+    capabilities = Capabilities(monotone=False, uses_prompt=True)
+
+    def __init__(self, *, window: int | None = None, **params: Any) -> None:
+        super().__init__(window=window, **params)
+        self.shift = self.tokens("shift", 1 / 3)
+
+    def segments(self, lengths: Lengths) -> Sequence[Segment]:
+        index = lengths.indices
+        shifted = index - self.shift + self.params.window_size
+        return (
+            Segment.band("local", lengths.total, 0, self.shift, index, index),
+            Segment.band("shifted", lengths.total, self.shift, None, shifted, index),
+        )
+
+    def query_scale(self, lengths: Lengths) -> NDArray[np.float64] | None:
+        scale = np.full(lengths.total, self.params.attention_factor**2)
+        if lengths.prompt <= self.shift:  # the prompt was seen with the identity plan: only what follows is scaled
+            scale[: self.shift] = 1.0
+        return scale

@@ -1,0 +1,83 @@
+"""The backend seam: run one plan on raw query, key and value tensors.
+
+Shape letters: B batch, H heads (query heads or key/value heads), L tokens, D head_dim.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from posenc.plan import PositionPlan
+from posenc.rope import Rotary
+
+
+@dataclass(frozen=True)
+class BackendCapabilities:
+    """What a backend can run; the contract suite tests exactly this.
+
+    Parameters
+    ----------
+    devices : tuple of str
+        Device types, such as ``("cpu",)``.
+    dtypes : tuple of torch.dtype
+        Input dtypes.
+    gradients : bool
+        Exact gradients for query, key and value.
+    masks : bool
+        Accepts a bool mask [B, 1, Lq, Lk].
+    """
+
+    devices: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    gradients: bool
+    masks: bool
+
+
+class AttentionBackend(ABC):
+    """Runs plans. One instance is registered and shared, so it holds no state."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    capabilities: ClassVar[BackendCapabilities]
+    priority: ClassVar[int] = 0
+    """Where ``auto`` finds several backends that can run a case, the highest priority is chosen."""
+
+    @abstractmethod
+    def attend(
+        self,
+        q_BHLD: Tensor,
+        k_BHLD: Tensor,
+        v_BHLD: Tensor,
+        plan: PositionPlan,
+        rotary: Rotary,
+        *,
+        scale: float,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Attention of the last ``Lq`` of ``plan.total == Lk`` positions over raw keys.
+
+        Returns
+        -------
+        (Tensor, Tensor)
+            Output [B, Hq, Lq, Dv] in the input dtype and natural-log logsumexp, float32 [B, Hq, Lq];
+            a query that attends nothing gets zeros and ``-inf``.
+        """
+
+    def refuses(self, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, mask: Tensor | None) -> str | None:
+        """Why this case cannot run here, or None when it can."""
+        able = self.capabilities
+        if q_BHLD.device.type not in able.devices:
+            return f"it runs on {', '.join(able.devices)}, not on {q_BHLD.device.type}"
+        if q_BHLD.dtype not in able.dtypes:
+            return f"it does not compute in {q_BHLD.dtype}"
+        if mask is not None and not able.masks:
+            return "it takes no mask"
+        needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHLD, k_BHLD, v_BHLD))
+        if needs_grad and not able.gradients:
+            return "it has no backward pass"
+        return None

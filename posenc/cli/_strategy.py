@@ -1,0 +1,123 @@
+"""Options that choose a strategy, shared by the verbs that run one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from posenc.errors import InvalidConfigError
+
+if TYPE_CHECKING:
+    from posenc.config import Config
+    from posenc.plugins import StrategyInfo
+
+param_option = click.option(
+    "--param",
+    "-p",
+    "params",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A parameter of the strategy, such as mapping=128 or 'mapping={c: 192, a: 0.003, b: -2.5}'. Repeatable.",
+)
+
+
+def read_pairs(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """``key=value`` pairs as parameters; values are read as YAML.
+
+    Raises
+    ------
+    InvalidConfigError
+        If a pair has no ``=``, a key comes twice, or a value is not YAML.
+    """
+    import yaml
+
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, found, text = pair.partition("=")
+        key = key.strip()
+        if not found or not key:
+            raise InvalidConfigError(f"--param {pair!r}: expected KEY=VALUE, such as mapping=128.")
+        if key in values:
+            raise InvalidConfigError(f"--param {key}: given twice.")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InvalidConfigError(f"--param {pair!r}: the value is not valid YAML.") from None
+    return values
+
+
+def choose_configs(names: tuple[str, ...], params: tuple[str, ...], files: tuple[str, ...]) -> list[Config]:
+    """Configurations of ``--strategy NAME ... --param K=V ... --config FILE ...``, in that order.
+
+    A file holds one configuration or a list of them. Parameters belong to the one named strategy.
+
+    Raises
+    ------
+    InvalidConfigError
+        If nothing is chosen, parameters have no single strategy to go to, or a file is wrong.
+    """
+    from posenc.config import read_config
+
+    values = read_pairs(params)
+    if values and len(names) != 1:
+        raise InvalidConfigError(
+            f"--param needs exactly one --strategy, got {len(names)}. To compare several strategies with "
+            "parameters, list them in a YAML file and pass it with --config."
+        )
+    configs = [read_config({"strategy": {"name": name, **values}}, source="--strategy") for name in names]
+    for file in files:
+        configs += read_configs(file)
+    if not configs:
+        raise InvalidConfigError("choose a strategy with --strategy NAME or --config FILE; 'posenc list' shows them.")
+    for config in configs:
+        check_params(config)
+    return configs
+
+
+def read_configs(path: str) -> list[Config]:
+    """The configurations of a YAML file that holds one, or a list of them."""
+    from posenc.config import read_config, read_yaml
+
+    data = read_yaml(path)
+    if not isinstance(data, list):
+        return [read_config(data, source=path)]
+    if not data:
+        raise InvalidConfigError(f"{path}: the list of configurations is empty.")
+    return [read_config(item, source=f"{path}[{position}]") for position, item in enumerate(data)]
+
+
+def check_params(config: Config) -> None:
+    """Raise for a wrong parameter now, before a model is loaded (the window is not known yet)."""
+    from posenc.plugins import strategies
+    from posenc.strategy import read_params
+
+    for chosen in (config.strategy, config.frequencies):
+        if chosen is not None:
+            given = {key: value for key, value in chosen.params.items() if key != "window"}
+            read_params(strategies()[chosen.name].params, given, path=chosen.name)
+
+
+def label(config: Config) -> str:
+    """A short name for tables: strategy, and frequencies where they are combined."""
+    name = config.strategy.name
+    return name if config.frequencies is None else f"{name}+{config.frequencies.name}"
+
+
+def labels(configs: list[Config]) -> list[str]:
+    """One distinct label per configuration: equal names are told apart by their parameters."""
+    names = [label(config) for config in configs]
+    shown = []
+    for name, config in zip(names, configs, strict=True):
+        if names.count(name) > 1:
+            given = ", ".join(f"{key}={value}" for key, value in config.strategy.params.items())
+            name = f"{name} ({given})" if given else name
+        while name in shown:
+            name += "'"
+        shown.append(name)
+    return shown
+
+
+def kind_of(info: StrategyInfo) -> str:
+    """``"frequencies"`` for strategies that change frequencies, ``"positions"`` for the others."""
+    return "frequencies" if info.capabilities.changes_frequencies else "positions"

@@ -1,0 +1,119 @@
+"""Configuration: a YAML file, a dict or a name, read into one strict model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from posenc.errors import InvalidConfigError
+from posenc.plugins import strategies
+from posenc.plugins import strategy as make_strategy
+from posenc.strategy import ComposedStrategy, PositionStrategy, explain_validation
+
+
+class NamedParams(BaseModel):
+    """A strategy by name, with its parameters as further keys: ``NAME`` or ``{name: NAME, param: value}``."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_bare_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Every key but ``name``."""
+        return dict(self.__pydantic_extra__ or {})
+
+    def make(self, window: int | None) -> PositionStrategy:
+        """The strategy object; a window among the parameters wins over the argument."""
+        params = self.params
+        return make_strategy(self.name, window=params.pop("window", window), **params)
+
+
+class Config(BaseModel):
+    """What ``posenc.yaml`` holds.
+
+    Parameters
+    ----------
+    strategy : name or mapping
+        ``NAME`` or ``{name: NAME, param: value, ...}``.
+    frequencies : name or mapping, optional
+        A frequency strategy to combine with it.
+    backend : str
+        Attention backend, ``"auto"`` by default.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    strategy: NamedParams
+    frequencies: NamedParams | None = None
+    backend: str = Field("auto", min_length=1)
+
+    def make(self, window: int | None = None) -> PositionStrategy:
+        """The strategy this configuration describes, frequencies included."""
+        made = self.strategy.make(window)
+        if self.frequencies is None:
+            return made
+        return ComposedStrategy(made, self.frequencies.make(window))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data that :func:`read_config` reads back."""
+        return self.model_dump(exclude_none=True)
+
+
+def read_config(value: Any, *, source: str = "") -> Config:
+    """Check plain data against :class:`Config`.
+
+    Raises
+    ------
+    InvalidConfigError
+        Names the key path of every problem.
+    """
+    if not isinstance(value, dict):
+        raise InvalidConfigError(
+            f"{source or 'config'}: expected a mapping with the key 'strategy', got {type(value).__name__}."
+        )
+    try:
+        config = Config.model_validate(value)
+    except ValidationError as error:
+        message = explain_validation(error, path="", known=list(Config.model_fields))
+        raise InvalidConfigError(f"{source}: {message}" if source else message) from None
+    strategies()[config.strategy.name]  # an unknown name is an error now, not at the first forward
+    if config.frequencies is not None:
+        strategies()[config.frequencies.name]
+    return config
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Parse a YAML file; unreadable or malformed files are InvalidConfigError."""
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InvalidConfigError(f"{file}: cannot be read ({error.strerror or error}).") from None
+    except UnicodeDecodeError:
+        raise InvalidConfigError(f"{file}: is not UTF-8 text, so not a YAML file.") from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidConfigError(f"{file}: is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def load_config(path: str | Path) -> Config:
+    """Read a ``posenc.yaml``.
+
+    Raises
+    ------
+    InvalidConfigError
+        If the file cannot be read or parsed, or a key is wrong (the key path is named).
+    UnknownNameError
+        If it names a strategy that is not installed.
+    """
+    return read_config(read_yaml(path), source=str(path))

@@ -1,0 +1,143 @@
+"""Attention of a plan on raw tensors: checks the case, chooses the backend, groups rows of a batch.
+
+Shape letters: B batch, H heads, L tokens, D head_dim.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from posenc.backend import AttentionBackend
+from posenc.errors import BackendError, InvalidInputError
+from posenc.plan import PositionPlan
+from posenc.plugins import backends
+from posenc.rope import Rotary
+
+logger = logging.getLogger("posenc")
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: PositionPlan | Sequence[PositionPlan],
+    rotary: Rotary,
+    *,
+    backend: str = "auto",
+    scale: float | None = None,
+    mask: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention with the positions of a plan.
+
+    Parameters
+    ----------
+    q : float [B, Hq, Lq, D]
+        Queries, not rotated: the last ``Lq`` of ``plan.total`` positions.
+    k, v : float [B, Hkv, Lk, D]
+        Keys (not rotated) and values; ``Hq % Hkv == 0`` and ``Lk == plan.total``.
+    plan : PositionPlan or sequence of PositionPlan
+        One plan, or one per batch row.
+    rotary : Rotary
+        Frequencies and layout.
+    backend : str
+        A name from ``posenc.backends()``, or ``"auto"``.
+    scale : float, optional
+        Factor on the logits, ``D ** -0.5`` by default.
+    mask : bool [B, 1, Lq, Lk], optional
+        True where a pair may attend, on top of the plan.
+    return_lse : bool
+        Return the natural-log logsumexp as well.
+
+    Returns
+    -------
+    Tensor or (Tensor, Tensor)
+        Output [B, Hq, Lq, D] in the dtype of ``q``; logsumexp float32 [B, Hq, Lq].
+
+    Raises
+    ------
+    InvalidInputError
+        If the shapes do not fit together.
+    BackendError
+        If the chosen backend cannot run this case, or none can.
+    UnknownNameError
+        If no backend of that name is installed.
+    """
+    plans = [plan] if isinstance(plan, PositionPlan) else list(plan)
+    _check_tensors(q, k, v, mask)
+    _check_plans(plans, q.shape[0], k.shape[2], one=isinstance(plan, PositionPlan))
+    chosen = choose_backend(q, k, v, mask, backend)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if len({id(p) for p in plans}) == 1:
+        out, lse = chosen.attend(q, k, v, plans[0], rotary, scale=scale, mask=mask)
+        return (out, lse) if return_lse else out
+    outs, lses = [], []
+    for row, own in enumerate(plans):
+        rows = slice(row, row + 1)
+        own_mask = None if mask is None else mask[rows]
+        out, lse = chosen.attend(q[rows], k[rows], v[rows], own, rotary, scale=scale, mask=own_mask)
+        outs.append(out)
+        lses.append(lse)
+    return (torch.cat(outs), torch.cat(lses)) if return_lse else torch.cat(outs)
+
+
+def choose_backend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, name: str) -> AttentionBackend:
+    """The named backend if it can run the case, or for ``"auto"`` the best one that can.
+
+    ``POSENC_BACKEND`` names the default for ``"auto"``; ``POSENC_TRACE=1`` logs what was chosen.
+    """
+    asked = name if name != "auto" else os.environ.get("POSENC_BACKEND", "auto")
+    if asked != "auto":
+        backend: AttentionBackend = backends()[asked].backend
+        reason = backend.refuses(q, k, v, mask)
+        if reason is not None:
+            raise BackendError(f"backend {asked!r} cannot run this case: {reason}. Choose another, or backend='auto'.")
+        return backend
+    refusals = []
+    for info in sorted(backends().values(), key=lambda info: -info.backend.priority):
+        reason = info.backend.refuses(q, k, v, mask)
+        if reason is None:
+            level = logging.INFO if os.environ.get("POSENC_TRACE") == "1" else logging.DEBUG
+            logger.log(level, "backend auto -> %s (%s, %s)", info.name, q.device.type, q.dtype)
+            chosen: AttentionBackend = info.backend
+            return chosen
+        refusals.append(f"{info.name}: {reason}")
+    raise BackendError(f"no installed backend can run this case. {'; '.join(refusals)}.")
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if not q.ndim == k.ndim == v.ndim == 4:
+        raise InvalidInputError(f"q, k and v must be [batch, heads, tokens, head_dim], got {shapes}.")
+    if not (q.shape[0] == k.shape[0] == v.shape[0] and k.shape[1:3] == v.shape[1:3] and q.shape[3] == k.shape[3]):
+        raise InvalidInputError(f"batch, key/value heads, key/value tokens or head_dim differ: {shapes}.")
+    if not k.shape[1] or q.shape[1] % k.shape[1]:
+        raise InvalidInputError(f"query heads must be a multiple of key/value heads: {shapes}.")
+    if not 1 <= q.shape[2] <= k.shape[2]:
+        raise InvalidInputError(f"there must be 1 <= Lq <= Lk tokens: {shapes}.")
+    if not (q.dtype == k.dtype == v.dtype and q.is_floating_point()):
+        raise InvalidInputError(f"q, k and v must share one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}.")
+    if not q.device == k.device == v.device:
+        raise InvalidInputError(f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}.")
+    if mask is not None:
+        if mask.dtype != torch.bool:
+            raise InvalidInputError(f"mask must be bool (True = attend), got {mask.dtype}.")
+        expected = (q.shape[0], 1, q.shape[2], k.shape[2])
+        if tuple(mask.shape) != expected:
+            raise InvalidInputError(f"mask must be [B, 1, Lq, Lk] = {expected}, got {tuple(mask.shape)}.")
+
+
+def _check_plans(plans: list[PositionPlan], batch: int, k_len: int, *, one: bool) -> None:
+    if not one and len(plans) != batch:
+        raise InvalidInputError(f"got {len(plans)} plans for {batch} batch rows: give one plan, or one per row.")
+    for own in plans:
+        if own.total != k_len:
+            raise InvalidInputError(
+                f"the plan covers {own.total} tokens but there are {k_len} keys: build it with "
+                f"strategy.plan(prompt, total={k_len})."
+            )

@@ -1,0 +1,89 @@
+"""Load the models that are measured."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posenc.errors import InvalidInputError
+
+TINY = "tiny"
+SMOLLM2 = "smollm2"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to be measured."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+
+    @property
+    def window(self) -> int | None:
+        """Pretraining window in tokens, as the model's configuration declares it."""
+        found = getattr(self.model.config, "max_position_embeddings", None)
+        return None if found is None else int(found)
+
+
+def tiny_folder() -> Path:
+    """Folder of the model that ships with posenc."""
+    return Path(__file__).parents[1] / "models" / "tiny"
+
+
+def load(name: str) -> Loaded:
+    """Load a causal language model in float32 for inference.
+
+    Parameters
+    ----------
+    name : str
+        ``"tiny"`` (ships with posenc), ``"smollm2"`` (from a Python package), a folder, or a name
+        on the Hugging Face hub.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no such model or it cannot be read.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    source = _locate(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidInputError(f"{name}: not a model that transformers can load: {_first_line(error)}") from error
+    model.eval()
+    return Loaded(name, model, tokenizer)
+
+
+def _locate(name: str) -> str:
+    if name == TINY:
+        if not (tiny_folder() / "config.json").is_file():
+            raise InvalidInputError(
+                "tiny: the shipped model is missing from this installation. Reinstall posenc, or pass --model FOLDER."
+            )
+        return str(tiny_folder())
+    if name == SMOLLM2:
+        from posenc.evaluate.smollm2 import prepare
+
+        return str(prepare())
+    if Path(name).is_dir():
+        return name
+    if Path(name).exists() or not _HUB_NAME.fullmatch(name) or name.startswith("."):
+        raise InvalidInputError(
+            f"{name}: no such model. Give a folder that save_pretrained wrote, a hub name such as "
+            f"owner/model, or {TINY!r} for the model that ships with posenc."
+        )
+    return name
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

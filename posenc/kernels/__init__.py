@@ -1,0 +1,18 @@
+"""Built-in attention backends, registered as a third party's would be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from posenc.backend import AttentionBackend
+from posenc.hookspecs import hookimpl
+
+
+@hookimpl
+def posenc_register_backends(register: Callable[[AttentionBackend], None]) -> None:
+    """Register the built-in backends."""
+    from posenc.kernels.cpu_flash import CpuFlashBackend
+    from posenc.kernels.reference import ReferenceBackend
+
+    register(ReferenceBackend())
+    register(CpuFlashBackend())

@@ -1,0 +1,67 @@
+"""Dense attention in float64, O(L^2): slow and obviously right. Everything else is held to it.
+
+Shape letters: B batch, H query heads, L queries or keys, D head_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from posenc.backend import AttentionBackend, BackendCapabilities
+from posenc.plan import PositionPlan
+from posenc.rope import Rotary
+
+
+class ReferenceBackend(AttentionBackend):
+    """Every segment's logits in float64, one softmax over all of them."""
+
+    name = "reference"
+    summary = "dense float64 attention, O(L^2): the judge of every other backend"
+    capabilities = BackendCapabilities(
+        devices=("cpu", "cuda"),
+        dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16),
+        gradients=True,
+        masks=True,
+    )
+    priority = -100
+
+    def attend(
+        self,
+        q_BHLD: Tensor,
+        k_BHLD: Tensor,
+        v_BHLD: Tensor,
+        plan: PositionPlan,
+        rotary: Rotary,
+        *,
+        scale: float,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        groups = q_BHLD.shape[1] // k_BHLD.shape[1]
+        q, k, v = q_BHLD.double(), k_BHLD.double(), v_BHLD.double()
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        q_len, k_len = q.shape[2], k.shape[2]
+        first = k_len - q_len
+        key_index = torch.arange(k_len, device=q.device)
+        logits = torch.full((*q.shape[:3], k_len), float("-inf"), dtype=torch.float64, device=q.device)
+        attended = torch.zeros(q_len, k_len, dtype=torch.bool, device=q.device)
+        for segment in plan.segments:
+            start, stop = (torch.from_numpy(b[first:].copy()).to(q.device) for b in (segment.key_start, segment.key_stop))
+            inside = (key_index >= start[:, None]) & (key_index < stop[:, None])
+            rotated_q = self._rotate(rotary, q, segment.query_positions[first:])
+            rotated_k = self._rotate(rotary, k, segment.key_positions)
+            logits = torch.where(inside, rotated_q @ rotated_k.transpose(-1, -2), logits)
+            attended |= inside
+        if plan.query_scale is not None:
+            logits = logits * torch.from_numpy(plan.query_scale[first:].copy()).to(q.device)[:, None]
+        allowed = attended if mask is None else attended & mask
+        logits = (logits * scale).masked_fill(~allowed, float("-inf"))
+        lse = torch.logsumexp(logits, -1)
+        weights = (logits - lse.masked_fill(lse == float("-inf"), 0.0)[..., None]).exp()
+        out = weights @ v
+        return out.to(q_BHLD.dtype), lse.float()
+
+    @staticmethod
+    def _rotate(rotary: Rotary, x: Tensor, positions: object) -> Tensor:
+        cos, sin = rotary.tables(positions, dtype=torch.float64, device=x.device)
+        return rotary.rotate(x, cos, sin)

@@ -1,0 +1,149 @@
+"""Raw queries and keys turned into the rotated copies that the segments of a plan need.
+
+Segments whose key positions differ by a constant share one rotated copy of the keys: the constant
+moves to the query side. Shape letters: B batch, H heads, L tokens, D head_dim, F frequencies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posenc.errors import BackendError
+from posenc.plan import IntArray, PositionPlan, Positions, Segment
+from posenc.rope import Rotary
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """One segment for the last ``Lq`` queries.
+
+    ``key_start`` and ``key_stop`` are those queries' key intervals, int64 [rows], counted from the
+    first key of the copy; ``rows`` says which of the ``Lq`` queries they are.
+    """
+
+    segment: Segment
+    rows: slice
+    copy: int
+    key_start: IntArray
+    key_stop: IntArray
+    query_positions: Positions
+
+
+@dataclass(frozen=True, eq=False)
+class KeyCopy:
+    """A range of keys rotated by one position map."""
+
+    segment: Segment
+    keys: slice
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Which rotated copies a plan needs for its last ``Lq`` queries, and who reads which."""
+
+    work: tuple[Work, ...]
+    copies: tuple[KeyCopy, ...]
+
+
+def layout(plan: PositionPlan, q_len: int) -> Layout:
+    """Work out (once per plan) the copies for the last ``q_len`` queries."""
+    key = ("layout", q_len)
+    if key not in plan.memo:
+        plan.memo[key] = _layout(plan, q_len)
+    found: Layout = plan.memo[key]
+    return found
+
+
+def _layout(plan: PositionPlan, q_len: int) -> Layout:
+    first = plan.total - q_len
+    owners: list[Segment] = []
+    ranges: list[list[int]] = []
+    drafts: list[tuple[Segment, slice, int, Positions]] = []
+    for segment in plan.segments:
+        used = (segment.key_stop > segment.key_start)[first:].nonzero()[0]
+        if not len(used):
+            continue
+        rows = slice(int(used[0]), int(used[-1]) + 1)
+        inside = slice(first + rows.start, first + rows.stop)
+        low, high = int(segment.key_start[first + used[0]]), int(segment.key_stop[first + used[-1]])
+        query = segment.query_positions[inside]
+        for copy, owner in enumerate(owners):
+            shift = _constant_shift(segment.key_positions, owner.key_positions)
+            if shift is not None:
+                query = query - shift if shift else query
+                ranges[copy] = [min(ranges[copy][0], low), max(ranges[copy][1], high)]
+                break
+        else:
+            copy = len(owners)
+            owners.append(segment)
+            ranges.append([low, high])
+        drafts.append((segment, rows, copy, query))
+    work = tuple(
+        Work(
+            segment,
+            rows,
+            copy,
+            segment.key_start[first + rows.start : first + rows.stop] - ranges[copy][0],
+            segment.key_stop[first + rows.start : first + rows.stop] - ranges[copy][0],
+            query,
+        )
+        for segment, rows, copy, query in drafts
+    )
+    return Layout(work, tuple(KeyCopy(s, slice(*r)) for s, r in zip(owners, ranges, strict=True)))
+
+
+def _constant_shift(positions: Positions, others: Positions) -> float | None:
+    """``c`` with ``positions == others + c`` everywhere, or None."""
+    if positions is others:
+        return 0.0
+    if positions.shape != others.shape:
+        return None
+    difference = positions - others
+    shift = difference.flat[0]
+    return float(shift) if bool((difference == shift).all()) else None
+
+
+def rotated_keys(copy: KeyCopy, k_BHLD: Tensor, rotary: Rotary) -> Tensor:
+    """The keys of one copy, rotated; cos/sin tables are shared by every layer and every later step."""
+    root, offset = copy.segment.origin or (copy.segment, 0)
+    dtype = table_dtype(k_BHLD)
+    key = ("keys", rotary, dtype, str(k_BHLD.device))
+    if key not in root.memo:
+        root.memo[key] = rotary.tables(root.key_positions, dtype=dtype, device=k_BHLD.device)
+    cos_LF, sin_LF = root.memo[key]
+    rows = slice(offset + copy.keys.start, offset + copy.keys.stop)
+    return checked(rotary.rotate(k_BHLD[:, :, copy.keys], cos_LF[rows], sin_LF[rows]), k_BHLD, "key")
+
+
+def rotated_queries(work: Work, q_BHLD: Tensor, rotary: Rotary, plan: PositionPlan) -> Tensor:
+    """The queries of one segment, rotated and scaled by the plan's ``query_scale``."""
+    dtype = table_dtype(q_BHLD)
+    key = ("queries", work, rotary, dtype, str(q_BHLD.device))
+    if key not in plan.memo:
+        plan.memo[key] = rotary.tables(work.query_positions, dtype=dtype, device=q_BHLD.device)
+    cos_LF, sin_LF = plan.memo[key]
+    rows = q_BHLD[:, :, work.rows]
+    if plan.query_scale is not None:
+        first = plan.total - q_BHLD.shape[2]
+        factor = torch.as_tensor(np.ascontiguousarray(plan.query_scale[first:][work.rows])).to(q_BHLD.device, dtype)
+        scaled = rows.to(dtype) * factor[:, None]
+        return checked(rotary.rotate(scaled, cos_LF, sin_LF).to(q_BHLD.dtype), rows, "query")
+    return checked(rotary.rotate(rows, cos_LF, sin_LF), rows, "query")
+
+
+def table_dtype(x: Tensor) -> torch.dtype:
+    """Rotation is computed in float32, or in float64 for float64 inputs."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def checked(rotated: Tensor, source: Tensor, what: str) -> Tensor:
+    """Raise where rotation left the range of float16; NaN and inf of the caller pass through."""
+    if rotated.dtype == torch.float16 and not rotated.isfinite().all() and source.isfinite().all():
+        raise BackendError(
+            f"float16 overflow: a rotated {what} exceeds 65504. Run the model in bfloat16 or float32."
+        )
+    return rotated

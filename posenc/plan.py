@@ -1,0 +1,366 @@
+"""The plan: which positions each (query, key) pair is seen at.
+
+Pure numpy, no model, no torch: this is the one data type between strategies, adapters and backends.
+
+Shape letters: L = total tokens, F = rotary frequencies (rotary_dim // 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from posenc.errors import InvalidInputError
+
+IntArray = NDArray[np.int64]
+Positions = NDArray[Any]  # int64 or float64, [L] or [L, F]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Prompt and current length in tokens, padding not counted.
+
+    Parameters
+    ----------
+    prompt : int
+        ``P``, the length the plan is made for, at least 1.
+    total : int
+        ``N``, the current length, at least ``prompt``.
+
+    Raises
+    ------
+    InvalidInputError
+        If a length is not an integer or out of range.
+    """
+
+    prompt: int
+    total: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("prompt", self.prompt), ("total", self.total)):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise InvalidInputError(
+                    f"{name} must be a whole number of tokens, got {value!r} ({type(value).__name__})."
+                )
+        if self.prompt < 1:
+            raise InvalidInputError(f"prompt must be at least 1 token, got {self.prompt}.")
+        if self.total < self.prompt:
+            raise InvalidInputError(
+                f"total ({self.total}) must be at least prompt ({self.prompt}): it counts the prompt "
+                "and the tokens generated after it."
+            )
+
+    @property
+    def indices(self) -> IntArray:
+        """``0 .. total - 1``, int64 [total]."""
+        return np.arange(self.total, dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A set of (query, key) pairs that share one position map.
+
+    Parameters
+    ----------
+    name : str
+        Shown in tables and failure messages.
+    key_start, key_stop : int64 [L]
+        Query ``i`` attends the keys ``key_start[i] <= j < key_stop[i]``; both bounds are
+        non-decreasing in ``i``, and an empty interval has ``key_start[i] >= key_stop[i]``.
+    query_positions, key_positions : int64 or float64, [L] or [L, F]
+        Rotary positions used inside the segment; the model sees ``q[i] - k[j]``.
+    """
+
+    name: str
+    key_start: IntArray
+    key_stop: IntArray
+    query_positions: Positions
+    key_positions: Positions
+    origin: tuple[Segment, int] | None = field(default=None, repr=False)
+    """The segment this one is a slice of and where the slice starts: cos/sin tables are shared along it."""
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+    """What backends derive from the positions once; never part of the segment's meaning."""
+
+    @classmethod
+    def band(
+        cls, name: str, total: int, nearest: int, farthest: int | None, query: Positions, key: Positions
+    ) -> Segment:
+        """The pairs with ``nearest <= i - j < farthest`` (``None``: no far end)."""
+        index = np.arange(total, dtype=np.int64)
+        stop = np.maximum(index - (nearest - 1), 0) if nearest else index + 1
+        start = np.zeros_like(index) if farthest is None else np.maximum(index - (farthest - 1), 0)
+        return cls(name, np.minimum(start, stop), stop, query, key)
+
+    @property
+    def total(self) -> int:
+        """Number of queries (and keys) the segment is defined over."""
+        return len(self.key_start)
+
+    @property
+    def is_empty(self) -> bool:
+        """True when no query attends any key through this segment."""
+        return bool((self.key_stop <= self.key_start).all())
+
+    @cached_property
+    def keeps_distance(self) -> bool:
+        """True when the map shows every pair at its true distance ``i - j``."""
+        if self.query_positions.ndim > 1 or self.key_positions.ndim > 1:
+            return False
+        used = self.key_stop > self.key_start
+        if not used.any():
+            return True
+        index = np.arange(self.total)
+        query_shift = (self.query_positions - index)[used]
+        lowest, highest = int(self.key_start[used].min()), int(self.key_stop[used].max())
+        key_shift = (self.key_positions - index)[lowest:highest]
+        return bool((query_shift == key_shift[0]).all() and (key_shift == key_shift[0]).all())
+
+    def reach(self) -> NDArray[np.float64]:
+        """Largest relative distance of each query inside this segment, float64 [L]; -inf where empty."""
+        used = self.key_stop > self.key_start
+        result = np.full(self.total, -np.inf)
+        if not used.any():
+            return result
+        query, key = self.query_positions, self.key_positions
+        for column in range(max(query.shape[1] if query.ndim > 1 else 1, key.shape[1] if key.ndim > 1 else 1)):
+            q = query[:, column] if query.ndim > 1 else query
+            k = key[:, column] if key.ndim > 1 else key
+            smallest = _range_minimum(k, self.key_start[used], self.key_stop[used])
+            result[used] = np.maximum(result[used], q[used] - smallest)
+        return result
+
+    def _slice(self, start: int, stop: int) -> Segment:
+        rows = slice(start, stop)
+        root, offset = self.origin or (self, 0)
+        return Segment(
+            self.name,
+            np.maximum(self.key_start[rows] - start, 0),
+            np.maximum(self.key_stop[rows] - start, 0),
+            self.query_positions[rows],
+            self.key_positions[rows],
+            (root, offset + start),
+        )
+
+
+def _range_minimum(values: Positions, start: IntArray, stop: IntArray) -> Positions:
+    """Minimum of ``values[start:stop]`` for each non-empty interval, O(L log L) time and O(L) memory."""
+    if bool((values[1:] >= values[:-1]).all()):
+        return values[start]
+    length = stop - start
+    result = np.empty(len(start), dtype=values.dtype)
+    level = values.copy()  # level[j] = min(values[j : j + span])
+    span = 1
+    while True:
+        mine = (length >= span) & (length < 2 * span)
+        result[mine] = np.minimum(level[start[mine]], level[stop[mine] - span])
+        if not (length >= 2 * span).any():
+            return result
+        level[:-span] = np.minimum(level[:-span], level[span:])
+        span *= 2
+
+
+@dataclass(frozen=True, eq=False)
+class PositionPlan:
+    """Segments that partition the causal plane, and an optional logit scale per query.
+
+    Parameters
+    ----------
+    prompt, total : int
+        Lengths in tokens the plan was made for.
+    segments : tuple of Segment
+        Non-empty segments only; their intervals are disjoint for every query.
+    query_scale : float64 [L] or None
+        Multiplies the logits of query ``i``.
+    window : int or None
+        Pretraining window ``n`` in tokens, for reports.
+    strategy : str
+        Name of the strategy that made the plan.
+    """
+
+    prompt: int
+    total: int
+    segments: tuple[Segment, ...]
+    query_scale: NDArray[np.float64] | None = None
+    window: int | None = None
+    strategy: str = ""
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+    """What backends derive from the plan once and share across layers; never part of its meaning."""
+
+    @classmethod
+    def build(
+        cls,
+        lengths: Lengths,
+        segments: Iterable[Segment],
+        *,
+        query_scale: NDArray[np.float64] | None = None,
+        window: int | None = None,
+        strategy: str = "",
+    ) -> PositionPlan:
+        """Drop empty segments and a scale of all ones, then make the plan."""
+        if query_scale is not None and bool((query_scale == 1.0).all()):
+            query_scale = None
+        kept = tuple(segment for segment in segments if not segment.is_empty)
+        return cls(lengths.prompt, lengths.total, kept, query_scale, window, strategy)
+
+    @classmethod
+    def identity(cls, lengths: Lengths, *, window: int | None = None, strategy: str = "") -> PositionPlan:
+        """Plain RoPE: one segment ``[0, i + 1)`` with ``q = i`` and ``k = j``."""
+        index = lengths.indices
+        segment = Segment("all", np.zeros_like(index), index + 1, index, index)
+        return cls.build(lengths, [segment], window=window, strategy=strategy)
+
+    @cached_property
+    def is_identity(self) -> bool:
+        """True for plain RoPE: one segment ``[0, i + 1)``, ``q = i``, ``k = j`` and no scale."""
+        if len(self.segments) != 1 or self.query_scale is not None:
+            return False
+        (segment,) = self.segments
+        index = np.arange(self.total)
+        return (
+            segment.query_positions.ndim == segment.key_positions.ndim == 1
+            and not segment.key_start.any()
+            and all(
+                np.array_equal(array, index)
+                for array in (segment.key_stop - 1, segment.query_positions, segment.key_positions)
+            )
+        )
+
+    @cached_property
+    def keeps_distances(self) -> bool:
+        """True when every attended pair is seen at its true distance and unscaled (keys may be dropped)."""
+        return self.query_scale is None and all(segment.keeps_distance for segment in self.segments)
+
+    @cached_property
+    def reach(self) -> NDArray[np.float64]:
+        """Largest relative distance seen by the queries ``0 .. i``, float64 [L]."""
+        reach = np.full(self.total, -np.inf)
+        for segment in self.segments:
+            np.maximum(reach, segment.reach(), out=reach)
+        return np.maximum.accumulate(reach)
+
+    @property
+    def max_relative(self) -> float:
+        """Largest relative distance ``q - k`` of any attended pair."""
+        return float(self.reach[-1])
+
+    def prefix(self, total: int) -> PositionPlan:
+        """The same plan for the first ``total`` tokens (``prompt`` is unchanged). Views, not copies."""
+        assert 1 <= total <= self.total
+        if total == self.total:
+            return self
+        scale = None if self.query_scale is None else self.query_scale[:total]
+        kept = tuple(s for s in (s._slice(0, total) for s in self.segments) if not s.is_empty)
+        return replace(self, total=total, segments=kept, query_scale=scale, memo={})
+
+    def suffix(self, start: int) -> PositionPlan:
+        """The plan of the tokens ``start .. total - 1`` alone: keys before ``start`` are dropped."""
+        assert 0 <= start < self.total
+        if start == 0:
+            return self
+        scale = None if self.query_scale is None else self.query_scale[start:]
+        kept = tuple(s for s in (s._slice(start, self.total) for s in self.segments) if not s.is_empty)
+        return replace(self, total=self.total - start, segments=kept, query_scale=scale, memo={})
+
+    def clipped(self, window: int) -> PositionPlan:
+        """The plan with pairs at ``i - j >= window`` dropped (a model's own sliding window)."""
+        if window >= self.total:
+            return self
+        floor = np.maximum(np.arange(self.total, dtype=np.int64) - (window - 1), 0)
+        segments = (
+            replace(
+                s,
+                key_start=np.maximum(s.key_start, floor),
+                key_stop=np.maximum(s.key_stop, floor),
+                origin=s.origin or (s, 0),
+                memo={},
+            )
+            for s in self.segments
+        )
+        return replace(self, segments=tuple(s for s in segments if not s.is_empty), memo={})
+
+    def relative_positions(self) -> NDArray[np.float64]:
+        """Relative position of every pair, dense: for tests and pictures only.
+
+        Returns
+        -------
+        float64 [L, L] or [L, L, F]
+            ``q[i] - k[j]``; NaN where the pair is not attended.
+        """
+        widths = [
+            array.shape[1] for s in self.segments for array in (s.query_positions, s.key_positions) if array.ndim > 1
+        ]
+        shape = (self.total, self.total, widths[0]) if widths else (self.total, self.total)
+        relative = np.full(shape, np.nan)
+        key_index = np.arange(self.total)
+        for s in self.segments:
+            attended = (key_index >= s.key_start[:, None]) & (key_index < s.key_stop[:, None])
+            row, column = attended.nonzero()
+            query, key = s.query_positions[row], s.key_positions[column]
+            if widths:
+                query = query if query.ndim > 1 else query[:, None]
+                key = key if key.ndim > 1 else key[:, None]
+            relative[row, column] = query - key
+        return relative
+
+    def check(self, *, drops_keys: bool = False) -> None:
+        """Check the partition invariant in O(L): the work of the contract suite and of ``apply``.
+
+        Raises
+        ------
+        InvalidInputError
+            Naming the first pair that two segments attend, that none attends, or that lies in the
+            future, or the segment whose bounds decrease.
+        """
+        for s in self.segments:
+            for label, bound in (("key_start", s.key_start), ("key_stop", s.key_stop)):
+                if bound.shape != (self.total,):
+                    raise InvalidInputError(f"segment {s.name!r}: {label} must have shape [{self.total}].")
+                if (np.diff(bound) < 0).any():
+                    raise InvalidInputError(f"segment {s.name!r}: {label} decreases somewhere.")
+            for label, positions in (("query", s.query_positions), ("key", s.key_positions)):
+                if len(positions) != self.total:
+                    raise InvalidInputError(f"segment {s.name!r}: {label}_positions must cover {self.total} tokens.")
+        names = [s.name for s in self.segments]
+        start = np.stack([s.key_start for s in self.segments])
+        stop = np.maximum(np.stack([s.key_stop for s in self.segments]), start)
+        empty = stop == start
+        limit = np.arange(1, self.total + 1)
+        order = np.argsort(np.where(empty, np.iinfo(np.int64).max, start), axis=0, kind="stable")
+        reached = np.zeros(self.total, dtype=np.int64)
+        previous = np.full(self.total, -1)
+        for rank in range(len(names)):
+            which = order[rank]
+            s_start, s_stop = (np.take_along_axis(a, which[None], 0)[0] for a in (start, stop))
+            live = ~np.take_along_axis(empty, which[None], 0)[0]
+            twice = live & (s_start < reached)
+            if twice.any():
+                i = int(twice.argmax())
+                raise InvalidInputError(
+                    f"pair (i={i}, j={int(s_start[i])}) is attended by segments "
+                    f"{names[int(previous[i])]!r} and {names[int(which[i])]!r}."
+                )
+            missed = live & (s_start > reached)
+            if missed.any() and not drops_keys:
+                i = int(missed.argmax())
+                raise InvalidInputError(f"pair (i={i}, j={int(reached[i])}) is attended by no segment.")
+            reached = np.where(live, s_stop, reached)
+            previous = np.where(live, which, previous)
+        beyond = reached > limit
+        if beyond.any():
+            i = int(beyond.argmax())
+            raise InvalidInputError(f"pair (i={i}, j={i + 1}) lies in the future: segments must stop at i + 1.")
+        short = reached < limit
+        if short.any() and not drops_keys:
+            i = int(short.argmax())
+            raise InvalidInputError(f"pair (i={i}, j={int(reached[i])}) is attended by no segment.")
+
+    def explain(self) -> str:
+        """Text for people: segments, ranges, the d -> relative table, what lies beyond the window."""
+        from posenc.explain import explain
+
+        return explain(self)

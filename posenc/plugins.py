@@ -1,0 +1,304 @@
+"""Discovery: built-in and third-party plugins are found the same way, through entry points.
+
+A broken plugin is recorded and never breaks another one. A name claimed twice stays listed, and
+asking for it raises, because nobody could tell which code ran.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import pluggy
+
+from posenc import hookspecs
+from posenc.errors import PluginError, UnknownNameError
+from posenc.hookspecs import GROUP
+
+if TYPE_CHECKING:
+    from posenc.adapter import ArchitectureAdapter
+    from posenc.backend import AttentionBackend
+    from posenc.strategy import Capabilities, PositionStrategy
+
+OWN_DISTRIBUTION = "posenc"
+logger = logging.getLogger("posenc")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StrategyInfo:
+    """A registered strategy and where it came from."""
+
+    name: str
+    summary: str
+    paper: str
+    params: type[Any]
+    capabilities: Capabilities
+    distribution: str
+    factory: type[PositionStrategy]
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """A registered adapter and where it came from."""
+
+    name: str
+    summary: str
+    capabilities: tuple[str, ...]
+    distribution: str
+    adapter: ArchitectureAdapter
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """A registered backend and where it came from."""
+
+    name: str
+    summary: str
+    capabilities: Any
+    distribution: str
+    backend: AttentionBackend
+
+
+@dataclass(frozen=True)
+class PluginRecord:
+    """One entry point: what it brought, how long it took, and why it failed if it did."""
+
+    name: str
+    module: str
+    distribution: str
+    version: str
+    seconds: float = 0.0
+    failures: tuple[str, ...] = ()
+    provides: tuple[str, ...] = ()
+
+
+class Registry(Generic[T], Mapping[str, T]):
+    """Names of one seam; looking up an unknown or ambiguous name raises an error that helps."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._items: dict[str, T] = {}
+        self._owners: dict[str, list[str]] = {}
+        self.failed: list[str] = []
+
+    def add(self, name: str, item: T, owner: str) -> None:
+        """Add a name; a second claim on it is recorded and refused."""
+        owners = self._owners.setdefault(name, [])
+        owners.append(owner)
+        if len(owners) > 1:
+            raise PluginError(
+                f"{self.kind} {name!r} is already registered by {owners[0]!r}. "
+                "Rename one of them, or choose with POSENC_PLUGINS."
+            )
+        self._items[name] = item
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._items:
+            raise UnknownNameError(self._unknown(name))
+        owners = self._owners[name]
+        if len(owners) > 1:
+            raise PluginError(
+                f"{self.kind} {name!r} is registered by several distributions: {', '.join(owners)}. "
+                f"Uninstall one, or load only the ones you want with POSENC_PLUGINS (comma list)."
+            )
+        return self._items[name]
+
+    def _unknown(self, name: str) -> str:
+        near = difflib.get_close_matches(str(name), self._items, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        message = f"no {self.kind} named {name!r}.{hint} Installed: {', '.join(sorted(self._items)) or 'none'}."
+        if self.failed:
+            message += f" Plugins that failed to load: {'; '.join(self.failed)}. See 'posenc plugins'."
+        return message
+
+    def __iter__(self) -> Any:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def items(self) -> Any:
+        """Every name with its item, ambiguous ones included."""
+        return self._items.items()
+
+    def values(self) -> Any:
+        """Every item, ambiguous ones included."""
+        return self._items.values()
+
+
+@dataclass
+class Discovered:
+    """Everything that discovery found."""
+
+    strategies: Registry[StrategyInfo] = field(default_factory=lambda: Registry("strategy"))
+    adapters: Registry[AdapterInfo] = field(default_factory=lambda: Registry("adapter"))
+    backends: Registry[BackendInfo] = field(default_factory=lambda: Registry("backend"))
+    plugins: list[PluginRecord] = field(default_factory=list)
+
+
+def strategy_info(factory: Any, distribution: str) -> StrategyInfo:
+    """Describe a strategy class; raises PluginError when it is not one."""
+    from posenc.strategy import PositionStrategy
+
+    if not (isinstance(factory, type) and issubclass(factory, PositionStrategy)):
+        raise PluginError(f"register() got {factory!r}, not a subclass of posenc.PositionStrategy.")
+    missing = [key for key in ("name", "summary", "paper") if not isinstance(getattr(factory, key, None), str)]
+    if missing:
+        raise PluginError(f"strategy class {factory.__name__} lacks the class attributes: {', '.join(missing)}.")
+    return StrategyInfo(
+        factory.name, factory.summary, factory.paper, factory.Params, factory.capabilities, distribution, factory
+    )
+
+
+def adapter_info(adapter: Any, distribution: str) -> AdapterInfo:
+    """Describe an adapter; raises PluginError when it is not one."""
+    from posenc.adapter import ArchitectureAdapter
+
+    if not isinstance(adapter, ArchitectureAdapter):
+        raise PluginError(f"register() got {adapter!r}, not an instance of posenc.ArchitectureAdapter.")
+    return AdapterInfo(adapter.name, adapter.summary, adapter.model_types, distribution, adapter)
+
+
+def backend_info(backend: Any, distribution: str) -> BackendInfo:
+    """Describe a backend; raises PluginError when it is not one."""
+    from posenc.backend import AttentionBackend
+
+    if not isinstance(backend, AttentionBackend):
+        raise PluginError(f"register() got {backend!r}, not an instance of posenc.AttentionBackend.")
+    return BackendInfo(backend.name, backend.summary, backend.capabilities, distribution, backend)
+
+
+SEAMS: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
+    "posenc_register_strategies": ("strategies", strategy_info),
+    "posenc_register_adapters": ("adapters", adapter_info),
+    "posenc_register_backends": ("backends", backend_info),
+}
+
+
+def _wanted(distribution: str) -> bool:
+    chosen = os.environ.get("POSENC_PLUGINS")
+    return distribution == OWN_DISTRIBUTION or chosen is None or distribution in chosen.replace(" ", "").split(",")
+
+
+def _entry_points() -> list[EntryPoint]:
+    def order(point: EntryPoint) -> tuple[bool, str, str]:
+        distribution = point.dist.name if point.dist else ""
+        return distribution != OWN_DISTRIBUTION, distribution, point.name
+
+    return sorted(set(entry_points(group=GROUP)), key=order)
+
+
+def _load(point: EntryPoint, found: Discovered) -> PluginRecord:
+    """Load one entry point and register what it offers; every failure ends in the record."""
+    distribution = point.dist.name if point.dist else "unknown"
+    version = point.dist.version if point.dist else ""
+    failures: list[str] = []
+    provides: list[str] = []
+    began = time.perf_counter()
+    manager = pluggy.PluginManager(GROUP)  # one manager a plugin, so that none can disturb another
+    manager.add_hookspecs(hookspecs)
+    try:
+        module = point.load()
+        manager.register(module)
+        hooks = [name for name in SEAMS if callable(getattr(module, name, None))]
+        if not hooks:
+            raise PluginError(f"{point.value} defines none of the hooks {', '.join(SEAMS)}.")
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        failures.append(f"SystemExit: {error}")
+    except BaseException as error:
+        failures.append(f"{type(error).__name__}: {error}")
+    else:
+        for hook in hooks:
+            attribute, describe = SEAMS[hook]
+            registry: Registry[Any] = getattr(found, attribute)
+
+            def register(
+                item: Any,
+                registry: Registry[Any] = registry,
+                describe: Callable[[Any, str], Any] = describe,
+            ) -> None:
+                try:
+                    info = describe(item, distribution)
+                    registry.add(info.name, info, distribution)
+                    provides.append(f"{registry.kind} {info.name}")
+                except PluginError as error:
+                    failures.append(str(error))
+
+            try:
+                getattr(module, hook)(register)
+            except Exception as error:
+                failures.append(f"{hook}: {type(error).__name__}: {error}")
+    seconds = time.perf_counter() - began
+    return PluginRecord(
+        point.name, point.value, distribution, version, seconds, tuple(failures), tuple(provides)
+    )
+
+
+@cache
+def discover() -> Discovered:
+    """Find and load every plugin once per process."""
+    found = Discovered()
+    for point in _entry_points():
+        if not _wanted(point.dist.name if point.dist else "unknown"):
+            continue
+        record = _load(point, found)
+        found.plugins.append(record)
+        level = logging.INFO if os.environ.get("POSENC_TRACE") == "1" else logging.DEBUG
+        logger.log(level, "plugin %s (%s): %s", record.name, record.distribution, ", ".join(record.provides))
+        for failure in record.failures:
+            logger.warning("plugin %s (%s): %s", record.name, record.distribution, failure)
+            for registry in (found.strategies, found.adapters, found.backends):
+                registry.failed.append(f"{record.name} ({failure})")
+    return found
+
+
+def strategies() -> Registry[StrategyInfo]:
+    """Every registered strategy by name, built-in and third-party."""
+    return discover().strategies
+
+
+def adapters() -> Registry[AdapterInfo]:
+    """Every registered architecture adapter by name."""
+    return discover().adapters
+
+
+def backends() -> Registry[BackendInfo]:
+    """Every registered attention backend by name."""
+    return discover().backends
+
+
+def plugin_records() -> list[PluginRecord]:
+    """Every entry point that was loaded, failures included."""
+    return discover().plugins
+
+
+def strategy(name: str, *, window: int | None = None, **params: Any) -> PositionStrategy:
+    """Make a strategy by name.
+
+    Parameters
+    ----------
+    name : str
+        A name from :func:`strategies`.
+    window : int, optional
+        Pretraining window of the model in tokens.
+    **params
+        The strategy's own parameters.
+
+    Raises
+    ------
+    UnknownNameError
+        If no such strategy is installed; suggests the nearest name.
+    InvalidConfigError
+        If a parameter is unknown or out of range; names the key path.
+    """
+    return strategies()[name].factory(window=window, **params)

@@ -1,0 +1,134 @@
+"""The only place that turns positions into cos/sin and rotates.
+
+Shape letters: B batch, H heads, L tokens, D head_dim, F rotary frequencies (rotary_dim // 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posenc.errors import InvalidInputError
+
+Style = Literal["half", "interleaved"]
+
+
+@dataclass(frozen=True, eq=False)
+class Rotary:
+    """Frequencies and layout of a rotary embedding.
+
+    Parameters
+    ----------
+    inv_freq : float [F]
+        Inverse frequencies in radians per token.
+    attention_scaling : float
+        Factor on cos and sin (YaRN and others), so logits scale with its square.
+    style : {"half", "interleaved"}
+        ``half`` pairs channel ``c`` with ``c + F`` (Llama), ``interleaved`` pairs ``2c`` with ``2c + 1``.
+    channels : (int, int), optional
+        Half-open range of head channels that are rotated, ``2 F`` wide; default the first ``2 F``.
+    theta : float, optional
+        Base of the geometric frequencies, where known.
+
+    Raises
+    ------
+    InvalidInputError
+        If the shapes do not fit together.
+    """
+
+    inv_freq: Tensor
+    attention_scaling: float = 1.0
+    style: Style = "half"
+    channels: tuple[int, int] | None = None
+    theta: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inv_freq", torch.as_tensor(self.inv_freq))
+        if self.inv_freq.ndim != 1 or not len(self.inv_freq):
+            raise InvalidInputError(f"Rotary.inv_freq must be a vector, got shape {tuple(self.inv_freq.shape)}.")
+        if self.style not in ("half", "interleaved"):
+            raise InvalidInputError(f"Rotary.style must be 'half' or 'interleaved', got {self.style!r}.")
+        start, stop = self.rotated
+        if start < 0 or stop - start != 2 * len(self.inv_freq):
+            raise InvalidInputError(
+                f"Rotary.channels={self.channels} must span 2 * len(inv_freq) = {2 * len(self.inv_freq)} channels."
+            )
+
+    @classmethod
+    def from_theta(cls, theta: float, dim: int, **kwargs: Any) -> Rotary:
+        """Plain RoPE frequencies ``theta ** (-2 c / dim)`` (Su et al. 2021, RoFormer, section 3.2.2)."""
+        if dim < 2 or dim % 2:
+            raise InvalidInputError(f"dim must be even and at least 2, got {dim}.")
+        inv_freq = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
+        return cls(inv_freq, theta=float(theta), **kwargs)
+
+    @property
+    def rotated(self) -> tuple[int, int]:
+        """Half-open range of rotated head channels."""
+        return self.channels if self.channels is not None else (0, 2 * len(self.inv_freq))
+
+    def with_frequencies(self, inv_freq: Tensor, attention_scaling: float) -> Rotary:
+        """The same layout with other frequencies."""
+        return replace(self, inv_freq=inv_freq, attention_scaling=attention_scaling)
+
+    def tables(
+        self, positions: Any, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor]:
+        """cos and sin of the given positions; angles are float64, so long positions stay exact.
+
+        Parameters
+        ----------
+        positions : int or float, [L] or [L, F]
+            Rotary positions, fractional and negative ones included.
+
+        Returns
+        -------
+        (Tensor, Tensor)
+            cos and sin, each [L, F] of ``dtype``, ``attention_scaling`` included.
+        """
+        position = torch.as_tensor(np.ascontiguousarray(positions)).to(device=device, dtype=torch.float64)
+        angle_LF = (position if position.ndim == 2 else position[:, None]) * self.inv_freq.to(device).double()
+        cos, sin = angle_LF.cos() * self.attention_scaling, angle_LF.sin() * self.attention_scaling
+        return cos.to(dtype), sin.to(dtype)
+
+    def rotate(self, x_BHLD: Tensor, cos_LF: Tensor, sin_LF: Tensor) -> Tensor:
+        """Rotate in the precision of the tables and return the dtype of ``x``."""
+        start, stop = self.rotated
+        if stop > x_BHLD.shape[-1]:
+            raise InvalidInputError(
+                f"Rotary rotates channels {start}..{stop - 1}, but the head has {x_BHLD.shape[-1]} channels."
+            )
+        part = x_BHLD[..., start:stop].to(cos_LF.dtype)
+        if self.style == "half":
+            first, second = part.chunk(2, dim=-1)
+        else:
+            first, second = part[..., 0::2], part[..., 1::2]
+        turned = (first * cos_LF - second * sin_LF, second * cos_LF + first * sin_LF)
+        joined = torch.cat(turned, dim=-1) if self.style == "half" else torch.stack(turned, dim=-1).flatten(-2)
+        joined = joined.to(x_BHLD.dtype)
+        if (start, stop) == (0, x_BHLD.shape[-1]):
+            return joined
+        return torch.cat((x_BHLD[..., :start], joined, x_BHLD[..., stop:]), dim=-1)
+
+    def rotate_as_stock(self, x_BHLD: Tensor, position_ids_BL: Tensor) -> Tensor:
+        """Rotate with the very operations of transformers' own modules, for bit-equal identity plans."""
+        angle_BLF = position_ids_BL[..., None].float() * self.inv_freq.to(device=x_BHLD.device, dtype=torch.float)
+        cos = (angle_BLF.cos() * self.attention_scaling).to(x_BHLD.dtype)[:, None]
+        sin = (angle_BLF.sin() * self.attention_scaling).to(x_BHLD.dtype)[:, None]
+        start, stop = self.rotated
+        part = x_BHLD[..., start:stop]
+        if self.style == "half":
+            cos, sin = torch.cat((cos, cos), -1), torch.cat((sin, sin), -1)
+            first, second = part.chunk(2, dim=-1)
+            swapped = torch.cat((-second, first), dim=-1)
+        else:
+            cos, sin = cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
+            swapped = torch.stack((-part[..., 1::2], part[..., 0::2]), dim=-1).flatten(-2)
+        turned = (part * cos) + (swapped * sin)
+        if (start, stop) == (0, x_BHLD.shape[-1]):
+            return turned
+        return torch.cat((x_BHLD[..., :start], turned, x_BHLD[..., stop:]), dim=-1)

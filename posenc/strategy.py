@@ -1,0 +1,235 @@
+"""The strategy seam: lengths in, plan out. A new paper is one subclass of PositionStrategy."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from posenc.errors import InvalidConfigError
+from posenc.plan import Lengths, PositionPlan, Segment
+
+if TYPE_CHECKING:
+    from posenc.rope import Rotary
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a strategy promises; the contract suite holds it to exactly this.
+
+    Parameters
+    ----------
+    bounded : bool
+        With default parameters every plan with ``total == prompt`` has ``max_relative < window``.
+    monotone : bool
+        For a fixed query the relative distance is non-decreasing in ``d``.
+    drops_keys : bool
+        Some pairs are attended by no segment.
+    uses_prompt : bool
+        The plan depends on ``prompt``, not on ``total`` alone.
+    changes_frequencies : bool
+        ``rotary`` returns something other than its argument.
+    frequencies_by_length : bool
+        ``rotary`` depends on ``prompt``.
+    """
+
+    bounded: bool = False
+    monotone: bool = True
+    drops_keys: bool = False
+    uses_prompt: bool = False
+    changes_frequencies: bool = False
+    frequencies_by_length: bool = False
+
+
+class Params(BaseModel):
+    """Base of every parameter model: unknown keys are errors, values are fixed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RemapParams(Params):
+    """Parameters that every remapping strategy takes."""
+
+    active_from: NonNegativeInt = Field(0, description="prompts up to this many tokens get the identity plan")
+    replan: Literal["auto", "never"] | PositiveInt = Field(
+        "auto",
+        description="long generation: 'auto' re-plans before the window is left, 'never' keeps the first plan, "
+        "a number re-plans every that many new tokens",
+    )
+
+
+class PositionStrategy(ABC):
+    """Maps lengths to a plan (and, for frequency strategies, a rotary to a rotary).
+
+    Subclasses set the class attributes and implement :meth:`segments`. They know nothing of models
+    or kernels.
+
+    Parameters
+    ----------
+    window : int, optional
+        Pretraining window ``n`` of the model, in tokens. Defaults that are fractions of ``n`` need it.
+    **params
+        Fields of the class attribute ``Params``.
+
+    Raises
+    ------
+    InvalidConfigError
+        If a parameter is unknown or out of range, or a default needs the window and none was given.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    Params: ClassVar[type[Params]] = RemapParams
+    capabilities: ClassVar[Capabilities] = Capabilities()
+
+    def __init__(self, *, window: int | None = None, **params: Any) -> None:
+        if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+            raise InvalidConfigError(f"{self.name}.window: must be a positive number of tokens, got {window!r}.")
+        self.window = window
+        self.params: Any = read_params(self.Params, params, path=self.name)
+
+    @abstractmethod
+    def segments(self, lengths: Lengths) -> Sequence[Segment]:
+        """Segments that partition the causal plane of ``lengths.total`` tokens; empty ones are dropped."""
+
+    def query_scale(self, lengths: Lengths) -> NDArray[np.float64] | None:
+        """Factor on the logits of each query, float64 [total], or None."""
+        return None
+
+    def plan(self, prompt: int, total: int | None = None) -> PositionPlan:
+        """Build the plan for a prompt of ``prompt`` tokens, ``total`` tokens present (default: the prompt).
+
+        Raises
+        ------
+        InvalidInputError
+            Unless ``total >= prompt >= 1``.
+        """
+        lengths = Lengths(prompt, prompt if total is None else total)
+        if prompt <= getattr(self.params, "active_from", 0):
+            return PositionPlan.identity(lengths, window=self.window, strategy=self.name)
+        return PositionPlan.build(
+            lengths,
+            self.segments(lengths),
+            query_scale=self.query_scale(lengths),
+            window=self.window,
+            strategy=self.name,
+        )
+
+    def rotary(self, base: Rotary, prompt: int) -> Rotary:
+        """Frequencies to use for a prompt of ``prompt`` tokens; remapping strategies return ``base``."""
+        return base
+
+    @property
+    def replan(self) -> str | int:
+        """When a handle re-plans during long generation: ``"auto"``, ``"never"`` or every k tokens."""
+        value: str | int = getattr(self.params, "replan", "auto")
+        return value
+
+    def tokens(self, key: str, default: float) -> int:
+        """Parameter ``key`` in tokens, by default ``default`` times the window (at least 1)."""
+        value: int | None = getattr(self.params, key)
+        if value is None:
+            value = max(1, int(self.require_window(key) * default))
+        return value
+
+    def require_window(self, key: str) -> int:
+        """The window, or an error that says which parameter needs it."""
+        if self.window is None:
+            raise InvalidConfigError(
+                f"{self.name}.{key}: its default is a fraction of the pretraining window, which is not known "
+                f"here. Pass window=... (in tokens) or set {key}."
+            )
+        return self.window
+
+    def describe(self) -> dict[str, Any]:
+        """Name and parameters as plain data, enough to build the strategy again."""
+        return {"name": self.name, **self.params.model_dump(exclude_defaults=True)}
+
+    def __repr__(self) -> str:
+        shown = {"window": self.window, **self.params.model_dump(exclude_defaults=True)}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
+
+
+class FrequencyStrategy(PositionStrategy):
+    """A strategy that keeps the positions and changes ``inv_freq`` and the cos/sin factor."""
+
+    Params = Params
+    capabilities = Capabilities(changes_frequencies=True)
+
+    def segments(self, lengths: Lengths) -> Sequence[Segment]:
+        return PositionPlan.identity(lengths).segments
+
+    @abstractmethod
+    def rotary(self, base: Rotary, prompt: int) -> Rotary: ...
+
+
+class ComposedStrategy(PositionStrategy):
+    """Positions of one strategy with the frequencies of another."""
+
+    def __init__(self, positions: PositionStrategy, frequencies: PositionStrategy) -> None:
+        if not frequencies.capabilities.changes_frequencies:
+            raise InvalidConfigError(
+                f"frequencies.name: {frequencies.name!r} does not change frequencies. "
+                "Use it as the strategy, and a frequency strategy (yarn, ntk, ...) here."
+            )
+        if positions.capabilities.changes_frequencies:
+            raise InvalidConfigError(
+                f"strategy: {positions.name!r} changes frequencies itself and cannot be combined with "
+                f"frequencies={frequencies.name!r}. Choose one of them."
+            )
+        self.positions, self.frequencies = positions, frequencies
+        self.window, self.params = positions.window, positions.params
+        self.name = f"{positions.name}+{frequencies.name}"  # type: ignore[misc]
+        self.summary = f"{positions.summary}; {frequencies.summary}"  # type: ignore[misc]
+        self.paper = f"{positions.paper}; {frequencies.paper}"  # type: ignore[misc]
+        p, f = positions.capabilities, frequencies.capabilities
+        self.capabilities = Capabilities(  # type: ignore[misc]
+            p.bounded, p.monotone, p.drops_keys, p.uses_prompt, True, f.frequencies_by_length
+        )
+
+    def segments(self, lengths: Lengths) -> Sequence[Segment]:
+        return self.positions.segments(lengths)
+
+    def query_scale(self, lengths: Lengths) -> NDArray[np.float64] | None:
+        return self.positions.query_scale(lengths)
+
+    def rotary(self, base: Rotary, prompt: int) -> Rotary:
+        return self.frequencies.rotary(base, prompt)
+
+    @property
+    def replan(self) -> str | int:
+        return self.positions.replan
+
+    def describe(self) -> dict[str, Any]:
+        return {**self.positions.describe(), "frequencies": self.frequencies.describe()}
+
+
+def log_length_scale(lengths: Lengths, window: int) -> NDArray[np.float64]:
+    """``max(1, ln(i + 1) / ln(window))`` for every query, float64 [total]."""
+    return np.maximum(1.0, np.log(lengths.indices + 1.0) / np.log(window))
+
+
+def read_params(model: type[Params], values: dict[str, Any], *, path: str) -> Params:
+    """Validate parameters; failures name the key path."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise InvalidConfigError(explain_validation(error, path=path, known=list(model.model_fields))) from None
+
+
+def explain_validation(error: ValidationError, *, path: str, known: list[str]) -> str:
+    """One line per problem of a pydantic error: key path, what is wrong, what was given."""
+    lines = []
+    for problem in error.errors():
+        where = ".".join([path, *(str(part) for part in problem["loc"])] if path else map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{where}: no such key. Known keys: {', '.join(known) or 'none'}.")
+        else:
+            lines.append(f"{where}: {problem['msg']} (got {problem.get('input')!r}).")
+    return "\n".join(dict.fromkeys(lines))

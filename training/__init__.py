@@ -1,0 +1,1 @@
+"""How the tiny model that posenc ships was made: texts, recipe, training and evaluation."""

@@ -1,0 +1,142 @@
+"""What the tiny model is trained on, batch by batch.
+
+Retrieval forms only from data that needs it. Repeats inside prose are too rare and too easily
+guessed from the last few tokens, so the first stage is nothing but random segments repeated to
+fill the context; text is mixed in once the model has learnt to copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int64]
+IGNORED = -100
+"""The label of a token that is not trained on."""
+
+_PLACING_ATTEMPTS = 50
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How many of a batch's samples are of each kind; the rest is plain text."""
+
+    tiled: int
+    planted: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The hyper-parameters of a training run; the defaults made the shipped model.
+
+    Attributes
+    ----------
+    seed
+        Seeds the weights and, with the step number, every batch.
+    copy_steps, text_steps
+        Steps of stage 1 (tiled random segments only) and of stage 2 (the mix).
+    warmup_steps, decay_steps
+        The learning rate rises linearly at the start and falls linearly to zero at the end.
+    tiled_segment, planted_span
+        Shortest and longest random segment to repeat, and random span to plant twice.
+    planted_pairs
+        At most this many spans are planted into a sample.
+    """
+
+    seed: int = 20
+    batch: int = 16
+    context: int = 256
+    copy_steps: int = 1200
+    text_steps: int = 10800
+    warmup_steps: int = 50
+    decay_steps: int = 3000
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    copy_mix: Mix = Mix(tiled=16, planted=0)
+    text_mix: Mix = Mix(tiled=3, planted=5)
+    tiled_segment: tuple[int, int] = (8, 64)
+    planted_span: tuple[int, int] = (6, 24)
+    planted_pairs: int = 3
+
+    @property
+    def steps(self) -> int:
+        """Steps of both stages together."""
+        return self.copy_steps + self.text_steps
+
+    def rate(self, step: int) -> float:
+        """Return the factor on the learning rate at `step`."""
+        return min(1.0, (step + 1) / self.warmup_steps, (self.steps - step) / self.decay_steps)
+
+
+def make_batch(recipe: Recipe, step: int, stream: Tokens, random_ids: Tokens) -> tuple[Tokens, Tokens]:
+    """Make the batch of one step; it depends on the seed and the step only.
+
+    Parameters
+    ----------
+    recipe
+        Kinds, sizes and seed.
+    step
+        The step's number, counted over both stages.
+    stream
+        All training texts' tokens, one after the other.
+    random_ids
+        The tokens random segments are drawn from.
+
+    Returns
+    -------
+    tuple of arrays
+        Inputs and labels, [batch, context]; labels are aligned with the inputs.
+    """
+    rng = np.random.default_rng([recipe.seed, step])
+    mix = recipe.copy_mix if step < recipe.copy_steps else recipe.text_mix
+    samples = []
+    for row in range(recipe.batch):
+        if row < mix.tiled:
+            samples.append(tiled(rng, recipe, random_ids))
+            continue
+        start = rng.integers(len(stream) - recipe.context)
+        text = stream[start : start + recipe.context].copy()
+        if row < mix.tiled + mix.planted:
+            samples.append(planted(rng, recipe, text, random_ids))
+        else:
+            samples.append((text, text))
+    inputs, labels = zip(*samples, strict=True)
+    return np.stack(inputs), np.stack(labels)
+
+
+def tiled(rng: np.random.Generator, recipe: Recipe, random_ids: Tokens) -> tuple[Tokens, Tokens]:
+    """Repeat a random segment until the context is full; only its repeats are trained on."""
+    size = int(rng.integers(recipe.tiled_segment[0], recipe.tiled_segment[1] + 1))
+    tokens = np.resize(rng.choice(random_ids, size), recipe.context)
+    labels = tokens.copy()
+    # Nothing tells where the first repeat starts, so its first token is not predictable either.
+    labels[: size + 1] = IGNORED
+    return tokens, labels
+
+
+def planted(rng: np.random.Generator, recipe: Recipe, text: Tokens, random_ids: Tokens) -> tuple[Tokens, Tokens]:
+    """Overwrite parts of `text` with random spans, each twice, at any distance inside it."""
+    tokens, labels = text.copy(), text.copy()
+    free = np.ones(len(text), dtype=bool)
+    for _ in range(int(rng.integers(1, recipe.planted_pairs + 1))):
+        size = int(rng.integers(recipe.planted_span[0], recipe.planted_span[1] + 1))
+        for _ in range(_PLACING_ATTEMPTS):
+            distance = int(rng.integers(size, len(text) - size + 1))
+            first = int(rng.integers(0, len(text) - size - distance + 1))
+            second = first + distance
+            if free[first : first + size].all() and free[second : second + size].all():
+                break
+        else:
+            continue
+        span = rng.choice(random_ids, size)
+        for start in (first, second):
+            tokens[start : start + size] = span
+            free[start : start + size] = False
+        labels[first : first + size] = IGNORED
+        labels[second] = IGNORED
+        labels[second + 1 : second + size] = span[1:]
+    return tokens, labels

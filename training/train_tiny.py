@@ -1,0 +1,274 @@
+"""Train, export and evaluate the tiny Llama model that posenc ships.
+
+    python -m training.train_tiny               train, export to posenc/models/tiny, evaluate
+    python -m training.train_tiny --evaluate    evaluate what is there
+
+Run it from the repository's root. Training writes a checkpoint to the work folder regularly and
+goes on from it when it is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from training.evaluation import evaluate
+from training.recipe import Recipe, Tokens, make_batch
+from training.texts import Text, TextsError, fetch, held_out_texts, training_texts
+
+SEPARATOR, PADDING = "<|endoftext|>", "<|pad|>"
+VOCABULARY = 512
+RECORD = "training.json"
+ROOT = Path(__file__).resolve().parent.parent
+_LOG_EVERY, _SAVE_EVERY = 50, 250
+
+
+class TrainingError(Exception):
+    """The command cannot be carried out."""
+
+
+@dataclass
+class Progress:
+    """A run's state: all of it is in the checkpoint."""
+
+    model: LlamaForCausalLM
+    optimizer: torch.optim.AdamW
+    step: int = 0
+    minutes: float = 0.0
+    losses: dict[int, float] = field(default_factory=dict)
+
+
+def train_tokenizer(texts: list[Text]) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer, lossless on any text, that adds no special tokens by itself."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[SEPARATOR, PADDING],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((document for text in texts for document in text.documents), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=SEPARATOR,
+        eos_token=SEPARATOR,
+        pad_token=PADDING,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: Text) -> Tokens:
+    """Return the tokens of a text, a separator after each of its documents."""
+    encoded = tokenizer.backend_tokenizer.encode_batch(list(text.documents))
+    end = [tokenizer.convert_tokens_to_ids(SEPARATOR)]
+    return np.concatenate([np.array(one.ids + end, dtype=np.int64) for one in encoded])
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Build the untrained model; untied embeddings, because copying does not form with tied ones."""
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=recipe.context,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def start(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, checkpoint: Path) -> Progress:
+    """Return a fresh run, or the one in `checkpoint`."""
+    model = build_model(recipe, tokenizer)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
+    )
+    progress = Progress(model, optimizer)
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        progress.step, progress.minutes, progress.losses = saved["step"], saved["minutes"], saved["losses"]
+    return progress
+
+
+def train(recipe: Recipe, progress: Progress, stream: Tokens, random_ids: Tokens, checkpoint: Path) -> None:
+    """Run the steps that are left, logging the loss and saving checkpoints on the way."""
+    model, optimizer = progress.model, progress.optimizer
+    model.train()
+    began, before = time.perf_counter(), progress.minutes
+    recent: list[float] = []
+    for step in range(progress.step, recipe.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * recipe.rate(step)
+        inputs, labels = (torch.from_numpy(part) for part in make_batch(recipe, step, stream, random_ids))
+        loss = model(input_ids=inputs, labels=labels, use_cache=False).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        optimizer.step()
+        recent.append(loss.item())
+        progress.step = step + 1
+        progress.minutes = before + (time.perf_counter() - began) / 60
+        if progress.step % _LOG_EVERY == 0:
+            progress.losses[progress.step] = average = round(float(np.mean(recent)), 4)
+            recent.clear()
+            print(f"step {progress.step} loss {average:.4f} minutes {progress.minutes:.1f}", flush=True)
+        if progress.step % _SAVE_EVERY == 0 or progress.step in (recipe.copy_steps, recipe.steps):
+            save(progress, checkpoint)
+
+
+def save(progress: Progress, checkpoint: Path) -> None:
+    """Write the checkpoint; an interrupted write leaves the older one in place."""
+    unfinished = checkpoint.with_suffix(".unfinished")
+    torch.save(
+        {
+            "model": progress.model.state_dict(),
+            "optimizer": progress.optimizer.state_dict(),
+            "step": progress.step,
+            "minutes": progress.minutes,
+            "losses": progress.losses,
+        },
+        unfinished,
+    )
+    unfinished.replace(checkpoint)
+
+
+def export(progress: Progress, tokenizer: PreTrainedTokenizerFast, entries: dict[str, Any], out: Path) -> None:
+    """Write model, tokenizer and training record to `out`, replacing the model that is there.
+
+    Parameters
+    ----------
+    progress
+        The run whose model is written.
+    tokenizer
+        The model's tokenizer.
+    entries
+        The training record.
+    out
+        The folder to write; refused when it holds anything but an earlier export.
+    """
+    if out.exists() and not (out / RECORD).exists():
+        raise TrainingError(f"{out} is not a folder exported before: name another one")
+    building = out.with_name(out.name + ".unfinished")
+    shutil.rmtree(building, ignore_errors=True)
+    progress.model.save_pretrained(building)
+    tokenizer.save_pretrained(building)
+    write_record(building, entries)
+    shutil.rmtree(out, ignore_errors=True)
+    building.rename(out)
+
+
+def record(recipe: Recipe, progress: Progress, texts: list[Text], counts: dict[str, int]) -> dict[str, Any]:
+    """Return everything needed to make the model again, and how the training went."""
+    stages = ["--copy-steps", str(recipe.copy_steps), "--text-steps", str(recipe.text_steps)]
+    return {
+        "command": shlex.join(["python", "-m", "training.train_tiny", *stages]),
+        "recipe": asdict(recipe),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "tokenizers": tokenizers.__version__,
+            "numpy": np.__version__,
+        },
+        "threads": torch.get_num_threads(),
+        "texts": [{**text.record(), "tokens": counts[text.name]} for text in texts],
+        "parameters": progress.model.num_parameters(),
+        "steps": progress.step,
+        "trained_tokens": progress.step * recipe.batch * recipe.context,
+        "minutes": round(progress.minutes, 1),
+        "losses": progress.losses,
+    }
+
+
+def write_record(folder: Path, entries: dict[str, Any]) -> None:
+    """Add entries to the training record in `folder`."""
+    path = folder / RECORD
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(known | entries, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    recipe = Recipe()
+    parser = argparse.ArgumentParser(prog="python -m training.train_tiny", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--texts", type=Path, help="folder with the unpacked packages (default: fetch them)")
+    parser.add_argument("--work", type=Path, default=ROOT / ".cache/tiny", help="folder for the checkpoint")
+    parser.add_argument("--out", type=Path, default=ROOT / "posenc/models/tiny", help="folder of the model")
+    parser.add_argument("--copy-steps", type=int, default=recipe.copy_steps, help="steps of stage 1")
+    parser.add_argument("--text-steps", type=int, default=recipe.text_steps, help="steps of stage 2")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--evaluate", action="store_true", help="only evaluate the model in the out folder")
+    what.add_argument("--export", action="store_true", help="only export the checkpoint as it is, and evaluate it")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    torch.set_num_threads(options.threads)
+    folder = options.texts or fetch(ROOT / ".cache/texts")
+    if not options.evaluate:
+        _train_and_export(options, folder)
+    elif not (options.out / RECORD).exists():
+        raise TrainingError(f"there is no model in {options.out}: train first")
+    write_record(options.out, {"evaluation": evaluate(options.out, held_out_texts(folder))})
+
+
+def _train_and_export(options: argparse.Namespace, folder: Path) -> None:
+    checkpoint = options.work / "checkpoint.pt"
+    if options.export and not checkpoint.exists():
+        raise TrainingError(f"there is no checkpoint in {options.work}: train first")
+    options.work.mkdir(parents=True, exist_ok=True)
+    recipe = replace(Recipe(), copy_steps=options.copy_steps, text_steps=options.text_steps)
+    texts = training_texts(folder)
+    tokenizer = train_tokenizer(texts)
+    parts = {text.name: encode(tokenizer, text) for text in texts}
+    progress = start(recipe, tokenizer, checkpoint)
+    if not options.export:
+        random_ids = np.setdiff1d(np.arange(VOCABULARY), tokenizer.all_special_ids)
+        train(recipe, progress, np.concatenate(list(parts.values())), random_ids, checkpoint)
+    counts = {name: len(part) for name, part in parts.items()}
+    export(progress, tokenizer, record(recipe, progress, texts, counts), options.out)
+
+
+def main() -> int:
+    """Run the command; a failure is one line."""
+    try:
+        run(parse())
+    except (TextsError, TrainingError, OSError) as error:
+        print(f"train_tiny: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
