@@ -7,8 +7,10 @@ asking for it raises, because nobody could tell which code ran.
 from __future__ import annotations
 
 import difflib
+import inspect
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import pluggy
 
 from posenc import hookspecs
-from posenc.errors import PluginError, UnknownNameError
+from posenc.errors import InvalidConfigError, PluginError, UnknownNameError
 from posenc.hookspecs import GROUP
 
 if TYPE_CHECKING:
@@ -119,6 +121,13 @@ class Registry(Generic[T], Mapping[str, T]):
             message += f" Plugins that failed to load: {'; '.join(self.failed)}. See 'posenc plugins'."
         return message
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The item, or ``default`` for an unknown name; an ambiguous one still raises."""
+        return self[name] if name in self._items else default
+
     def __iter__(self) -> Any:
         return iter(self._items)
 
@@ -144,15 +153,26 @@ class Discovered:
     plugins: list[PluginRecord] = field(default_factory=list)
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
 def strategy_info(factory: Any, distribution: str) -> StrategyInfo:
     """Describe a strategy class; raises PluginError when it is not one."""
-    from posenc.strategy import PositionStrategy
+    from posenc.strategy import Capabilities, Params, PositionStrategy
 
     if not (isinstance(factory, type) and issubclass(factory, PositionStrategy)):
         raise PluginError(f"register() got {factory!r}, not a subclass of posenc.PositionStrategy.")
-    missing = [key for key in ("name", "summary", "paper") if not isinstance(getattr(factory, key, None), str)]
+    missing = [key for key in ("name", "summary", "paper") if not _is_text(getattr(factory, key, None))]
     if missing:
         raise PluginError(f"strategy class {factory.__name__} lacks the class attributes: {', '.join(missing)}.")
+    if not (isinstance(factory.Params, type) and issubclass(factory.Params, Params)):
+        raise PluginError(f"strategy {factory.name!r}: Params must be a subclass of posenc.strategy.Params.")
+    if not isinstance(factory.capabilities, Capabilities):
+        raise PluginError(f"strategy {factory.name!r}: capabilities must be a posenc.Capabilities.")
+    if inspect.isabstract(factory):
+        todo = ", ".join(sorted(factory.__abstractmethods__))
+        raise PluginError(f"strategy {factory.name!r} does not implement: {todo}.")
     return StrategyInfo(
         factory.name, factory.summary, factory.paper, factory.Params, factory.capabilities, distribution, factory
     )
@@ -185,7 +205,14 @@ SEAMS: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
 
 def _wanted(distribution: str) -> bool:
     chosen = os.environ.get("POSENC_PLUGINS")
-    return distribution == OWN_DISTRIBUTION or chosen is None or distribution in chosen.replace(" ", "").split(",")
+    if distribution == OWN_DISTRIBUTION or chosen is None:
+        return True
+    return _normalized(distribution) in {_normalized(name) for name in chosen.split(",")}
+
+
+def _normalized(distribution: str) -> str:
+    """Spelling of a distribution name that pip compares."""
+    return re.sub(r"[-_.]+", "-", distribution.strip()).lower()
 
 
 def _entry_points() -> list[EntryPoint]:
@@ -301,4 +328,7 @@ def strategy(name: str, *, window: int | None = None, **params: Any) -> Position
     InvalidConfigError
         If a parameter is unknown or out of range; names the key path.
     """
-    return strategies()[name].factory(window=window, **params)
+    info = strategies()[name]
+    if "self" in params:  # the one key that Python itself would refuse, without saying where it stood
+        raise InvalidConfigError(f"{name}.self: no such key. Known keys: {', '.join(info.params.model_fields)}.")
+    return info.factory(window=window, **params)

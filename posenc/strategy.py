@@ -25,7 +25,8 @@ class Capabilities:
     Parameters
     ----------
     bounded : bool
-        With default parameters every plan with ``total == prompt`` has ``max_relative < window``.
+        With default parameters every plan with ``total == prompt`` has ``max_relative < window``,
+        for windows of at least 16 tokens and prompts up to ``window ** 2 / 8``.
     monotone : bool
         For a fixed query the relative distance is non-decreasing in ``d``.
     drops_keys : bool
@@ -200,7 +201,7 @@ class ComposedStrategy(PositionStrategy):
         return self.positions.query_scale(lengths)
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
-        return self.frequencies.rotary(base, prompt)
+        return self.frequencies.rotary(self.positions.rotary(base, prompt), prompt)
 
     @property
     def replan(self) -> str | int:
@@ -212,7 +213,8 @@ class ComposedStrategy(PositionStrategy):
 
 def log_length_scale(lengths: Lengths, window: int) -> NDArray[np.float64]:
     """``max(1, ln(i + 1) / ln(window))`` for every query, float64 [total]."""
-    return np.maximum(1.0, np.log(lengths.indices + 1.0) / np.log(window))
+    scale: NDArray[np.float64] = np.log(lengths.indices + 1.0) / np.log(max(window, 2))
+    return np.maximum(scale, 1.0, out=scale)
 
 
 def read_params(model: type[Params], values: dict[str, Any], *, path: str) -> Params:

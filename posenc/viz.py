@@ -144,12 +144,13 @@ def draw_curve(axis: Any, plan: PositionPlan) -> None:
     """Relative position over distance for the last query and one in the middle."""
     last, middle = plan.total - 1, (plan.total - 1) // 2
     axis.plot([0, last], [0, last], color="grey", linewidth=0.8, linestyle="--", label="plain RoPE")
-    for query, colour in {middle: COLOURS[1], last: COLOURS[0]}.items():
-        axis.plot(*distance_curve(plan, query), color=colour, linewidth=1.6, label=f"query {query}")
+    for query, colour, style in ((last, COLOURS[0], "-"), (middle, COLOURS[1], "--")):
+        axis.plot(*distance_curve(plan, query), style, color=colour, linewidth=1.8, label=f"query {query}")
     if plan.window is not None:
         axis.axhline(plan.window, color="black", linestyle=":", linewidth=1, label=f"window {plan.window}")
-    axis.set(title="what a distance is seen as", xlabel="distance i - j", ylabel="relative position")
-    axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]), top=1.25 * max(plan.max_relative, plan.window or 1.0))
+    axis.set_title("what a distance is seen as", fontsize=10)
+    axis.set(xlabel="distance i - j", ylabel="relative position")
+    axis.set_ylim(bottom=0, top=1.2 * max(plan.max_relative, plan.window or 1.0))
     axis.legend(fontsize=8)
 
 

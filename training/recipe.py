@@ -1,13 +1,14 @@
 """What the tiny model is trained on, batch by batch.
 
 Retrieval forms only from data that needs it. Repeats inside prose are too rare and too easily
-guessed from the last few tokens, so the first stage is nothing but random segments repeated to
+guessed from the last few tokens, so the first stage is only random segments repeated to
 fill the context; text is mixed in once the model has learnt to copy.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +21,23 @@ _PLACING_ATTEMPTS = 50
 
 
 @dataclass(frozen=True)
-class Mix:
-    """How many of a batch's samples are of each kind; the rest is plain text."""
+class Stage:
+    """A part of the training.
 
+    Attributes
+    ----------
+    steps
+        How long it lasts.
+    tiled, planted
+        How many of a batch's samples are of these kinds; the rest is plain text.
+    pairs
+        At most this many spans are planted into a sample.
+    """
+
+    steps: int
     tiled: int
-    planted: int
+    planted: int = 0
+    pairs: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,37 +48,41 @@ class Recipe:
     ----------
     seed
         Seeds the weights and, with the step number, every batch.
-    copy_steps, text_steps
-        Steps of stage 1 (tiled random segments only) and of stage 2 (the mix).
+    stages
+        First nothing but copying, then text with some recall, then with more of it: with few
+        planted spans, a guess from the text's own habits too often wins over the copy.
     warmup_steps, decay_steps
         The learning rate rises linearly at the start and falls linearly to zero at the end.
     tiled_segment, planted_span
         Shortest and longest random segment to repeat, and random span to plant twice.
-    planted_pairs
-        At most this many spans are planted into a sample.
     """
 
     seed: int = 20
     batch: int = 16
     context: int = 256
-    copy_steps: int = 1200
-    text_steps: int = 10800
+    stages: tuple[Stage, ...] = (
+        Stage(steps=1200, tiled=16),
+        Stage(steps=2300, tiled=3, planted=5, pairs=3),
+        Stage(steps=8000, tiled=2, planted=6, pairs=6),
+    )
     warmup_steps: int = 50
     decay_steps: int = 3000
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
     clip_norm: float = 1.0
-    copy_mix: Mix = Mix(tiled=16, planted=0)
-    text_mix: Mix = Mix(tiled=3, planted=5)
     tiled_segment: tuple[int, int] = (8, 64)
     planted_span: tuple[int, int] = (6, 24)
-    planted_pairs: int = 3
 
     @property
     def steps(self) -> int:
-        """Steps of both stages together."""
-        return self.copy_steps + self.text_steps
+        """Steps of all stages together."""
+        return sum(stage.steps for stage in self.stages)
+
+    def stage(self, step: int) -> Stage:
+        """Return the stage that `step` belongs to."""
+        ends = accumulate(stage.steps for stage in self.stages)
+        return next(stage for stage, end in zip(self.stages, ends, strict=True) if step < end)
 
     def rate(self, step: int) -> float:
         """Return the factor on the learning rate at `step`."""
@@ -80,7 +97,7 @@ def make_batch(recipe: Recipe, step: int, stream: Tokens, random_ids: Tokens) ->
     recipe
         Kinds, sizes and seed.
     step
-        The step's number, counted over both stages.
+        The step's number, counted over all stages.
     stream
         All training texts' tokens, one after the other.
     random_ids
@@ -92,16 +109,16 @@ def make_batch(recipe: Recipe, step: int, stream: Tokens, random_ids: Tokens) ->
         Inputs and labels, [batch, context]; labels are aligned with the inputs.
     """
     rng = np.random.default_rng([recipe.seed, step])
-    mix = recipe.copy_mix if step < recipe.copy_steps else recipe.text_mix
+    stage = recipe.stage(step)
     samples = []
     for row in range(recipe.batch):
-        if row < mix.tiled:
+        if row < stage.tiled:
             samples.append(tiled(rng, recipe, random_ids))
             continue
         start = rng.integers(len(stream) - recipe.context)
         text = stream[start : start + recipe.context].copy()
-        if row < mix.tiled + mix.planted:
-            samples.append(planted(rng, recipe, text, random_ids))
+        if row < stage.tiled + stage.planted:
+            samples.append(planted(rng, recipe, stage.pairs, text, random_ids))
         else:
             samples.append((text, text))
     inputs, labels = zip(*samples, strict=True)
@@ -118,11 +135,13 @@ def tiled(rng: np.random.Generator, recipe: Recipe, random_ids: Tokens) -> tuple
     return tokens, labels
 
 
-def planted(rng: np.random.Generator, recipe: Recipe, text: Tokens, random_ids: Tokens) -> tuple[Tokens, Tokens]:
-    """Overwrite parts of `text` with random spans, each twice, at any distance inside it."""
+def planted(
+    rng: np.random.Generator, recipe: Recipe, pairs: int, text: Tokens, random_ids: Tokens
+) -> tuple[Tokens, Tokens]:
+    """Overwrite parts of `text` with up to `pairs` random spans, each twice, at any distance inside it."""
     tokens, labels = text.copy(), text.copy()
     free = np.ones(len(text), dtype=bool)
-    for _ in range(int(rng.integers(1, recipe.planted_pairs + 1))):
+    for _ in range(int(rng.integers(1, pairs + 1))):
         size = int(rng.integers(recipe.planted_span[0], recipe.planted_span[1] + 1))
         for _ in range(_PLACING_ATTEMPTS):
             distance = int(rng.integers(size, len(text) - size + 1))

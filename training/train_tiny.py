@@ -139,7 +139,7 @@ def train(recipe: Recipe, progress: Progress, stream: Tokens, random_ids: Tokens
             progress.losses[progress.step] = average = round(float(np.mean(recent)), 4)
             recent.clear()
             print(f"step {progress.step} loss {average:.4f} minutes {progress.minutes:.1f}", flush=True)
-        if progress.step % _SAVE_EVERY == 0 or progress.step in (recipe.copy_steps, recipe.steps):
+        if progress.step % _SAVE_EVERY == 0 or progress.step == recipe.steps:
             save(progress, checkpoint)
 
 
@@ -180,15 +180,18 @@ def export(progress: Progress, tokenizer: PreTrainedTokenizerFast, entries: dict
     progress.model.save_pretrained(building)
     tokenizer.save_pretrained(building)
     write_record(building, entries)
+    for file in building.iterdir():
+        # The weights are written readable by their owner only, and packaging would keep it so.
+        file.chmod(0o644)
     shutil.rmtree(out, ignore_errors=True)
     building.rename(out)
 
 
 def record(recipe: Recipe, progress: Progress, texts: list[Text], counts: dict[str, int]) -> dict[str, Any]:
     """Return everything needed to make the model again, and how the training went."""
-    stages = ["--copy-steps", str(recipe.copy_steps), "--text-steps", str(recipe.text_steps)]
+    stages = [str(stage.steps) for stage in recipe.stages]
     return {
-        "command": shlex.join(["python", "-m", "training.train_tiny", *stages]),
+        "command": shlex.join(["python", "-m", "training.train_tiny", "--steps", *stages]),
         "recipe": asdict(recipe),
         "versions": {
             "python": platform.python_version(),
@@ -218,13 +221,12 @@ def write_record(folder: Path, entries: dict[str, Any]) -> None:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    recipe = Recipe()
+    stages = [stage.steps for stage in Recipe().stages]
     parser = argparse.ArgumentParser(prog="python -m training.train_tiny", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--texts", type=Path, help="folder with the unpacked packages (default: fetch them)")
     parser.add_argument("--work", type=Path, default=ROOT / ".cache/tiny", help="folder for the checkpoint")
     parser.add_argument("--out", type=Path, default=ROOT / "posenc/models/tiny", help="folder of the model")
-    parser.add_argument("--copy-steps", type=int, default=recipe.copy_steps, help="steps of stage 1")
-    parser.add_argument("--text-steps", type=int, default=recipe.text_steps, help="steps of stage 2")
+    parser.add_argument("--steps", type=int, nargs=len(stages), default=stages, help="steps of each stage")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--evaluate", action="store_true", help="only evaluate the model in the out folder")
@@ -248,7 +250,9 @@ def _train_and_export(options: argparse.Namespace, folder: Path) -> None:
     if options.export and not checkpoint.exists():
         raise TrainingError(f"there is no checkpoint in {options.work}: train first")
     options.work.mkdir(parents=True, exist_ok=True)
-    recipe = replace(Recipe(), copy_steps=options.copy_steps, text_steps=options.text_steps)
+    recipe = Recipe()
+    stages = zip(recipe.stages, options.steps, strict=True)
+    recipe = replace(recipe, stages=tuple(replace(stage, steps=steps) for stage, steps in stages))
     texts = training_texts(folder)
     tokenizer = train_tokenizer(texts)
     parts = {text.name: encode(tokenizer, text) for text in texts}

@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 from posenc.errors import InvalidConfigError
 from posenc.plan import IntArray, Lengths, PositionPlan, Segment
 from posenc.strategy import Capabilities, PositionStrategy, RemapParams
-from posenc_plugins.lampe_mapping import OFFICIAL_SHORT, Curve, check_mapping, fallback, named_curve
+from posenc_plugins.lampe_mapping import OFFICIAL_SHORT, PROFILES, Curve, check_mapping, fallback, named_curve
 
 logger = logging.getLogger("posenc")
 
@@ -107,7 +107,9 @@ class Lampe(PositionStrategy):
         if not self.official:
             return mapping_length * index // (prompt - 1)
         step = np.float32(1) / np.float32(prompt - 1) * np.float32(mapping_length)
-        return np.floor(step * np.minimum(index, prompt - 1).astype(np.float32)).astype(np.int64)
+        frozen = np.minimum(index, prompt - 1).astype(np.float32)
+        mapped: IntArray = np.floor(step * frozen).astype(np.int64)
+        return mapped
 
     def split(self, prompt: int) -> Split | None:
         """Borders and offsets for a prompt, or None while the method is inactive."""
@@ -160,9 +162,7 @@ class Lampe(PositionStrategy):
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()
-        if isinstance(self.params.mapping, str) and isinstance(self._mapping, Curve):
-            from posenc_plugins.lampe_mapping import PROFILES
-
-            if self.params.mapping not in PROFILES:  # the file may not travel with the model: keep what it said
-                described["mapping"] = self._mapping.model_dump()
+        given = self.params.mapping
+        if isinstance(given, str) and given not in PROFILES and isinstance(self._mapping, Curve):
+            described["mapping"] = self._mapping.model_dump()  # the file may not travel with the model
         return described

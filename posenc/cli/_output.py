@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from posenc.files import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +38,7 @@ def print_table(
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for position, column in enumerate(columns):
         table.add_column(
             column,
@@ -47,27 +48,14 @@ def print_table(
         )
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    console().print(table)
+    out = console()
+    out.print(title, style="bold", soft_wrap=True)  # not the table's own title, which wraps at the table's width
+    out.print(table)
 
 
 def print_json(data: Any) -> None:
     """Print JSON that any parser reads: no NaN, no infinity."""
     click.echo(json.dumps(plain(data), indent=2))
-
-
-def plain(data: Any) -> Any:
-    """The same data with NaN and infinities as None and numpy scalars as numbers."""
-    if isinstance(data, dict):
-        return {str(key): plain(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [plain(value) for value in data]
-    if hasattr(data, "tolist"):
-        return plain(data.tolist())
-    if isinstance(data, float) and not math.isfinite(data):
-        return None
-    if data is None or isinstance(data, str | int | float):
-        return data
-    return str(data)
 
 
 @contextmanager

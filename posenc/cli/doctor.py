@@ -11,7 +11,7 @@ from posenc.cli._output import json_option, print_json
 TOLERANCE = 2e-5
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Check whether posenc runs here.")
 @json_option
 def command(as_json: bool) -> None:
     """Check versions, backends, plugins and a two-second self-test; exit status 1 if the self-test fails."""
@@ -71,10 +71,10 @@ def plugins_failed() -> list[str]:
 
 def backends() -> dict[str, str]:
     """Whether each backend runs a small case here: ``"runs"`` or the reason why not."""
-    import posenc
+    from posenc import plugins
 
     found: dict[str, str] = {}
-    for name, info in posenc.backends().items():
+    for name, info in plugins.backends().items():
         device = next((d for d in info.capabilities.devices if _present(d)), None)
         if device is None:
             found[name] = f"cannot run here: needs {' or '.join(info.capabilities.devices)}"
@@ -124,14 +124,18 @@ def _present(device: str) -> bool:
 def _attention(backend: str, device: str) -> Any:
     import torch
 
-    import posenc
+    from posenc.dispatch import attention
+    from posenc.plugins import backends, strategy
+    from posenc.rope import Rotary
 
     generator = torch.Generator().manual_seed(0)
-    dtypes = posenc.backends()[backend].capabilities.dtypes
+    dtypes = backends()[backend].capabilities.dtypes
     dtype = torch.float32 if torch.float32 in dtypes else dtypes[0]
     q, k, v = (
         torch.randn(1, heads, 600, 64, generator=generator).to(device=device, dtype=dtype) for heads in (4, 2, 2)
     )
-    plan = posenc.strategy("lampe", window=256, mapping=160).plan(600)
+    plan = strategy("lampe", window=256, mapping=160).plan(600)
     with torch.no_grad():
-        return posenc.attention(q, k, v, plan, posenc.Rotary.from_theta(1e4, 64), backend=backend).float().cpu()
+        out = attention(q, k, v, plan, Rotary.from_theta(1e4, 64), backend=backend)
+    assert isinstance(out, torch.Tensor)
+    return out.float().cpu()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from posenc.plan import PositionPlan
 
 
-@click.command("plan")
+@click.command("plan", short_help="Explain and draw a strategy's positions.")
 @click.argument("name")
 @click.option("--prompt", type=int, required=True, metavar="N", help="Prompt length in tokens.")
 @click.option("--total", type=int, metavar="N", help="Tokens present, generated ones included (default: the prompt).")
@@ -31,9 +31,9 @@ def command(
     as_json: bool,
 ) -> None:
     """Explain the plan of strategy NAME: its segments, and which distance is seen as which."""
-    import posenc
+    from posenc.plugins import strategy
 
-    plan = posenc.strategy(name, window=window, **read_pairs(params)).plan(prompt, total)
+    plan = strategy(name, window=window, **read_pairs(params)).plan(prompt, total)
     if plot is not None:
         from posenc.viz import plot_plan
 

@@ -9,7 +9,7 @@ import click
 from posenc.cli._output import json_option, print_json, print_table
 
 
-@click.command("plugins")
+@click.command("plugins", short_help="List plugins, load times and failures.")
 @json_option
 def command(as_json: bool) -> None:
     """List the plugins found through the entry-point group 'posenc', with load times and failures."""

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from posenc.plugins import StrategyInfo
 
 
-@click.command("show")
+@click.command("show", short_help="Show one strategy in full.")
 @click.argument("name")
 @json_option
 def command(name: str, as_json: bool) -> None:
     """Show a strategy's paper, capabilities and parameters."""
-    import posenc
+    from posenc.plugins import strategies
 
-    info = posenc.strategies()[name]
+    info = strategies()[name]
     data = describe(info)
     if as_json:
         print_json(data)
@@ -87,4 +87,4 @@ def _type_name(annotation: Any) -> str:
 def _default(param: dict[str, Any]) -> str:
     if param["required"]:
         return "required"
-    return "from the window" if param["default"] is None else str(param["default"])
+    return "none" if param["default"] is None else str(param["default"])

@@ -76,7 +76,7 @@ def compare(
     step : callable, optional
         Called with a description after every forward pass.
     """
-    import posenc
+    from posenc.apply import apply
 
     outcomes = {}
     drawn_from = retrieval.random_tokens(loaded.tokenizer)
@@ -87,7 +87,7 @@ def compare(
             if step is not None:
                 step(f"{label}: {description}")
 
-        with posenc.apply(loaded.model, config):
+        with apply(loaded.model, config):
             for length in task.lengths:
                 outcome.perplexity[length] = perplexity.measure(
                     loaded.model, task.documents, length, task.scored, named

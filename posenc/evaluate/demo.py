@@ -18,7 +18,7 @@ from posenc.evaluate.compare import Outcome, Task, compare
 from posenc.evaluate.models import Loaded
 from posenc.evaluate.perplexity import check_lengths
 from posenc.evaluate.texts import Text, cut_documents, tokenize
-from posenc.files import replacing
+from posenc.files import plain, replacing
 
 MULTIPLES = (1, 2, 4, 8)
 DOCUMENTS = 32
@@ -125,14 +125,19 @@ def write(demo: Demo, folder: Path) -> list[Path]:
     InvalidInputError
         If the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInputError(f"{folder}: cannot be created ({error.strerror or error}).") from None
-    results = folder / "results.json"
-    with replacing(results) as temporary:
-        temporary.write_text(json.dumps(demo.as_dict(), indent=1) + "\n", encoding="utf-8")
+    results = save_json(demo.as_dict(), folder / "results.json")
     return [results, *_plots(demo, folder)]
+
+
+def save_json(data: dict[str, Any], path: Path) -> Path:
+    """Write strict JSON (NaN becomes null), making the folder; never a half-written file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"{path.parent}: cannot be created ({error.strerror or error}).") from None
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(plain(data), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return path
 
 
 def _plots(demo: Demo, folder: Path) -> list[Path]:
@@ -158,7 +163,12 @@ def _plots(demo: Demo, folder: Path) -> list[Path]:
     name = f"{demo.loaded.name} model on {demo.text.name}"
     files = [
         viz.plot_lines(
-            losses, folder / "perplexity.png", title=name, ylabel="perplexity (lower is better)", window=window, log=True
+            losses,
+            folder / "perplexity.png",
+            title=name,
+            ylabel="perplexity (lower is better)",
+            window=window,
+            log=True,
         ),
         viz.plot_maps(plans, folder / "position-maps.png"),
     ]

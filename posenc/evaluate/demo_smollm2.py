@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import posenc
+from posenc.apply import apply
 from posenc.config import Config, read_config
 from posenc.evaluate.models import Loaded
 from posenc.evaluate.passkey import Passkey, answer, make_passkey, score, table
@@ -47,9 +47,7 @@ def configs() -> dict[str, Config]:
 def make_prompts(loaded: Loaded, text: Text, lengths: Sequence[int], depths: Sequence[float]) -> list[Passkey]:
     """Prompts in the order asked: shorter ones first, so that something is to be seen early."""
     haystack = tokenize(loaded.tokenizer, text)
-    return [
-        make_passkey(loaded.tokenizer, haystack, length, depth) for length in sorted(lengths) for depth in depths
-    ]
+    return [make_passkey(loaded.tokenizer, haystack, length, depth) for length in sorted(lengths) for depth in depths]
 
 
 def estimate_seconds(prompts: Sequence[Passkey], strategies: int) -> float:
@@ -68,7 +66,7 @@ def run(
     for prompt in prompts:
         for label, config in chosen.items():
             began = time.perf_counter()
-            with posenc.apply(loaded.model, config):
+            with apply(loaded.model, config):
                 said = answer(loaded.model, loaded.tokenizer, prompt)
             answers[label].rows.append(
                 {

@@ -26,9 +26,7 @@ class Passkey:
     depth: float
 
 
-def make_passkey(
-    tokenizer: Any, haystack: NDArray[np.int64], length: int, depth: float, *, seed: int = 0
-) -> Passkey:
+def make_passkey(tokenizer: Any, haystack: NDArray[np.int64], length: int, depth: float, *, seed: int = 0) -> Passkey:
     """Hide a random number at `depth` of a prompt of `length` tokens that ends with the question.
 
     Raises

@@ -44,9 +44,7 @@ class Retrieval:
         }
 
 
-def plant(
-    document: NDArray[np.int64], span: NDArray[np.int64], depth: float, *, hint: int = HINT
-) -> NDArray[np.int64]:
+def plant(document: NDArray[np.int64], span: NDArray[np.int64], depth: float, *, hint: int = HINT) -> NDArray[np.int64]:
     """Overwrite part of a document with a span, and its end with the span again.
 
     Parameters

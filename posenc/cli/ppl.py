@@ -1,0 +1,98 @@
+"""``posenc ppl``: perplexity at several lengths, with standard errors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from posenc.cli._lengths import NumberList
+from posenc.cli._output import json_option, print_json, print_table, progress
+from posenc.cli._strategy import choose_configs, labels, param_option
+
+if TYPE_CHECKING:
+    from posenc.evaluate.compare import Outcome
+
+
+@click.command("ppl", short_help="Measure perplexity at several lengths.")
+@click.option("--model", default="tiny", show_default=True, help="'tiny', 'smollm2', a folder or a hub name.")
+@click.option("--text", "source", default="pydoc", show_default=True, help="A UTF-8 file, or 'pydoc'.")
+@click.option("--strategy", "-s", "names", multiple=True, metavar="NAME", help="Repeat it to compare several.")
+@param_option
+@click.option("--config", "-c", "files", multiple=True, metavar="FILE", help="YAML: one configuration or a list.")
+@click.option("--lengths", type=NumberList(int), help="Input lengths in tokens (default: 1, 2 and 4 windows).")
+@click.option("--score", "scored", type=int, default=128, show_default=True, help="Tokens scored at each input's end.")
+@click.option("--documents", type=click.IntRange(1), default=32, show_default=True, help="Most documents to use.")
+@json_option
+def command(
+    model: str,
+    source: str,
+    names: tuple[str, ...],
+    params: tuple[str, ...],
+    files: tuple[str, ...],
+    lengths: tuple[int, ...] | None,
+    scored: int,
+    documents: int,
+    as_json: bool,
+) -> None:
+    """Measure perplexity on a text, the same documents for every strategy.
+
+    Every length scores the same last tokens of the same documents; only how much text precedes
+    them differs. Documents do not overlap where the text is long enough.
+    """
+    configs = choose_configs(names, params, files)  # complain about these before anything heavy is loaded
+
+    from posenc.evaluate.compare import Task, compare
+    from posenc.evaluate.models import load
+    from posenc.evaluate.perplexity import check_lengths
+    from posenc.evaluate.texts import cut_documents, read_text, tokenize
+
+    text = read_text(source)
+    if lengths is not None:
+        check_lengths(lengths, scored)
+    loaded = load(model)
+    if lengths is None:
+        if loaded.window is None:
+            raise click.UsageError("the model's configuration does not tell its window: give --lengths.")
+        lengths = (loaded.window, 2 * loaded.window, 4 * loaded.window)
+        check_lengths(lengths, scored)
+    tokens = tokenize(loaded.tokenizer, text)
+    task = Task(lengths, cut_documents(tokens, max(lengths), documents, step=scored, name=text.name), scored)
+    chosen = dict(zip(labels(configs), configs, strict=True))
+    with progress(task.steps(len(chosen))) as step:
+        outcomes = compare(loaded, chosen, task, step)
+    if as_json:
+        print_json(
+            {
+                "model": loaded.name,
+                "window": loaded.window,
+                "text": text.name,
+                "documents": len(task.documents),
+                "scored_tokens": scored,
+                "strategies": {name: outcome.as_dict() for name, outcome in outcomes.items()},
+            }
+        )
+        return
+    print_perplexities(
+        f"perplexity of the last {scored} tokens, {len(task.documents)} documents of {text.name}, ± standard error",
+        outcomes,
+        lengths,
+        loaded.window,
+    )
+
+
+def print_perplexities(
+    title: str, outcomes: dict[str, Outcome], lengths: tuple[int, ...] | list[int], window: int | None
+) -> None:
+    """One row per strategy, one column per length."""
+    heads = [length_head(length, window) for length in lengths]
+    rows = []
+    for name, outcome in outcomes.items():
+        scores = [outcome.perplexity[length] for length in lengths]
+        rows.append([name, *(f"{score.value:.2f} ± {score.standard_error:.2f}" for score in scores)])
+    print_table(title, ["strategy", *heads], rows, numbers=heads)
+
+
+def length_head(length: int, window: int | None) -> str:
+    """``1024 (4x)``: a length, and how many windows it is."""
+    return str(length) if not window else f"{length} ({length / window:g}x)"

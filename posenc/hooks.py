@@ -1,0 +1,313 @@
+"""How a transformers model is hooked: two forward hooks, one more on the head, two registry entries.
+
+No forward is replaced. The decoder's pre-forward hook makes a :class:`~posenc.step.Step` and passes
+it down as a keyword argument, so that it reaches every attention layer (also when gradient
+checkpointing runs the layer again); the rotary hook turns the architecture's own rotation into a
+no-op, so that raw keys are cached. An attention layer that gets no step is not patched and runs
+transformers' own attention. Hooks are instances of classes, not closures, so that a model can be
+copied and pickled.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posenc.adapter import LENGTH_DEPENDENT, ArchitectureAdapter
+from posenc.errors import InvalidInputError, UnsupportedModelError
+from posenc.record import ATTRIBUTE, CacheRecord, new_real_tokens, read_record
+from posenc.rope import Rotary
+from posenc.schedule import Planner
+from posenc.step import Step, StockAttention
+from posenc.strategy import PositionStrategy
+
+IMPLEMENTATION = "posenc"
+STOCK_IMPLEMENTATIONS = ("sdpa", "eager")
+STEP = "posenc_step"
+CANDIDATES = "posenc_candidates"
+
+
+@dataclass
+class Attachment:
+    """What the hooks of one model share.
+
+    Parameters
+    ----------
+    strategy : PositionStrategy
+        The strategy in force.
+    adapter : ArchitectureAdapter
+        The family's facts.
+    backend : str
+        Backend name or ``"auto"``.
+    original : str
+        The attention implementation to restore.
+    """
+
+    strategy: PositionStrategy
+    adapter: ArchitectureAdapter
+    backend: str
+    original: str
+    announced: int | list[int] | None = None
+    paused: bool = False
+    planner: Planner = field(init=False)
+    _rotary: tuple[Tensor, int, Rotary] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.planner = Planner(self.strategy)
+
+    @property
+    def fingerprint(self) -> str:
+        """What a cache must have been filled by."""
+        return json.dumps({**self.strategy.describe(), "window": self.strategy.window}, sort_keys=True, default=str)
+
+    def base_rotary(self, decoder: nn.Module, position_ids_BL: Tensor) -> Rotary:
+        """The model's own frequencies; one object for as long as they stay the same."""
+        module = self.adapter.rotary_module(decoder)
+        if getattr(module, "rope_type", "default") in LENGTH_DEPENDENT:
+            self.paused = True
+            try:
+                return self.adapter.rotary(decoder, position_ids_BL)
+            finally:
+                self.paused = False
+        source: Any = module.inv_freq
+        known = self._rotary
+        if known is None or known[0] is not source or known[1] != source._version:
+            known = (source, source._version, self.adapter.rotary(decoder, position_ids_BL))
+            self._rotary = known
+        return known[2]
+
+    def announced_rows(self, batch: int) -> list[int] | None:
+        """Announced prompt lengths, one per row."""
+        if self.announced is None or isinstance(self.announced, int):
+            return None if self.announced is None else [self.announced] * batch
+        if len(self.announced) != batch:
+            raise InvalidInputError(
+                f"prompt_length names {len(self.announced)} rows, but the batch has {batch}. "
+                "Give one length, or one per row."
+            )
+        return self.announced
+
+
+class HeadHook:
+    """On the language-model head: recognises the candidate tokens of assisted generation.
+
+    ``generate`` with an assistant or prompt lookup asks for the logits of the last token and its
+    candidates (``logits_to_keep = candidates + 1``) on a cache, for one row. Those candidates are
+    decoded tokens on trial, not a new prompt. Scoring a prompt with ``logits_to_keep`` and no cache
+    is not affected; with a cache, ``handle.prompt_length`` says what the prompt is.
+    """
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        keep = kwargs.get("logits_to_keep", 0)
+        tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+        if kwargs.get("past_key_values") is None or not isinstance(keep, int) or keep < 2 or tokens is None:
+            return None
+        if tokens.shape[0] != 1 or tokens.shape[1] < keep:
+            return None
+        return args, {**kwargs, CANDIDATES: keep - 1}
+
+
+@dataclass
+class DecoderHook:
+    """Before the decoder's forward: lengths, padding and cache become a Step for the layers."""
+
+    attachment: Attachment
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        names = list(inspect.signature(type(module).forward).parameters)[1:]
+        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        self._check_implementation(module)
+        candidates = kwargs.pop(CANDIDATES, 0)
+        tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+        if tokens is None:
+            return (), kwargs  # the model's own error is the clear one
+        batch, new = tokens.shape[:2]
+        if new == 0:
+            raise InvalidInputError("the model got no tokens: the text is empty.")
+        cache = kwargs.get("past_key_values")
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        position_ids = kwargs.get("position_ids")
+        if position_ids is None:
+            position_ids = (torch.arange(new, device=tokens.device) + past)[None]
+        position_ids = position_ids.expand(batch, -1)
+        attachment = self.attachment
+        record = read_record(cache, past, attachment.fingerprint, batch, tokens.device)
+        config: Any = module.config
+        window = getattr(config, "sliding_window", None)
+        real = new_real_tokens(kwargs.get("attention_mask"), past, batch, new, record, window)
+        record = record.extended(
+            past,
+            position_ids,
+            real,
+            attachment.planner,
+            candidates=candidates,
+            announced=attachment.announced_rows(batch),
+        )
+        if cache is not None:
+            setattr(cache, ATTRIBUTE, record)
+        kwargs[STEP] = Step(
+            record,
+            past,
+            attachment.base_rotary(module, position_ids),
+            attachment.planner,
+            attachment.backend,
+            stock_attention(attachment.original, module),
+        )
+        return (), kwargs
+
+    def _check_implementation(self, module: nn.Module) -> None:
+        config: Any = module.config
+        if config._attn_implementation == IMPLEMENTATION:
+            return
+        if config._attn_implementation == self.attachment.original:
+            # another model built from the same config object was detached: it runs stock under either name
+            config._attn_implementation_internal = IMPLEMENTATION
+            return
+        raise UnsupportedModelError(
+            f"the attention implementation was changed to {config._attn_implementation!r} while posenc is applied. "
+            "Call handle.remove() first, change it, then apply again."
+        )
+
+
+class RecordHook:
+    """After the decoder's forward: a cache that the model made itself gets its record."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        step = kwargs.get(STEP)
+        cache = getattr(output, "past_key_values", None)
+        if cache is None and isinstance(output, tuple):
+            cache = next((item for item in output if hasattr(item, "get_seq_length")), None)
+        if step is not None and cache is not None and kwargs.get("past_key_values") is None:
+            record: CacheRecord = step.record
+            setattr(cache, ATTRIBUTE, record)
+
+
+@dataclass
+class RotaryHook:
+    """After the rotary module's forward: (ones, zeros), so that the layers rotate nothing."""
+
+    attachment: Attachment
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self.attachment.paused:
+            return None
+        cos, sin = output
+        return torch.ones_like(cos), torch.zeros_like(sin)
+
+
+HOOKS = (HeadHook, DecoderHook, RecordHook, RotaryHook)
+
+
+def posenc_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function registered with transformers; without a step it is transformers' sdpa."""
+    step: Step | None = kwargs.pop(STEP, None)
+    if step is None:
+        return stock_attention("sdpa", module)(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    return step.attend(
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        scaling=scaling,
+        dropout=dropout,
+        window=kwargs.get("sliding_window"),
+        options=kwargs,
+    )
+
+
+def stock_attention(name: str, module: nn.Module) -> StockAttention:
+    """The attention function a model runs when it is not patched."""
+    if name == "eager":
+        eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        if eager is None:
+            raise UnsupportedModelError(f"{type(module).__name__} has no eager attention function: load it with sdpa.")
+        return EagerAttention(eager)
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    function: StockAttention = ALL_ATTENTION_FUNCTIONS[name]
+    return function
+
+
+@dataclass(frozen=True)
+class EagerAttention:
+    """A family's eager attention under the bool masks that the patched model makes."""
+
+    function: StockAttention
+
+    def __call__(
+        self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        if mask is None:
+            q_len, k_len = q.shape[2], k.shape[2]
+            filled = q_len if q_len > 1 else k_len  # a static cache hands over its empty slots in prefill
+            k, v = k[:, :, :filled], v[:, :, :filled]
+            mask = torch.ones((q_len, filled), dtype=torch.bool, device=q.device).tril(filled - q_len)[None, None]
+        if mask.dtype == torch.bool:
+            blocked = torch.finfo(q.dtype).min
+            mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, blocked)
+        return self.function(module, q, k, v, mask, **kwargs)
+
+
+def register_with_transformers() -> None:
+    """Add our attention and mask functions to transformers' registries (again is harmless)."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(IMPLEMENTATION, posenc_attention_forward)
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+
+
+def install(model: nn.Module, decoder: nn.Module, attachment: Attachment) -> None:
+    """Put the hooks on a model."""
+    if model is not decoder:
+        model.register_forward_pre_hook(HeadHook(), with_kwargs=True)
+    decoder.register_forward_pre_hook(DecoderHook(attachment), with_kwargs=True)
+    decoder.register_forward_hook(RecordHook(), with_kwargs=True)
+    attachment.adapter.rotary_module(decoder).register_forward_hook(RotaryHook(attachment))
+
+
+def uninstall(model: nn.Module) -> None:
+    """Remove every hook of ours from a model and its sub-modules."""
+    for module in model.modules():
+        for hooks, flags in (
+            (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
+            (
+                module._forward_hooks,
+                (module._forward_hooks_with_kwargs, module._forward_hooks_always_called),
+            ),
+        ):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, HOOKS)]:
+                del hooks[key]
+                for flag in flags:
+                    flag.pop(key, None)
+
+
+def find_attachment(model: nn.Module) -> Attachment | None:
+    """The attachment of a patched model, or None."""
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, DecoderHook):
+                return hook.attachment
+    return None

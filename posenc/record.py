@@ -1,0 +1,262 @@
+"""What posenc remembers about a KV cache: positions, padding and schedules of every row.
+
+It lives on the cache object itself, so copies, crops and several caches at once just work.
+Shape letters: B batch, L new tokens, T tokens in the cache slots so far.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posenc.errors import CacheMismatchError, InvalidInputError
+from posenc.schedule import Planner, Schedule
+
+ATTRIBUTE = "_posenc_record"
+
+Spans = tuple[tuple[int, int], ...]
+"""Half-open runs of slots that hold real tokens, in order."""
+
+
+def span_count(spans: Spans, below: int | None = None) -> int:
+    """Number of real slots, or of those below ``below``."""
+    return sum(max(0, (stop if below is None else min(stop, below)) - start) for start, stop in spans)
+
+
+def cut_spans(spans: Spans, low: int, high: int) -> Spans:
+    """The part of the spans inside ``[low, high)``, counted from ``low``."""
+    cut = ((max(start, low) - low, min(stop, high) - low) for start, stop in spans)
+    return tuple((start, stop) for start, stop in cut if stop > start)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One batch row: its real slots, its schedule, and whether its position ids count up by one.
+
+    Only neighbouring slots are compared: after right padding, ``generate`` continues with ids of its
+    own making, and the row's plan counts its real tokens anyway.
+    """
+
+    spans: Spans = ()
+    schedule: Schedule = field(default_factory=Schedule)
+    consecutive: bool = True
+
+    @property
+    def length(self) -> int:
+        """Real tokens."""
+        return span_count(self.spans)
+
+
+@dataclass(frozen=True)
+class CacheRecord:
+    """State of one cache after a forward.
+
+    Parameters
+    ----------
+    fingerprint : str
+        The strategy that filled the cache.
+    position_ids_BT : int64 [B, T]
+        Position ids as the model was given them, one per slot.
+    rows : tuple of Row
+        One per batch row.
+    """
+
+    fingerprint: str
+    position_ids_BT: Tensor
+    rows: tuple[Row, ...]
+
+    @property
+    def slots(self) -> int:
+        """Cache slots filled."""
+        return self.position_ids_BT.shape[1]
+
+    def extended(
+        self,
+        past: int,
+        position_ids_BL: Tensor,
+        real_BL: Tensor | None,
+        planner: Planner,
+        *,
+        candidates: int = 0,
+        announced: list[int] | None = None,
+    ) -> CacheRecord:
+        """The record after a forward of ``L`` new slots on the first ``past`` slots.
+
+        Parameters
+        ----------
+        position_ids_BL : int64 [B, L]
+            Position ids of the new slots.
+        real_BL : bool [B, L] or None
+            False where a new slot is padding; None when none is.
+        """
+        new = position_ids_BL.shape[1]
+        kept = self.position_ids_BT[:, :past]
+        rows = self.rows
+        batch = position_ids_BL.shape[0]
+        if len(rows) != batch:
+            kept, rows = self._repeated(batch, kept)
+        ids = torch.cat((kept.to(position_ids_BL.device), position_ids_BL), dim=1)
+        fresh = []
+        for index, row in enumerate(rows):
+            added = ((0, new),) if real_BL is None else _runs(real_BL[index])
+            spans = cut_spans(row.spans, 0, past)
+            before = span_count(spans)
+            merged = _join(spans, tuple((a + past, b + past) for a, b in added))
+            after = span_count(merged)
+            steady = row.consecutive if before else True
+            steady = steady and all(_counts_up(ids[index, max(a, past - 1) : b]) for a, b in merged if b > past)
+            schedule = planner.extend(
+                row.schedule,
+                before,
+                after,
+                candidates=candidates,
+                announced=None if announced is None else announced[index],
+            )
+            fresh.append(Row(merged, schedule, steady))
+        return CacheRecord(self.fingerprint, ids, tuple(fresh))
+
+    def _repeated(self, batch: int, kept: Tensor) -> tuple[Tensor, tuple[Row, ...]]:
+        """Rows of a cache whose batch was multiplied or cut since: only safe when all rows are alike."""
+        if not self.rows:
+            return kept.new_zeros((batch, 0)), (Row(),) * batch
+        if any(row != self.rows[0] for row in self.rows):
+            raise CacheMismatchError(
+                f"the cache was filled with a batch of {len(self.rows)} unequal rows and is now read with {batch}: "
+                "posenc cannot tell which row is which. Expand the batch before the first forward."
+            )
+        return kept[:1].expand(batch, -1), (self.rows[0],) * batch
+
+
+def empty_record(fingerprint: str, batch: int, device: torch.device) -> CacheRecord:
+    """The record of an empty cache."""
+    return CacheRecord(fingerprint, torch.zeros((batch, 0), dtype=torch.long, device=device), (Row(),) * batch)
+
+
+def read_record(cache: Any, past: int, fingerprint: str, batch: int, device: torch.device) -> CacheRecord:
+    """The record on a cache, checked.
+
+    Raises
+    ------
+    CacheMismatchError
+        If the cache holds tokens that posenc did not put there, or that another strategy did.
+    """
+    if past == 0:
+        return empty_record(fingerprint, batch, device)
+    record = getattr(cache, ATTRIBUTE, None)
+    if record is None:
+        raise CacheMismatchError(
+            f"the cache holds {past} tokens that were written without posenc: their keys are already rotated. "
+            "Start from an empty cache."
+        )
+    assert isinstance(record, CacheRecord)
+    if record.fingerprint != fingerprint:
+        raise CacheMismatchError(
+            f"the cache was filled by {record.fingerprint}, and the model now runs {fingerprint}: its values were "
+            "computed under other positions. Start from an empty cache."
+        )
+    if record.slots < past:
+        raise CacheMismatchError(
+            f"the cache holds {past} tokens, but posenc saw only {record.slots} of them. Start from an empty cache."
+        )
+    return record
+
+
+def _counts_up(ids_L: Tensor) -> bool:
+    return bool((ids_L.diff() == 1).all())
+
+
+def _runs(real_L: Tensor) -> Spans:
+    """Half-open runs of True."""
+    flags = [False, *real_L.tolist(), False]
+    edges = [i for i in range(len(flags) - 1) if flags[i] != flags[i + 1]]
+    return tuple(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _join(first: Spans, second: Spans) -> Spans:
+    """Concatenate spans, joining the two that touch."""
+    if first and second and first[-1][1] == second[0][0]:
+        return (*first[:-1], (first[-1][0], second[0][1]), *second[1:])
+    return first + second
+
+
+def new_real_tokens(
+    mask: Any, past: int, batch: int, new: int, record: CacheRecord, window: int | None = None
+) -> Tensor | None:
+    """Which new slots are real, from the 2-D or 4-D attention mask of the forward.
+
+    Returns
+    -------
+    bool [B, L] or None
+        None when every new slot is real.
+
+    Raises
+    ------
+    InvalidInputError
+        If the mask hides or reveals tokens that the cache was filled with otherwise, or is a custom
+        4-D mask that is not causal attention with padding.
+    """
+    if isinstance(mask, dict):
+        present = [m for m in mask.values() if m is not None]
+        mask = mask.get("full_attention", present[0] if present else None)
+    if mask is None:
+        return None
+    if mask.ndim == 4:
+        return _from_square_mask(mask, past, new, record, window)
+    if mask.ndim != 2 or mask.shape[0] != batch:
+        raise InvalidInputError(f"attention_mask must be [batch, tokens], got {tuple(mask.shape)} for batch {batch}.")
+    flags = mask.bool()
+    if flags.shape[1] < past + new:
+        raise InvalidInputError(
+            f"attention_mask covers {flags.shape[1]} tokens, but the cache holds {past} and {new} are new."
+        )
+    if past:
+        expected = _real_slots(record, past, flags.device)
+        if expected.shape[0] == batch and not torch.equal(expected, flags[:, :past]):
+            raise InvalidInputError(
+                "attention_mask hides or reveals tokens that are in the cache already: a row's padding must "
+                "stay what it was when the cache was filled."
+            )
+    real = flags[:, past : past + new]
+    return None if bool(real.all()) else real
+
+
+def _real_slots(record: CacheRecord, past: int, device: torch.device) -> Tensor:
+    real = torch.zeros((len(record.rows), past), dtype=torch.bool)
+    for index, row in enumerate(record.rows):
+        for start, stop in cut_spans(row.spans, 0, past):
+            real[index, start:stop] = True
+    return real.to(device)
+
+
+def _from_square_mask(
+    mask: Tensor, past: int, new: int, record: CacheRecord, window: int | None
+) -> Tensor | None:
+    """Padding of the new slots from a 4-D mask, after checking that it says nothing else."""
+    allowed = mask if mask.dtype == torch.bool else mask >= 0
+    allowed = allowed[:, 0]
+    keys = allowed.shape[-1]
+    slots = past + new
+    offset = 0 if keys >= slots else slots - keys  # a full sliding cache shows its last slots only
+    query = torch.arange(past, slots, device=mask.device)
+    real = allowed[:, torch.arange(new, device=mask.device), query - offset]
+    key = torch.arange(offset, offset + keys, device=mask.device)
+    shown = torch.zeros((mask.shape[0], slots), dtype=torch.bool, device=mask.device)
+    if past and len(record.rows) == mask.shape[0]:
+        shown[:, :past] = _real_slots(record, past, mask.device)
+    elif past:
+        shown[:, :past] = _real_slots(record, past, mask.device)[:1]
+    shown[:, past:] = real
+    visible = torch.zeros((mask.shape[0], keys), dtype=torch.bool, device=mask.device)
+    inside = key < slots
+    visible[:, inside] = shown[:, key[inside]]
+    causal = (key <= query[:, None]) & visible[:, None]
+    patterns = [causal] if window is None else [causal, causal & (query[:, None] - key < window)]
+    if not any(bool(((allowed == pattern) | ~real[..., None]).all()) for pattern in patterns):
+        raise InvalidInputError(
+            "a custom 4-D attention mask cannot be combined with posenc: only causal attention with padding can be "
+            "remapped. Pass the 2-D padding mask instead."
+        )
+    return None if bool(real.all()) else real

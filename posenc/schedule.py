@@ -1,0 +1,130 @@
+"""Which prompt length each row's plan is made for, and when a live model re-plans.
+
+The rules of strategies.md, "Lengths over time", in one place. Lengths count a row's real tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from posenc.plan import PositionPlan
+from posenc.rope import Rotary
+from posenc.strategy import PositionStrategy
+
+HEADROOM = 256
+"""Tokens a plan is built ahead of the current length, so that decoding slices instead of rebuilding."""
+
+KEPT_PLANS = 64
+"""Prompt lengths whose plans are kept."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """``(from_length, prompt)`` entries of one row: queries at that length or later use that prompt."""
+
+    entries: tuple[tuple[int, int], ...] = ()
+
+    def cropped(self, length: int) -> Schedule:
+        """The schedule after the cache was cut back to ``length`` tokens."""
+        return Schedule(tuple(entry for entry in self.entries if entry[0] <= length))
+
+    def starting(self, length: int, prompt: int) -> Schedule:
+        """From ``length`` tokens on, use ``prompt``."""
+        kept = tuple(entry for entry in self.entries if entry[0] < length)
+        return self if kept and kept[-1][1] == prompt else Schedule((*kept, (length, prompt)))
+
+    def prompt_at(self, length: int) -> int:
+        """Prompt length of the plan used by the query that makes the row ``length`` tokens long."""
+        found = [prompt for start, prompt in self.entries if start <= length]
+        assert found, "a row without tokens has no plan"
+        return found[-1]
+
+    def pieces(self, before: int, after: int) -> tuple[tuple[int, int, int], ...]:
+        """``(from, to, prompt)`` runs of the new tokens ``before .. after - 1`` that share a plan."""
+        cuts = sorted({before, *(start - 1 for start, _ in self.entries if before < start - 1 < after), after})
+        return tuple((low, high, self.prompt_at(low + 1)) for low, high in zip(cuts[:-1], cuts[1:], strict=True))
+
+
+class Planner:
+    """Plans and rotaries of one strategy, kept while they are useful."""
+
+    def __init__(self, strategy: PositionStrategy) -> None:
+        self.strategy = strategy
+        self._plans: dict[int, PositionPlan] = {}
+        self._rotaries: dict[tuple[Rotary, int], Rotary] = {}
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Planner:
+        return Planner(self.strategy)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"strategy": self.strategy, "_plans": {}, "_rotaries": {}}
+
+    def plan(self, prompt: int, total: int) -> PositionPlan:
+        """The plan for a prompt, for the first ``total`` tokens (fewer than the prompt in chunked prefill)."""
+        return self._covering(prompt, total).prefix(total)
+
+    def _covering(self, prompt: int, total: int) -> PositionPlan:
+        known = self._plans.pop(prompt, None)
+        if known is None or known.total < total:
+            room = 0 if total <= prompt else max(HEADROOM, total // 8)
+            known = self.strategy.plan(prompt, max(prompt, total + room))
+            known.check(drops_keys=self.strategy.capabilities.drops_keys)
+        while len(self._plans) >= KEPT_PLANS:
+            self._plans.pop(next(iter(self._plans)))
+        self._plans[prompt] = known  # last used, last dropped
+        return known
+
+    def rotary(self, base: Rotary, prompt: int) -> Rotary:
+        """The strategy's frequencies for a prompt, one object per (base, prompt)."""
+        if not self.strategy.capabilities.changes_frequencies:
+            return base
+        key = (base, prompt if self.strategy.capabilities.frequencies_by_length else 0)
+        if key not in self._rotaries:
+            while len(self._rotaries) >= KEPT_PLANS:
+                self._rotaries.pop(next(iter(self._rotaries)))
+            self._rotaries[key] = self.strategy.rotary(base, prompt)
+        return self._rotaries[key]
+
+    def extend(
+        self, schedule: Schedule, before: int, after: int, *, candidates: int = 0, announced: int | None = None
+    ) -> Schedule:
+        """The schedule after a forward of ``after - before`` new tokens.
+
+        Parameters
+        ----------
+        before, after : int
+            The row's real tokens before and after the forward.
+        candidates : int
+            How many of the new tokens are guesses of assisted generation: they are treated as
+            decoded one by one, so that greedy and assisted decoding see the same plans.
+        announced : int, optional
+            Final prompt length of a chunked prefill.
+        """
+        schedule = schedule.cropped(before)
+        if after == before:
+            return schedule
+        if announced is not None and after <= announced:
+            return schedule.starting(before + 1, announced)
+        settled = after - candidates
+        if before == 0 or settled - before > 1:
+            schedule = schedule.starting(before + 1, settled)
+            before = settled
+        for length in range(before + 1, after + 1):
+            prompt = schedule.prompt_at(length)
+            if self._must_replan(prompt, length):
+                schedule = schedule.starting(length, length)
+        return schedule
+
+    def _must_replan(self, prompt: int, length: int) -> bool:
+        rule, window, able = self.strategy.replan, self.strategy.window, self.strategy.capabilities
+        if length <= prompt or rule == "never":
+            return False
+        if isinstance(rule, int):
+            return length - prompt >= rule
+        if window is None:
+            return False
+        if able.frequencies_by_length and length > window:
+            return True
+        if not able.uses_prompt or self._covering(prompt, length).reach[length - 1] < window:
+            return False
+        return self.strategy.plan(length).max_relative < window

@@ -1,0 +1,231 @@
+"""One forward of a patched model: which rows share a plan, and their attention in every layer.
+
+Shape letters: B batch, H heads, L new tokens, K cache slots handed to a layer, T slots so far, D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posenc.dispatch import attention
+from posenc.errors import BackendError, InvalidInputError
+from posenc.plan import PositionPlan
+from posenc.record import CacheRecord, Spans, cut_spans, span_count
+from posenc.rope import Rotary
+from posenc.schedule import Planner
+
+StockAttention = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows with the same layout of real tokens and the same plans."""
+
+    rows: tuple[int, ...]
+    spans: Spans
+    before: int
+    pieces: tuple[tuple[int, int, int], ...]
+    consecutive: bool
+
+    def select(self, x: Tensor) -> Tensor:
+        """The group's rows of a batched tensor; neighbouring rows are a view."""
+        first, last = self.rows[0], self.rows[-1]
+        if last - first + 1 == len(self.rows):
+            return x[first : last + 1]
+        return x[list(self.rows)]
+
+
+@dataclass
+class Step:
+    """Everything the attention layers of one forward need; travels to them as a keyword argument.
+
+    Parameters
+    ----------
+    record : CacheRecord
+        The cache's state after this forward.
+    past : int
+        Slots in the cache before it.
+    base : Rotary
+        The model's own frequencies.
+    planner : Planner
+        Makes plans.
+    backend : str
+        Backend name or ``"auto"``.
+    stock : callable
+        The model's own attention function, for identity plans.
+    """
+
+    record: CacheRecord
+    past: int
+    base: Rotary
+    planner: Planner
+    backend: str
+    stock: StockAttention
+    _plans: dict[tuple[int, ...], PositionPlan] = field(default_factory=dict)
+    _groups: list[Group] | None = None
+
+    @property
+    def groups(self) -> list[Group]:
+        """Rows grouped by layout and plans; rows of padding only are left out."""
+        if self._groups is None:
+            found: dict[tuple[Any, ...], list[int]] = {}
+            for index, row in enumerate(self.record.rows):
+                before = span_count(row.spans, below=self.past)
+                if row.length > before:
+                    pieces = row.schedule.pieces(before, row.length)
+                    found.setdefault((row.spans, before, pieces, row.consecutive), []).append(index)
+            self._groups = [Group(tuple(rows), *key) for key, rows in found.items()]
+        return self._groups
+
+    def attend(
+        self,
+        module: torch.nn.Module,
+        q_BHLD: Tensor,
+        k_BHKD: Tensor,
+        v_BHKD: Tensor,
+        mask: Tensor | None,
+        *,
+        scaling: float | None,
+        dropout: float,
+        window: int | None,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention of one layer on raw queries and keys; output [B, L, H, D] as transformers expects."""
+        total = self.record.slots
+        offset = max(0, total - k_BHKD.shape[2])  # a sliding cache hands over its last slots only
+        rotaries = {self._stock_rotary(group, window) for group in self.groups}
+        if len(rotaries) == 1 and None not in rotaries:
+            (rotary,) = rotaries
+            assert rotary is not None
+            return self._stock(
+                module, q_BHLD, k_BHKD, v_BHKD, mask, rotary, offset, scaling=scaling, dropout=dropout, options=options
+            )
+        self._refuse(dropout, options)
+        out_BHLD = q_BHLD.new_zeros((*q_BHLD.shape[:3], v_BHKD.shape[-1]))
+        k_BHTD, v_BHTD = (x[:, :, : total - offset] for x in (k_BHKD, v_BHKD))  # a static cache has empty slots
+        for group in self.groups:
+            spans = cut_spans(group.spans, offset, total)
+            skipped = span_count(group.spans, below=offset)
+            new = cut_spans(group.spans, self.past, total)
+            q, k, v = (
+                _gather(group.select(x), where) for x, where in ((q_BHLD, new), (k_BHTD, spans), (v_BHTD, spans))
+            )
+            parts = [
+                self._remapped(q, k, v, group.before, piece, skipped, window, scaling) for piece in group.pieces
+            ]
+            out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+            if len(group.rows) == q_BHLD.shape[0] and out.shape[2] == q_BHLD.shape[2]:
+                out_BHLD = out
+            else:
+                _scatter(out_BHLD, out, group.rows, new)
+        return out_BHLD.transpose(1, 2).contiguous(), None
+
+    def _remapped(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        before: int,
+        piece: tuple[int, int, int],
+        skipped: int,
+        window: int | None,
+        scaling: float | None,
+    ) -> Tensor:
+        low, high, prompt = piece
+        plan = self._plan(prompt, high, window, skipped)
+        out = attention(
+            q[:, :, low - before : high - before],
+            k[:, :, : high - skipped],
+            v[:, :, : high - skipped],
+            plan,
+            self.planner.rotary(self.base, prompt),
+            backend=self.backend,
+            scale=scaling,
+        )
+        assert isinstance(out, Tensor)
+        return out
+
+    def _plan(self, prompt: int, total: int, window: int | None, skipped: int) -> PositionPlan:
+        """The plan of a layer: clipped to its sliding window, without keys its cache dropped."""
+        key = (prompt, total, window or 0, skipped)
+        if key not in self._plans:
+            plan = self.planner.plan(prompt, total)
+            if window is not None:
+                plan = plan.clipped(window)
+            self._plans[key] = plan.suffix(skipped)
+        return self._plans[key]
+
+    def _stock_rotary(self, group: Group, window: int | None) -> Rotary | None:
+        """The rotary with which the model's own attention computes this group exactly, or None."""
+        if len(group.pieces) != 1:
+            return None
+        low, high, prompt = group.pieces[0]
+        plan = self._plan(prompt, high, window, 0)
+        identity = plan.keeps_distances if window is not None and window < high else plan.is_identity
+        if identity:
+            return self.planner.rotary(self.base, prompt)
+        if not group.consecutive:
+            raise InvalidInputError(
+                "position_ids must count up by one inside every row: packed sequences and gaps cannot be remapped. "
+                "Pass one sequence per batch row."
+            )
+        return None
+
+    def _stock(
+        self,
+        module: torch.nn.Module,
+        q_BHLD: Tensor,
+        k_BHKD: Tensor,
+        v_BHKD: Tensor,
+        mask: Tensor | None,
+        rotary: Rotary,
+        offset: int,
+        *,
+        scaling: float | None,
+        dropout: float,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """The model's own attention on its own rotation: bit-equal to the unpatched model."""
+        ids_BT = self.record.position_ids_BT.to(q_BHLD.device)
+        key_ids = ids_BT[:, offset:]
+        empty = k_BHKD.shape[2] - key_ids.shape[1]
+        if empty > 0:
+            key_ids = torch.cat((key_ids, key_ids.new_zeros((key_ids.shape[0], empty))), dim=1)
+        q = rotary.rotate_as_stock(q_BHLD, ids_BT[:, self.past :])
+        k = rotary.rotate_as_stock(k_BHKD, key_ids)
+        return self.stock(module, q, k, v_BHKD, mask, dropout=dropout, scaling=scaling, **options)
+
+    @staticmethod
+    def _refuse(dropout: float, options: dict[str, Any]) -> None:
+        if dropout:
+            raise BackendError(
+                f"attention dropout ({dropout}) is not available under a remapped plan: set the model's "
+                "attention_dropout to 0, or call model.eval()."
+            )
+        if options.get("output_attentions"):
+            raise BackendError(
+                "output_attentions=True is not available under a remapped plan: the weights are never formed. "
+                "Call the model without it."
+            )
+        for name in ("softcap", "s_aux", "position_bias"):
+            if options.get(name) is not None:
+                raise BackendError(f"this model's attention uses {name}, which remapped attention does not compute.")
+
+
+def _gather(x_BHLD: Tensor, spans: Spans) -> Tensor:
+    """The tokens of the spans; one span is a view."""
+    if len(spans) == 1:
+        return x_BHLD[:, :, spans[0][0] : spans[0][1]]
+    return torch.cat([x_BHLD[:, :, start:stop] for start, stop in spans], dim=2)
+
+
+def _scatter(out_BHLD: Tensor, part_RHCD: Tensor, rows: tuple[int, ...], spans: Spans) -> None:
+    """Put a group's outputs at its rows and new tokens."""
+    columns = torch.cat([torch.arange(start, stop) for start, stop in spans]).to(out_BHLD.device)
+    index = torch.tensor(rows, device=out_BHLD.device)
+    out_BHLD[index[:, None], :, columns] = part_RHCD.transpose(1, 2)

@@ -1,0 +1,193 @@
+"""The verbs that describe what is installed: list, show, plan, plugins, doctor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import posenc
+from posenc.cli import doctor
+from posenc.plugins import PluginRecord, plugin_records
+
+
+def test_list_names_every_strategy_and_its_distribution(run):
+    data = json.loads(run("list", "--json").stdout)
+    assert {row["name"] for row in data} == set(posenc.strategies())
+    kinds = {row["name"]: row["kind"] for row in data}
+    assert (kinds["lampe"], kinds["yarn"]) == ("positions", "frequencies")
+    shown = run("list").stdout
+    assert all(name in shown for name in posenc.strategies())
+
+
+@pytest.mark.parametrize("seam", ["adapters", "backends"])
+def test_list_of_the_other_seams(run, seam: str):
+    names = set(getattr(posenc, seam)())
+    assert names
+    assert {row["name"] for row in json.loads(run("list", f"--{seam}", "--json").stdout)} == names
+    assert all(name in run("list", f"--{seam}").stdout for name in names)
+
+
+@pytest.mark.parametrize("name", sorted(posenc.strategies()))
+def test_show_every_strategy(run, name: str):
+    info = posenc.strategies()[name]
+    data = json.loads(run("show", name, "--json").stdout)
+    assert (data["name"], data["paper"], data["distribution"]) == (name, info.paper, info.distribution)
+    assert [param["name"] for param in data["params"]] == list(info.params.model_fields)
+    shown = run("show", name)
+    assert shown.exit_code == 0
+    assert all(key in shown.stdout for key in info.params.model_fields)
+
+
+def test_show_gives_defaults_and_types(run):
+    params = {param["name"]: param for param in json.loads(run("show", "self_extend", "--json").stdout)["params"]}
+    assert params["group"]["default"] == 8
+    assert params["group"]["type"] == "int"
+    assert params["group"]["description"]
+
+
+@pytest.mark.parametrize("verb", ["show", "plan"])
+def test_unknown_strategy_suggests_the_nearest(run, verb: str):
+    result = run(verb, "lampee", *(["--prompt", "8"] if verb == "plan" else []))
+    assert result.exit_code == 2
+    assert "no strategy named 'lampee'. Did you mean 'lampe'? Installed: " in result.stderr
+    assert result.stdout == ""
+
+
+def test_plan_explains(run):
+    result = run("plan", "rerope", "--prompt", "64", "--param", "window_size=16", "--window", "32")
+    plan = posenc.strategy("rerope", window=32, window_size=16).plan(64)
+    assert result.stdout == plan.explain() + "\n"
+
+
+def test_plan_as_json(run):
+    arguments = ("plan", "lampe", "--prompt", 256, "--total", 300, "--window", 128, "-p", "mapping=64", "-p", "head=8")
+    data = json.loads(run(*arguments, "--json").stdout)
+    plan = posenc.strategy("lampe", window=128, mapping=64, head=8).plan(256, 300)
+    assert (data["prompt"], data["total"], data["window"]) == (256, 300, 128)
+    assert data["max_relative"] == plan.max_relative
+    assert [segment["name"] for segment in data["segments"]] == [segment.name for segment in plan.segments]
+    assert sum(segment["pairs"] for segment in data["segments"]) == 300 * 301 // 2
+    relative = plan.relative_positions()[-1]
+    for row in data["distances"]:
+        assert row["relative"] == relative[299 - row["distance"]]
+
+
+def test_plan_json_has_no_nan(run):
+    result = run("plan", "lm_infinite", "--prompt", 100, "-p", "window_size=8", "-p", "sinks=2", "--json")
+    rows = json.loads(result.stdout, parse_constant=pytest.fail)["distances"]
+    assert {row["relative"] for row in rows if row["segment"] is None} == {None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["rope", "--prompt", "0"], "prompt must be at least 1 token, got 0."),
+        (["rope", "--prompt", "-3"], "prompt must be at least 1 token, got -3."),
+        (["rope", "--prompt", "8", "--total", "7"], "total (7) must be at least prompt (8)"),
+        (["rope", "--prompt", "8", "--window", "0"], "rope.window: must be a positive number of tokens, got 0."),
+        (["lampe", "--prompt", "8", "-p", "hed=3"], "lampe.hed: no such key. Known keys: "),
+        (["self_extend", "--prompt", "8", "-p", "group=0"], "self_extend.group: "),
+        (["self_extend", "--prompt", "8", "-p", "group=x"], "self_extend.group: "),
+        (["rerope", "--prompt", "8"], "rerope.window_size: its default is a fraction of the pretraining window"),
+        (["rope", "--prompt", "8", "-p", "head"], "--param 'head': expected KEY=VALUE"),
+        (["rope", "--prompt", "8", "-p", "=3"], "--param '=3': expected KEY=VALUE"),
+        (["lampe", "--prompt", "8", "-p", "mapping={c: 1"], "the value is not valid YAML"),
+        (["lampe", "--prompt", "8", "-p", "head=1", "-p", "head=2"], "--param head: given twice."),
+        (["lampe", "--prompt", "8", "-p", "mapping=no-such.json", "--window", "64"], "lampe.mapping: "),
+    ],
+)
+def test_bad_input_is_one_message(run, arguments: list[str], said: str):
+    result = run("plan", *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stderr.startswith("posenc: ")
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_length_that_is_no_number(run):
+    result = run("plan", "rope", "--prompt", "many")
+    assert result.exit_code == 2
+    assert "'many' is not a valid integer" in result.stderr
+
+
+def test_head_larger_than_the_prompt_is_the_identity(run):
+    data = json.loads(run("plan", "lampe", "--prompt", 20, "--window", 64, "-p", "head=30", "--json").stdout)
+    assert data["is_identity"]
+
+
+def test_plot_is_written_whole(run, tmp_path: Path):
+    file = tmp_path / "map.png"
+    result = run("plan", "self_extend", "--prompt", 3000, "--window", 256, "--plot", file)
+    assert result.exit_code == 0, result.stderr
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["map.png"]
+    assert f"plot: {file}" in result.stdout
+
+
+def test_plot_into_a_missing_folder(run, tmp_path: Path):
+    result = run("plan", "rope", "--prompt", 8, "--plot", tmp_path / "no" / "map.png")
+    assert result.exit_code == 2
+    assert "cannot be written (No such file or directory)" in result.stderr
+
+
+def test_plot_of_an_unknown_kind(run, tmp_path: Path):
+    result = run("plan", "rope", "--prompt", 8, "--plot", tmp_path / "map.doc")
+    assert result.exit_code == 2
+    assert "must end in .png, .pdf, .svg" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_plugins_lists_what_each_brings(run):
+    data = json.loads(run("plugins", "--json").stdout)
+    strategies = next(
+        record for record in data if record["name"] == "strategies" and record["distribution"] == "posenc"
+    )
+    assert "strategy lampe" in strategies["provides"]
+    assert strategies["seconds"] > 0
+    shown = run("plugins").stdout
+    assert "posenc_plugins" in shown
+    assert "strategy lampe" in shown
+
+
+def test_plugins_shows_failures(run, monkeypatch: pytest.MonkeyPatch):
+    broken = PluginRecord("theirs", "their_plugin", "their-dist", "1.0", failures=("ImportError: no such thing",))
+    records = [*plugin_records(), broken]
+    monkeypatch.setattr("posenc.plugins.plugin_records", lambda: records)
+    result = run("plugins")
+    assert result.exit_code == 0
+    assert "FAILED: ImportError: no such thing" in " ".join(result.stdout.split())
+
+
+def test_doctor_passes_here(run):
+    result = run("doctor", "--json")
+    data = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert data["self_test"]["passed"], data
+    assert data["versions"]["posenc"] == posenc.__version__
+    assert {data["backends"][name] for name in ("reference", "cpu_flash")} == {"runs on cpu"}
+    assert "self-test: passed" in run("doctor").stdout
+
+
+def test_doctor_fails_when_the_backends_disagree(run, monkeypatch: pytest.MonkeyPatch):
+    true = doctor._attention
+    monkeypatch.setattr(
+        doctor, "_attention", lambda name, device: true(name, device) * (1.01 if name == "cpu_flash" else 1)
+    )
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "self-test: FAILED" in result.stdout
+
+
+def test_doctor_survives_a_broken_backend(run, monkeypatch: pytest.MonkeyPatch):
+    def broken(name: str, device: str) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(doctor, "_attention", broken)
+    result = run("doctor", "--json")
+    assert result.exit_code == 1
+    data = json.loads(result.stdout)
+    assert data["self_test"] == {"passed": False, "reason": "RuntimeError: no such kernel"}
+    assert data["backends"]["cpu_flash"] == "fails: RuntimeError: no such kernel"

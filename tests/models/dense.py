@@ -1,0 +1,73 @@
+"""A dense float64 decoder written from the formulas: what every patched model is held to.
+
+It shares no code with posenc: logits come straight from the relative positions of a plan,
+``Re(sum_c q_c conj(k_c) exp(i theta_c rel))``, without rotating queries or keys.
+
+Shape letters: L tokens, H heads, D head_dim, F frequencies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What a plan says, as dense arrays: relative positions [L, L] or [L, L, F] and a scale [L]."""
+
+    relative: np.ndarray
+    scale: np.ndarray
+    inv_freq: Tensor
+    factor: float
+
+
+def norm(x: Tensor, module: Any) -> Tensor:
+    scaled = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
+    return scaled * module.weight.double()
+
+
+def linear(x: Tensor, module: Any) -> Tensor:
+    bias = 0 if module.bias is None else module.bias.double()
+    return x @ module.weight.double().T + bias
+
+
+def attend(attention: Any, x: Tensor, at: Positions, window: int | None) -> Tensor:
+    length, dim = x.shape[0], attention.head_dim
+    q, k, v = (linear(x, p).view(length, -1, dim) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+    if hasattr(attention, "q_norm"):
+        q, k = norm(q, attention.q_norm), norm(k, attention.k_norm)
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    half = dim // 2
+    q_c, k_c = torch.complex(q[..., :half], q[..., half:]), torch.complex(k[..., :half], k[..., half:])
+    relative = torch.from_numpy(at.relative.copy())
+    relative = relative if relative.ndim == 3 else relative[..., None]
+    turn = torch.polar(torch.ones(()).double(), torch.nan_to_num(relative) * at.inv_freq.double())
+    logits = torch.einsum("ihf,jhf,ijf->hij", q_c, k_c.conj(), turn).real
+    logits = logits * at.factor**2 * attention.scaling * torch.from_numpy(at.scale.copy())[:, None]
+    seen = ~relative[..., 0].isnan()
+    if window is not None:
+        index = torch.arange(length)
+        seen &= index[:, None] - index < window
+    weights = logits.masked_fill(~seen, float("-inf")).softmax(-1)
+    return linear(torch.einsum("hij,jhd->ihd", weights, v).reshape(length, -1), attention.o_proj)
+
+
+def dense_logits(model: Any, tokens: Tensor, at: Positions) -> Tensor:
+    """Logits [L, vocab] of one unpadded row, in float64."""
+    config = model.config
+    types = getattr(config, "layer_types", None)
+    x = model.model.embed_tokens.weight.double()[tokens]
+    for index, layer in enumerate(model.model.layers):
+        sliding = types[index] == "sliding_attention" if types else getattr(config, "sliding_window", None) is not None
+        window = config.sliding_window if sliding else None
+        x = x + attend(layer.self_attn, norm(x, layer.input_layernorm), at, window)
+        mlp, inner = layer.mlp, norm(x, layer.post_attention_layernorm)
+        gate = torch.nn.functional.silu(linear(inner, mlp.gate_proj)) * linear(inner, mlp.up_proj)
+        x = x + linear(gate, mlp.down_proj)
+    return linear(norm(x, model.model.norm), model.lm_head).detach()

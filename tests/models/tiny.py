@@ -1,0 +1,79 @@
+"""Tiny random models of the families that are served, and plans as dense positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from posenc.rope import Rotary
+from posenc.strategy import PositionStrategy
+from tests.models.dense import Positions
+
+WINDOW = 64
+VOCAB = 97
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": WINDOW,
+    "pad_token_id": 0,
+    "eos_token_id": None,
+    "bos_token_id": None,
+    "initializer_range": 0.3,
+}
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=None)),
+    "mistral_sliding": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=24)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),
+    "qwen2_sliding": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=24, max_window_layers=1)
+    ),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE)),
+}
+
+
+def make(family: str, seed: int = 0) -> Any:
+    """A model in eval mode whose norms and biases are not the trivial ones of a fresh model."""
+    torch.manual_seed(seed)
+    model = FAMILIES[family]().eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.uniform_(0.5, 1.5)
+            elif name.endswith("bias"):
+                weight.normal_(0, 0.3)
+    return model
+
+
+def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
+    """Random token ids without the padding id."""
+    return torch.randint(1, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def positions(model: Any, strategy: PositionStrategy, prompt: int, total: int) -> Positions:
+    """Dense positions of a plan, for the reference decoder."""
+    plan = strategy.plan(prompt, total)
+    scale = np.ones(total) if plan.query_scale is None else plan.query_scale
+    module = model.model.rotary_emb
+    theta = model.config.rope_parameters["rope_theta"]
+    rotary = strategy.rotary(Rotary(module.inv_freq, module.attention_scaling, theta=theta), prompt)
+    return Positions(plan.relative_positions(), scale, rotary.inv_freq, rotary.attention_scaling)

@@ -1,0 +1,250 @@
+"""Discovery of third-party plugins: fake distributions on sys.path, the broken ones included."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import posenc
+from posenc.plugins import discover, plugin_records
+
+Install = Callable[..., str]
+counter = itertools.count()
+
+GOOD = """
+    from posenc import Capabilities, PositionStrategy, hookimpl
+    from posenc.plan import PositionPlan
+
+    class Mine(PositionStrategy):
+        name = "{name}"
+        summary = "for the tests"
+        paper = "nobody, 2026"
+
+        def segments(self, lengths):
+            return PositionPlan.identity(lengths).segments
+
+    @hookimpl
+    def posenc_register_strategies(register):
+        register(Mine)
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Put a distribution with one plugin module on sys.path; undone afterwards."""
+    monkeypatch.delenv("POSENC_PLUGINS", raising=False)
+    modules: list[str] = []
+
+    def add(source: str, distribution: str = "fake-plugin", entry: str = "{module}", version: str = "1.2") -> str:
+        number = next(counter)
+        module = f"posenc_fake_{number}"
+        folder = tmp_path / str(number)
+        info = folder / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (folder / f"{module}.py").write_text(textwrap.dedent(source))
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[posenc]\nplugin = {entry.format(module=module)}\n")
+        monkeypatch.syspath_prepend(str(folder))
+        modules.append(module)
+        discover.cache_clear()
+        return module
+
+    yield add
+    monkeypatch.undo()
+    for module in modules:
+        sys.modules.pop(module, None)
+    discover.cache_clear()
+
+
+def failures(distribution: str) -> list[str]:
+    return [failure for r in plugin_records() if r.distribution == distribution for failure in r.failures]
+
+
+def assert_built_ins_work() -> None:
+    assert posenc.strategy("self_extend", window_size=4).plan(20).max_relative > 0
+    assert posenc.strategies()["rerope"].distribution == "posenc"
+
+
+def test_a_third_party_strategy_is_found_like_a_built_in(install: Install) -> None:
+    module = install(GOOD.format(name="mine"))
+    info = posenc.strategies()["mine"]
+    assert (info.distribution, info.paper) == ("fake-plugin", "nobody, 2026")
+    assert posenc.strategy("mine", window=8).plan(5).is_identity
+    (record,) = [r for r in plugin_records() if r.distribution == "fake-plugin"]
+    assert (record.module, record.version, record.failures) == (module, "1.2", ())
+    assert record.provides == ("strategy mine",)
+    assert next(iter(posenc.strategies())) == "rope"  # built-ins first, whatever sys.path says
+    assert_built_ins_work()
+
+
+def test_it_is_gone_when_uninstalled() -> None:
+    assert "mine" not in posenc.strategies()
+    assert posenc.strategies().get("mine") is None
+
+
+@pytest.mark.parametrize(
+    ("source", "entry", "says"),
+    [
+        ("import no_such_package_at_all", "{module}", "ModuleNotFoundError: No module named 'no_such_package_at_all'"),
+        ("raise RuntimeError('boom at import')", "{module}", "RuntimeError: boom at import"),
+        ("import sys; sys.exit('plugin wants out')", "{module}", "SystemExit: plugin wants out"),
+        ("def broken(:\n    pass", "{module}", "SyntaxError"),
+        ("", "no_such_module_at_all", "ModuleNotFoundError"),
+        ("", "{module}:nothing", "AttributeError"),
+        ("x = 1", "{module}", "defines none of the hooks"),
+        ("posenc_register_strategies = 5", "{module}", "defines none of the hooks"),
+        (
+            """
+            from posenc import hookimpl
+            @hookimpl
+            def posenc_register_strategies(registry, extra): ...
+            """,
+            "{module}",
+            "registry",
+        ),
+        ("def posenc_register_strategies(): ...", "{module}", "TypeError"),
+        (
+            """
+            from posenc import hookimpl
+            @hookimpl
+            def posenc_register_strategies(register):
+                raise ValueError("boom in the hook")
+            """,
+            "{module}",
+            "posenc_register_strategies: ValueError: boom in the hook",
+        ),
+    ],
+)
+def test_a_broken_plugin_is_recorded_and_hurts_nobody(install: Install, source: str, entry: str, says: str) -> None:
+    install(GOOD.format(name="bystander"), distribution="a-good-one")
+    install(source, distribution="broken-plugin", entry=entry)
+    (failure,) = failures("broken-plugin")
+    assert says in failure
+    assert failures("a-good-one") == failures("posenc") == []
+    assert "bystander" in posenc.strategies()
+    assert_built_ins_work()
+    with pytest.raises(posenc.UnknownNameError) as caught:
+        posenc.strategy("wanted_from_it")
+    assert "failed to load" in str(caught.value)
+    assert says.splitlines()[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("thing", "says"),
+    [
+        ("object()", "not a subclass of posenc.PositionStrategy"),
+        ("'lampe'", "not a subclass of posenc.PositionStrategy"),
+        ("None", "not a subclass of posenc.PositionStrategy"),
+        ("int", "not a subclass of posenc.PositionStrategy"),
+        ("Nameless", "lacks the class attributes: name, summary, paper"),
+        ("Numbered", "lacks the class attributes: name"),
+        ("Blank", "lacks the class attributes: name"),
+        ("Dicty", "Params must be a subclass"),
+        ("Boastful", "capabilities must be"),
+        ("Abstract", "does not implement: segments"),
+    ],
+)
+def test_nonsense_is_refused_and_the_rest_registered(install: Install, thing: str, says: str) -> None:
+    install(
+        """
+        from posenc import PositionStrategy
+
+        class Fine(PositionStrategy):
+            name, summary, paper = "fine", "s", "p"
+            def segments(self, lengths): return ()
+
+        class Nameless(PositionStrategy):
+            def segments(self, lengths): return ()
+
+        class Numbered(Fine):
+            name = 7
+
+        class Blank(Fine):
+            name = " "
+
+        class Dicty(Fine):
+            name, Params = "dicty", dict
+
+        class Boastful(Fine):
+            name, capabilities = "boastful", {"bounded": True}
+
+        class Abstract(PositionStrategy):
+            name, summary, paper = "abstract", "s", "p"
+
+        def posenc_register_strategies(register):
+            register(THING)
+            register(Fine)
+        """.replace("THING", thing)
+    )
+    (failure,) = failures("fake-plugin")
+    assert says in failure
+    assert posenc.strategies()["fine"].distribution == "fake-plugin"
+    for name in ("dicty", "boastful", "abstract"):
+        assert name not in posenc.strategies()
+    assert_built_ins_work()
+
+
+def test_a_name_claimed_twice_is_refused_until_one_is_chosen(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(GOOD.format(name="lampe"), distribution="rival")
+    with pytest.raises(posenc.PluginError, match=r"'lampe' is registered by several distributions: posenc, rival"):
+        posenc.strategy("lampe", window=64)
+    (failure,) = failures("rival")
+    assert "already registered by 'posenc'" in failure
+    assert_built_ins_work()
+    assert "lampe" in posenc.strategies()
+    assert len(list(posenc.strategies().values())) == len(posenc.strategies())  # listing does not raise
+    monkeypatch.setenv("POSENC_PLUGINS", "")
+    discover.cache_clear()
+    assert posenc.strategies()["lampe"].distribution == "posenc"
+
+
+def test_two_third_parties_can_clash_too(install: Install) -> None:
+    for distribution in ("first", "second"):
+        install(GOOD.format(name="shared"), distribution=distribution)
+    with pytest.raises(posenc.PluginError, match="first, second"):
+        posenc.strategies()["shared"]
+    assert_built_ins_work()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "found"),
+    [
+        (None, {"one", "two"}),
+        ("", set()),
+        ("plugin-one", {"one"}),
+        (" Plugin_One , plugin.two ", {"one", "two"}),
+        ("plugin-three", set()),
+    ],
+)
+def test_posenc_plugins_filters_distributions(
+    install: Install, monkeypatch: pytest.MonkeyPatch, chosen: str | None, found: set[str]
+) -> None:
+    install(GOOD.format(name="one"), distribution="plugin-one")
+    install(GOOD.format(name="two"), distribution="plugin-two")
+    if chosen is not None:
+        monkeypatch.setenv("POSENC_PLUGINS", chosen)
+    discover.cache_clear()
+    assert {"one", "two"} & set(posenc.strategies()) == found
+    assert_built_ins_work()
+
+
+def test_interrupts_are_not_swallowed(install: Install) -> None:
+    install("raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        discover()
+
+
+def test_importing_a_module_does_not_hide_the_function_of_the_same_name() -> None:
+    """``posenc.strategy`` is a module and a function: whichever is imported first, users get the function."""
+    code = (
+        "import posenc; from posenc.strategy import PositionStrategy; from posenc.plugins import strategy; "
+        "assert posenc.strategy is strategy; import posenc.strategy; assert posenc.strategy is strategy; "
+        "assert posenc.strategy('rope').plan(3).is_identity"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
