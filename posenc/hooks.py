@@ -94,6 +94,12 @@ class Attachment:
         return self.announced
 
 
+def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Positional arguments of a forward by name."""
+    names = list(inspect.signature(type(module).forward).parameters)[1:] if args else []
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
 class HeadHook:
     """On the language-model head: recognises the candidate tokens of assisted generation.
 
@@ -106,13 +112,14 @@ class HeadHook:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        kwargs = _named(module, args, kwargs)
         keep = kwargs.get("logits_to_keep", 0)
         tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
         if kwargs.get("past_key_values") is None or not isinstance(keep, int) or keep < 2 or tokens is None:
             return None
         if tokens.shape[0] != 1 or tokens.shape[1] < keep:
             return None
-        return args, {**kwargs, CANDIDATES: keep - 1}
+        return (), {**kwargs, CANDIDATES: keep - 1}
 
 
 @dataclass
@@ -124,8 +131,7 @@ class DecoderHook:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        names = list(inspect.signature(type(module).forward).parameters)[1:]
-        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        kwargs = _named(module, args, kwargs)
         self._check_implementation(module)
         candidates = kwargs.pop(CANDIDATES, 0)
         tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from posenc.errors import InvalidInputError, PluginError
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
 from posenc.strategy import PositionStrategy
@@ -68,7 +69,12 @@ class Planner:
         if known is None or known.total < total:
             room = 0 if total <= prompt else max(HEADROOM, total // 8)
             known = self.strategy.plan(prompt, max(prompt, total + room))
-            known.check(drops_keys=self.strategy.capabilities.drops_keys)
+            try:
+                known.check(drops_keys=self.strategy.capabilities.drops_keys)
+            except InvalidInputError as error:
+                raise PluginError(
+                    f"strategy {self.strategy.name!r} made a wrong plan for prompt {prompt}, total {known.total}: {error}"
+                ) from None
         while len(self._plans) >= KEPT_PLANS:
             self._plans.pop(next(iter(self._plans)))
         self._plans[prompt] = known  # last used, last dropped

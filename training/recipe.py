@@ -49,8 +49,8 @@ class Recipe:
     seed
         Seeds the weights and, with the step number, every batch.
     stages
-        First nothing but copying, then text with some recall, then with more of it: with few
-        planted spans, a guess from the text's own habits too often wins over the copy.
+        First nothing but copying, then text with more and more recall in it: with few planted
+        spans, a guess from the text's own habits too often wins over the copy.
     warmup_steps, decay_steps
         The learning rate rises linearly at the start and falls linearly to zero at the end.
     tiled_segment, planted_span
@@ -63,7 +63,8 @@ class Recipe:
     stages: tuple[Stage, ...] = (
         Stage(steps=1200, tiled=16),
         Stage(steps=2300, tiled=3, planted=5, pairs=3),
-        Stage(steps=8000, tiled=2, planted=6, pairs=6),
+        Stage(steps=1000, tiled=2, planted=6, pairs=6),
+        Stage(steps=4000, tiled=1, planted=12, pairs=6),
     )
     warmup_steps: int = 50
     decay_steps: int = 3000

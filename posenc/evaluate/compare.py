@@ -87,7 +87,7 @@ def compare(
             if step is not None:
                 step(f"{label}: {description}")
 
-        with apply(loaded.model, config):
+        with loaded.threads(), apply(loaded.model, config):
             for length in task.lengths:
                 outcome.perplexity[length] = perplexity.measure(
                     loaded.model, task.documents, length, task.scored, named

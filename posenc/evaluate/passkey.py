@@ -36,6 +36,8 @@ def make_passkey(tokenizer: Any, haystack: NDArray[np.int64], length: int, depth
     """
     if not 0 <= depth <= 1:
         raise InvalidInputError(f"depth: must lie between 0 and 1, got {depth}.")
+    if length < 1:
+        raise InvalidInputError(f"length {length}: must be at least 1 token.")
     rng = np.random.default_rng([seed, length, round(depth * 1000)])
     key = "".join(str(digit) for digit in rng.integers(1, 10, DIGITS))
     needle, question = (

@@ -166,7 +166,8 @@ def test_identity_borders() -> None:
     assert not lampe(head=5, tail=5, mapping=60).plan(62).is_identity
     assert lampe(head=50, tail=50, mapping=1).plan(100).is_identity  # m is 0 up to 98, so R = 98 leaves no middle
     assert lampe(head=20, tail=90, mapping=60).plan(100).is_identity  # P - R <= H
-    assert not lampe(head=20, tail=70, mapping=60).plan(100).is_identity
+    assert lampe(head=20, tail=80, mapping=60).plan(100).is_identity  # R = 80, so P - R == H
+    assert not lampe(head=20, tail=79, mapping=60).plan(100).is_identity
     inactive = lampe(head=20, tail=90, mapping=60)
     assert inactive.plan(100, 150).is_identity  # decoding keeps P
     assert inactive.plan(100).query_scale is None

@@ -1,0 +1,15 @@
+"""Settings of the whole suite: one torch thread (tests run side by side), no network, quiet hypothesis."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)
+settings.register_profile("posenc", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("posenc")

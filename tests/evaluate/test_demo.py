@@ -1,0 +1,54 @@
+"""The demo's own files: every configuration in examples/ is valid and shows what it should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from posenc.cli._strategy import choose_configs, labels, read_configs
+from posenc.evaluate import demo
+from posenc.evaluate.models import TINY, load, tiny_folder
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+FILES = sorted(EXAMPLES.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_every_example_configuration_makes_its_strategies(file: Path):
+    configs = choose_configs((), (), (str(file),))
+    for config in configs:
+        config.make(window=256).plan(2048)
+
+
+def test_the_demo_compares_the_five():
+    configs = read_configs(str(demo.find_config()))
+    assert labels(configs) == ["rope", "yarn", "self_extend", "rerope", "lampe"]
+
+
+def test_every_remapping_of_the_demo_stays_inside_the_window():
+    for config in read_configs(str(demo.find_config())):
+        plan = config.make(window=256).plan(2048)
+        if config.strategy.name not in ("rope", "yarn"):
+            assert plan.max_relative < 256
+
+
+def test_the_demo_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert demo.find_config().is_file()
+
+
+@pytest.mark.skipif(not (tiny_folder() / "config.json").is_file(), reason="the shipped model is not in this tree")
+def test_the_shipped_model_breaks_natively_and_lampe_repairs_it():
+    from posenc.evaluate.compare import Task, compare
+    from posenc.evaluate.texts import cut_documents, read_text, tokenize
+
+    loaded, text = load(TINY), read_text()
+    assert loaded.window == 256
+    documents = cut_documents(tokenize(loaded.tokenizer, text), 1024, 10, step=128, name=text.name)
+    configs = {name: c for c in read_configs(str(demo.find_config())) if (name := c.strategy.name) in ("rope", "lampe")}
+    outcomes = compare(loaded, configs, Task((256, 1024), documents, 128, documents))
+    native, lampe = outcomes["rope"], outcomes["lampe"]
+    assert native.perplexity[1024].value > 1.5 * lampe.perplexity[1024].value
+    assert native.retrieval[256].scores.mean > 0.6
+    assert native.retrieval[1024].scores.mean < 0.3 < 0.5 < lampe.retrieval[1024].scores.mean

@@ -1,0 +1,164 @@
+"""The merge, the tiles, the rotation and the dispatcher, each alone."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import posenc
+from posenc.kernels.merge import merge
+from posenc.kernels.rotated import layout
+from posenc.kernels.tiles import tile
+from posenc.plan import PositionPlan
+from tests.kernels.cases import plans
+
+
+@settings(max_examples=100)
+@given(plans(), st.floats(0, 1))
+def test_tiles_cover_every_pair_once(plan: PositionPlan, share: float) -> None:
+    q_len = max(1, round(share * plan.total))
+    for work in layout(plan, q_len).work:
+        rows = len(work.key_start)
+        covered = np.zeros((rows, int(work.key_stop.max()) + 1), dtype=int)
+        for piece in tile(work.key_start, work.key_stop):
+            for block in range(piece.count):
+                for r in range(*piece.rows):
+                    for c in range(*piece.keys):
+                        row, key = r + block * piece.step, c + block * piece.step
+                        at = (r - piece.rows[0], c - piece.keys[0])
+                        attended = {
+                            "full": True,
+                            "lower": at[1] <= at[0],
+                            "upper": at[1] >= at[0],
+                            "masked": work.key_start[row] <= key < work.key_stop[row],
+                        }[piece.kind]
+                        covered[row, key] += attended
+        key = np.arange(covered.shape[1])
+        expected = (key >= work.key_start[:, None]) & (key < work.key_stop[:, None])
+        assert np.array_equal(covered, expected)
+
+
+def test_built_in_plans_need_few_calls() -> None:
+    for name in ("lampe", "self_extend", "rerope", "dca", "string"):
+        params = {"mapping": 3000} if name == "lampe" else {}
+        plan = posenc.strategy(name, window=4096, **params).plan(16384)
+        pieces = [piece for work in layout(plan, 16384).work for piece in tile(work.key_start, work.key_stop)]
+        assert len(pieces) <= 24, name
+        assert all(piece.kind != "masked" or piece.rows[1] - piece.rows[0] <= 8 for piece in pieces), name
+
+
+def test_shifted_keys_share_one_rotated_copy() -> None:
+    plan = posenc.strategy("lampe", window=512, mapping=300).plan(2000)
+    assert len(plan.segments) == 3
+    assert len(layout(plan, 2000).copies) == 2  # head and tail read the same keys
+
+
+lse_values = st.one_of(st.just(-math.inf), st.floats(-50, 50))
+
+
+@given(st.lists(st.tuples(lse_values, st.floats(-5, 5)), min_size=3, max_size=3))
+def test_merge_is_associative_and_commutative(parts: list[tuple[float, float]]) -> None:
+    sides = [
+        (torch.full((1, 1, 1, 2), 0.0 if lse == -math.inf else out).double(), torch.full((1, 1, 1), lse).double())
+        for lse, out in parts
+    ]
+    left = merge(*merge(*sides[0], *sides[1]), *sides[2])
+    right = merge(*sides[0], *merge(*sides[1], *sides[2]))
+    swapped = merge(*merge(*sides[2], *sides[1]), *sides[0])
+    for other in (right, swapped):
+        assert torch.allclose(left[0], other[0], atol=1e-12)
+        assert torch.equal(left[1], other[1]) or torch.allclose(left[1], other[1], atol=1e-12)
+    weights = torch.tensor([lse for lse, _ in parts]).double()
+    if weights.isfinite().any():
+        expected = (weights.softmax(0) * torch.tensor([out for _, out in parts]).double().where(weights.isfinite(), torch.zeros(()).double())).sum()
+        assert torch.allclose(left[0], expected, atol=1e-9)
+    else:
+        assert bool((left[0] == 0).all())
+        assert bool((left[1] == -math.inf).all())
+
+
+def test_rotation_depends_on_the_difference_alone() -> None:
+    rotary = posenc.Rotary.from_theta(1e4, 16)
+    x, y = torch.randn(2, 1, 1, 1, 16).double()
+    dots = []
+    for shift in (0, 12345, 1_000_000, -77):
+        tables = [rotary.tables(np.array([p + shift]), dtype=torch.float64) for p in (90.5, 31)]
+        dots.append((rotary.rotate(x, *tables[0]) * rotary.rotate(y, *tables[1])).sum())
+    assert max(dots) - min(dots) < 1e-9
+
+
+@pytest.mark.parametrize("style", ["half", "interleaved"])
+def test_stock_rotation_agrees_with_ours(style: str) -> None:
+    rotary = posenc.Rotary.from_theta(1e4, 8, style=style, channels=(2, 10), attention_scaling=1.2)
+    x = torch.randn(2, 3, 20, 12)
+    ids = torch.arange(20).expand(2, -1)
+    cos, sin = rotary.tables(np.arange(20))
+    assert (rotary.rotate_as_stock(x, ids) - rotary.rotate(x, cos, sin)).abs().max() < 1e-5
+
+
+def test_bad_rotary() -> None:
+    with pytest.raises(posenc.InvalidInputError, match="channels"):
+        posenc.Rotary.from_theta(1e4, 8, channels=(0, 6))
+    with pytest.raises(posenc.InvalidInputError, match="style"):
+        posenc.Rotary(torch.ones(4), style="spiral")  # type: ignore[arg-type]
+    with pytest.raises(posenc.InvalidInputError, match="even"):
+        posenc.Rotary.from_theta(1e4, 7)
+    with pytest.raises(posenc.InvalidInputError, match="vector"):
+        posenc.Rotary(torch.ones(2, 2))
+
+
+def call(**changes: object) -> object:
+    given: dict[str, object] = {
+        "q": torch.randn(2, 4, 3, 8),
+        "k": torch.randn(2, 2, 9, 8),
+        "v": torch.randn(2, 2, 9, 8),
+        "plan": posenc.strategy("rope").plan(9),
+        "rotary": posenc.Rotary.from_theta(1e4, 8),
+        **changes,
+    }
+    return posenc.attention(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": torch.randn(2, 4, 8)}, "batch, heads, tokens"),
+        ({"q": torch.randn(2, 3, 3, 8)}, "multiple"),
+        ({"q": torch.randn(1, 4, 3, 8)}, "differ"),
+        ({"q": torch.randn(2, 4, 12, 8)}, "Lq <= Lk"),
+        ({"q": torch.randn(2, 4, 3, 8).double()}, "one floating dtype"),
+        ({"plan": posenc.strategy("rope").plan(8)}, "total=9"),
+        ({"plan": [posenc.strategy("rope").plan(9)] * 3}, "3 plans for 2"),
+        ({"mask": torch.ones(2, 1, 3, 9)}, "bool"),
+        ({"mask": torch.ones(2, 1, 3, 8, dtype=torch.bool)}, r"\(2, 1, 3, 9\)"),
+        ({"rotary": posenc.Rotary.from_theta(1e4, 16)}, "16 channels|channels 0..15"),
+    ],
+)
+def test_shapes_that_do_not_fit(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(posenc.InvalidInputError, match=message):
+        call(**changes)
+
+
+def test_backend_choice(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(posenc.UnknownNameError, match="Did you mean 'cpu_flash'"):
+        call(backend="cpu_flsh")
+    monkeypatch.setenv("POSENC_TRACE", "1")
+    with caplog.at_level(logging.INFO, logger="posenc"):
+        call()
+    assert "auto -> cpu_flash" in caplog.text
+    monkeypatch.setenv("POSENC_BACKEND", "nonsense")
+    with pytest.raises(posenc.UnknownNameError, match="nonsense"):
+        call()
+    monkeypatch.delenv("POSENC_BACKEND")
+    from posenc.kernels.cpu_flash import CpuFlashBackend
+
+    monkeypatch.setattr(CpuFlashBackend, "refuses", lambda *a: "it is out of order")
+    with pytest.raises(posenc.BackendError, match="out of order"):
+        call(backend="cpu_flash")
+    call()  # auto goes on to the next one
