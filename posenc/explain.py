@@ -39,7 +39,7 @@ def explain(plan: PositionPlan) -> str:
     lines = [f"{plan.strategy or 'plan'}: prompt {plan.prompt}, total {plan.total}, {window}"]
     if plan.is_identity:
         lines.append("identity: plain RoPE, every pair at its true distance")
-    lines.append("segments (of the last query, i = %d):" % (plan.total - 1))
+    lines.append(f"segments (of the last query, i = {plan.total - 1}):")
     pairs = plan.total * (plan.total + 1) // 2
     for s in plan.segments:
         start, stop = int(s.key_start[-1]), int(s.key_stop[-1])

@@ -266,9 +266,7 @@ def _load(point: EntryPoint, found: Discovered) -> PluginRecord:
             except Exception as error:
                 failures.append(f"{hook}: {type(error).__name__}: {error}")
     seconds = time.perf_counter() - began
-    return PluginRecord(
-        point.name, point.value, distribution, version, seconds, tuple(failures), tuple(provides)
-    )
+    return PluginRecord(point.name, point.value, distribution, version, seconds, tuple(failures), tuple(provides))
 
 
 @cache

@@ -231,9 +231,7 @@ def _real_slots(record: CacheRecord, past: int, device: torch.device) -> Tensor:
     return real.to(device)
 
 
-def _from_square_mask(
-    mask: Tensor, past: int, new: int, record: CacheRecord, window: int | None
-) -> Tensor | None:
+def _from_square_mask(mask: Tensor, past: int, new: int, record: CacheRecord, window: int | None) -> Tensor | None:
     """Padding of the new slots from a 4-D mask, after checking that it says nothing else."""
     allowed = mask if mask.dtype == torch.bool else mask >= 0
     allowed = allowed[:, 0]

@@ -6,6 +6,7 @@ The rules of strategies.md, "Lengths over time", in one place. Lengths count a r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from posenc.errors import InvalidInputError, PluginError
 from posenc.plan import PositionPlan
@@ -43,7 +44,7 @@ class Schedule:
     def pieces(self, before: int, after: int) -> tuple[tuple[int, int, int], ...]:
         """``(from, to, prompt)`` runs of the new tokens ``before .. after - 1`` that share a plan."""
         cuts = sorted({before, *(start - 1 for start, _ in self.entries if before < start - 1 < after), after})
-        return tuple((low, high, self.prompt_at(low + 1)) for low, high in zip(cuts[:-1], cuts[1:], strict=True))
+        return tuple((low, high, self.prompt_at(low + 1)) for low, high in pairwise(cuts))
 
 
 class Planner:
@@ -73,7 +74,7 @@ class Planner:
                 known.check(drops_keys=self.strategy.capabilities.drops_keys)
             except InvalidInputError as error:
                 raise PluginError(
-                    f"strategy {self.strategy.name!r} made a wrong plan for prompt {prompt}, total {known.total}: {error}"
+                    f"strategy {self.strategy.name!r} made a wrong plan (prompt {prompt}, total {known.total}): {error}"
                 ) from None
         while len(self._plans) >= KEPT_PLANS:
             self._plans.pop(next(iter(self._plans)))

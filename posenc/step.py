@@ -115,9 +115,7 @@ class Step:
             q, k, v = (
                 _gather(group.select(x), where) for x, where in ((q_BHLD, new), (k_BHTD, spans), (v_BHTD, spans))
             )
-            parts = [
-                self._remapped(q, k, v, group.before, piece, skipped, window, scaling) for piece in group.pieces
-            ]
+            parts = [self._remapped(q, k, v, group.before, piece, skipped, window, scaling) for piece in group.pieces]
             out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
             if len(group.rows) == q_BHLD.shape[0] and out.shape[2] == q_BHLD.shape[2]:
                 out_BHLD = out
@@ -164,7 +162,7 @@ class Step:
         """The rotary with which the model's own attention computes this group exactly, or None."""
         if len(group.pieces) != 1:
             return None
-        low, high, prompt = group.pieces[0]
+        _, high, prompt = group.pieces[0]
         plan = self._plan(prompt, high, window, 0)
         identity = plan.keeps_distances if window is not None and window < high else plan.is_identity
         if identity:

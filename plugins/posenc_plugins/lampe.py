@@ -144,12 +144,13 @@ class Lampe(PositionStrategy):
         mapped = self.mapped(index, lengths.prompt, split.mapping_length)
         if self.params.granularity == "uniform":
             return (Segment.band("middle", total, 0, None, mapped, mapped),)
-        far = split.far if self.params.granularity == "full" else None
         near = Segment.band("head", total, 0, head, index, index)
-        middle = Segment.band("middle", total, head, far, mapped + split.middle_offset, mapped)
-        if far is None:
-            return near, middle
-        return near, middle, Segment.band("tail", total, far, None, index - split.tail_offset, index)
+        shifted = mapped + split.middle_offset
+        if self.params.granularity == "head_only":
+            return near, Segment.band("middle", total, head, None, shifted, mapped)
+        tail = Segment.band("tail", total, split.far, None, index - split.tail_offset, index)
+        middle = Segment("middle", tail.key_stop, near.key_start, shifted, mapped)  # all that lies between them
+        return near, middle, tail
 
     def query_scale(self, lengths: Lengths) -> NDArray[np.float64] | None:
         if not self.official and self.split(lengths.prompt) is None:

@@ -88,7 +88,8 @@ class CpuFlashBackend(AttentionBackend):
         value_dim, width = v_BHLD.shape[-1], max(q_BHLD.shape[-1], v_BHLD.shape[-1])
         queries, keys = [_pad(x, width) for x in queries], [_pad(x, width) for x in keys]
         shape = (*q_BHLD.shape[:3], width)
-        out_BHLD, lse_BHL = _FlashTiles.apply(calls, shape, scale, len(queries), _pad(v_BHLD, width), *queries, *keys)
+        run: Any = _FlashTiles.apply
+        out_BHLD, lse_BHL = run(calls, shape, scale, len(queries), _pad(v_BHLD, width), *queries, *keys)
         return out_BHLD[..., :value_dim], lse_BHL.float()
 
 
@@ -191,9 +192,7 @@ class _FlashTiles(torch.autograd.Function):
                 new_out = new_out.masked_fill(nothing[..., None], 0.0)
             if flipped:
                 new_out, new_lse = new_out.flip(2), new_lse.flip(2)
-            merge_into(
-                own_out, own_lse, new_out.view(own_out.shape), new_lse.reshape(own_lse.shape), first=call.first
-            )
+            merge_into(own_out, own_lse, new_out.view(own_out.shape), new_lse.reshape(own_lse.shape), first=call.first)
         result = out.to(v.dtype)
         ctx.save_for_backward(v, result, lse, *copies)
         ctx.calls, ctx.scale, ctx.n = calls, scale, n

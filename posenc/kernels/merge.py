@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 
-def merge(
-    out_a_BHLD: Tensor, lse_a_BHL: Tensor, out_b_BHLD: Tensor, lse_b_BHL: Tensor
-) -> tuple[Tensor, Tensor]:
+def merge(out_a_BHLD: Tensor, lse_a_BHL: Tensor, out_b_BHLD: Tensor, lse_b_BHL: Tensor) -> tuple[Tensor, Tensor]:
     """Attention over the union of two disjoint key sets.
 
     Associative and commutative; a side that attended nothing has ``lse = -inf`` and drops out, also

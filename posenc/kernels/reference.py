@@ -46,7 +46,9 @@ class ReferenceBackend(AttentionBackend):
         logits = torch.full((*q.shape[:3], k_len), float("-inf"), dtype=torch.float64, device=q.device)
         attended = torch.zeros(q_len, k_len, dtype=torch.bool, device=q.device)
         for segment in plan.segments:
-            start, stop = (torch.from_numpy(b[first:].copy()).to(q.device) for b in (segment.key_start, segment.key_stop))
+            start, stop = (
+                torch.from_numpy(b[first:].copy()).to(q.device) for b in (segment.key_start, segment.key_stop)
+            )
             inside = (key_index >= start[:, None]) & (key_index < stop[:, None])
             rotated_q = self._rotate(rotary, q, segment.query_positions[first:])
             rotated_k = self._rotate(rotary, k, segment.key_positions)

@@ -143,7 +143,5 @@ def table_dtype(x: Tensor) -> torch.dtype:
 def checked(rotated: Tensor, source: Tensor, what: str) -> Tensor:
     """Raise where rotation left the range of float16; NaN and inf of the caller pass through."""
     if rotated.dtype == torch.float16 and not rotated.isfinite().all() and source.isfinite().all():
-        raise BackendError(
-            f"float16 overflow: a rotated {what} exceeds 65504. Run the model in bfloat16 or float32."
-        )
+        raise BackendError(f"float16 overflow: a rotated {what} exceeds 65504. Run the model in bfloat16 or float32.")
     return rotated

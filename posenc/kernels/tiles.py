@@ -8,6 +8,7 @@ pair of triangles, which one batched call computes. Only irregular intervals nee
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -90,7 +91,7 @@ def _runs(key_start: IntArray, key_stop: IntArray) -> list[tuple[int, int, int, 
     bounds = [0, *changes.tolist(), rows - 1]
     runs: list[tuple[int, int, int, int]] = []
     taken = 0  # rows already in a run: neighbouring slopes share the row between them
-    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+    for low, high in pairwise(bounds):
         value = int(slope[low]) if low < rows - 1 else -1
         if value >= 0:
             first = max(low, taken)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ def plans(draw: st.DrawFn, max_total: int = 70) -> PositionPlan:
             maps[draw(st.sampled_from(sorted(maps)))],
             maps[draw(st.sampled_from(sorted(maps)))],
         )
-        for number, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+        for number, (low, high) in enumerate(pairwise(bounds))
     ]
     scale = 1 + 0.2 * np.sin(index) if draw(st.booleans()) else None
     return PositionPlan.build(lengths, segments, query_scale=scale)

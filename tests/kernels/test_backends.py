@@ -152,7 +152,10 @@ def test_positions_per_frequency() -> None:
     grouped = index[:, None] // scales
     plan = PositionPlan.build(
         lengths,
-        [Segment.band("near", 40, 0, 10, index, index), Segment.band("far", 40, 10, None, grouped + 10 - 10 // scales, grouped)],
+        [
+            Segment.band("near", 40, 0, 10, index, index),
+            Segment.band("far", 40, 10, None, grouped + 10 - 10 // scales, grouped),
+        ],
     )
     q, k, v = tensors(40, 40)
     rotary = posenc.Rotary.from_theta(1e3, 8)

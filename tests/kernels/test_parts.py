@@ -76,7 +76,10 @@ def test_merge_is_associative_and_commutative(parts: list[tuple[float, float]]) 
         assert torch.equal(left[1], other[1]) or torch.allclose(left[1], other[1], atol=1e-12)
     weights = torch.tensor([lse for lse, _ in parts]).double()
     if weights.isfinite().any():
-        expected = (weights.softmax(0) * torch.tensor([out for _, out in parts]).double().where(weights.isfinite(), torch.zeros(()).double())).sum()
+        expected = (
+            weights.softmax(0)
+            * torch.tensor([out for _, out in parts]).double().where(weights.isfinite(), torch.zeros(()).double())
+        ).sum()
         assert torch.allclose(left[0], expected, atol=1e-9)
     else:
         assert bool((left[0] == 0).all())

@@ -74,8 +74,10 @@ def test_unequal_rows_with_left_padding(family: str, name: str) -> None:
     with torch.no_grad(), posenc.apply(model, strategy):
         cache = DynamicCache(config=model.config)
         got = [model(ids[:, :PROMPT], attention_mask=mask[:, :PROMPT], past_key_values=cache).logits]
-        for i in range(PROMPT, PROMPT + steps):
-            got.append(model(ids[:, i : i + 1], attention_mask=mask[:, : i + 1], past_key_values=cache).logits)
+        got += [
+            model(ids[:, i : i + 1], attention_mask=mask[:, : i + 1], past_key_values=cache).logits
+            for i in range(PROMPT, PROMPT + steps)
+        ]
     logits = torch.cat(got, 1)
     for row, length in enumerate(lengths):
         at = tiny.positions(model, strategy, length, length + steps)
@@ -135,9 +137,10 @@ def test_static_cache(family: str, name: str) -> None:
 def test_remap_composes_with_frequencies() -> None:
     model = tiny.make("llama")
     ids = tiny.tokens(1, PROMPT)
-    with torch.no_grad(), posenc.apply(
-        model, "rerope", window_size=12, frequencies={"name": "yarn", "factor": 4}
-    ) as handle:
+    with (
+        torch.no_grad(),
+        posenc.apply(model, "rerope", window_size=12, frequencies={"name": "yarn", "factor": 4}) as handle,
+    ):
         got = model(ids).logits[0]
         at = tiny.positions(model, handle.strategy, PROMPT, PROMPT)
     assert at.factor > 1

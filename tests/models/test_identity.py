@@ -45,13 +45,14 @@ USES: dict[str, Callable[[Any], torch.Tensor]] = {
     "embeddings": lambda m: m(inputs_embeds=m.get_input_embeddings()(tiny.tokens(1, 20))).logits,
     "left padding": lambda m: m(*padded("left")).logits,
     "right padding": lambda m: m(*padded("right")).logits,
-    "packed": lambda m: m(
-        tiny.tokens(1, 20), position_ids=torch.cat((torch.arange(8), torch.arange(12)))[None], use_cache=False
-    ).logits,
+    "packed": lambda m: (
+        m(tiny.tokens(1, 20), position_ids=torch.cat((torch.arange(8), torch.arange(12)))[None], use_cache=False).logits
+    ),
     "greedy": lambda m: generated(m, inputs=padded("left")[0], attention_mask=padded("left")[1]),
     "greedy, right padding": lambda m: generated(m, inputs=padded("right")[0], attention_mask=padded("right")[1]),
-    "sampling": lambda m: torch.manual_seed(5)
-    and m.generate(tiny.tokens(2, 20), do_sample=True, max_new_tokens=10, top_k=0),
+    "sampling": lambda m: (
+        torch.manual_seed(5) and m.generate(tiny.tokens(2, 20), do_sample=True, max_new_tokens=10, top_k=0)
+    ),
     "beams": lambda m: m.generate(tiny.tokens(2, 20), num_beams=3, do_sample=False, max_new_tokens=10),
     "prompt lookup": lambda m: generated(m, inputs=repeated(), prompt_lookup_num_tokens=4),
     "static cache": lambda m: generated(

@@ -62,9 +62,7 @@ class NormAfterRotation(modeling_llama.LlamaAttention):
     def forward(self, hidden_states: Any, position_embeddings: Any = None, **kwargs: Any) -> Any:
         original = modeling_llama.apply_rotary_pos_emb
         weight = torch.linspace(0.5, 1.5, self.head_dim)
-        modeling_llama.apply_rotary_pos_emb = lambda q, k, cos, sin: tuple(
-            x * weight for x in original(q, k, cos, sin)
-        )
+        modeling_llama.apply_rotary_pos_emb = lambda q, k, cos, sin: tuple(x * weight for x in original(q, k, cos, sin))
         try:
             return super().forward(hidden_states, position_embeddings=position_embeddings, **kwargs)
         finally:
