@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from posenc.config import Config, load_config, read_config
 from posenc.errors import InvalidConfigError
 
 FILE = "posenc.json"
+
+logger = logging.getLogger("posenc")
 
 
 def from_pretrained(path_or_name: str | os.PathLike[str], config: Any = None, **hf_kwargs: Any) -> Any:
@@ -29,8 +32,8 @@ def from_pretrained(path_or_name: str | os.PathLike[str], config: Any = None, **
     Returns
     -------
     transformers.PreTrainedModel
-        With the strategy applied; ``posenc.attached(model)`` returns its handle. Saving the model with
-        ``save_pretrained`` writes ``posenc.json`` when :func:`remember` is called on the folder.
+        With the strategy applied; ``posenc.attached(model)`` returns its handle. A configuration given
+        for a local folder is remembered in its ``posenc.json`` (a folder that cannot be written is warned of).
 
     Raises
     ------
@@ -50,7 +53,10 @@ def from_pretrained(path_or_name: str | os.PathLike[str], config: Any = None, **
         raise InvalidConfigError(f"{source}: transformers cannot load it: {error}") from error
     apply(model, chosen)
     if Path(source).is_dir() and config is not None:
-        remember(chosen, source)
+        try:
+            remember(chosen, source)
+        except InvalidConfigError as error:
+            logger.warning("the choice is not remembered: %s", error)
     return model
 
 

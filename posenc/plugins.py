@@ -12,11 +12,11 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
@@ -82,14 +82,14 @@ class PluginRecord:
     provides: tuple[str, ...] = ()
 
 
-class Registry(Generic[T], Mapping[str, T]):
+class Registry(dict[str, T]):
     """Names of one seam; looking up an unknown or ambiguous name raises an error that helps."""
 
     def __init__(self, kind: str) -> None:
+        super().__init__()
         self.kind = kind
-        self._items: dict[str, T] = {}
-        self._owners: dict[str, list[str]] = {}
         self.failed: list[str] = []
+        self._owners: dict[str, list[str]] = {}
 
     def add(self, name: str, item: T, owner: str) -> None:
         """Add a name; a second claim on it is recorded and refused."""
@@ -100,47 +100,30 @@ class Registry(Generic[T], Mapping[str, T]):
                 f"{self.kind} {name!r} is already registered by {owners[0]!r}. "
                 "Rename one of them, or choose with POSENC_PLUGINS."
             )
-        self._items[name] = item
+        self[name] = item
 
     def __getitem__(self, name: str) -> T:
-        if name not in self._items:
-            raise UnknownNameError(self._unknown(name))
-        owners = self._owners[name]
+        owners = self._owners.get(name, [])
         if len(owners) > 1:
             raise PluginError(
                 f"{self.kind} {name!r} is registered by several distributions: {', '.join(owners)}. "
-                f"Uninstall one, or load only the ones you want with POSENC_PLUGINS (comma list)."
+                "Uninstall one, or load only the ones you want with POSENC_PLUGINS (comma list)."
             )
-        return self._items[name]
+        return super().__getitem__(name)
 
-    def _unknown(self, name: str) -> str:
-        near = difflib.get_close_matches(str(name), self._items, n=1, cutoff=0.5)
+    def __missing__(self, name: str) -> T:
+        near = difflib.get_close_matches(str(name), self, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        message = f"no {self.kind} named {name!r}.{hint} Installed: {', '.join(sorted(self._items)) or 'none'}."
+        message = f"no {self.kind} named {name!r}.{hint} Installed: {', '.join(sorted(self)) or 'none'}."
         if self.failed:
             message += f" Plugins that failed to load: {'; '.join(self.failed)}. See 'posenc plugins'."
-        return message
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._items
+        raise UnknownNameError(message)
 
     def get(self, name: str, default: Any = None) -> Any:
         """The item, or ``default`` for an unknown name; an ambiguous one still raises."""
-        return self[name] if name in self._items else default
-
-    def __iter__(self) -> Any:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def items(self) -> Any:
-        """Every name with its item, ambiguous ones included."""
-        return self._items.items()
-
-    def values(self) -> Any:
-        """Every item, ambiguous ones included."""
-        return self._items.values()
+        if name not in self:
+            return default
+        return self[name]
 
 
 @dataclass

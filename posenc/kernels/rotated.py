@@ -17,6 +17,10 @@ from posenc.plan import IntArray, PositionPlan, Positions, Segment
 from posenc.rope import Rotary
 
 
+KEPT_TABLES = 16
+"""cos/sin tables kept per position map."""
+
+
 @dataclass(frozen=True, eq=False)
 class Work:
     """One segment for the last ``Lq`` queries.
@@ -113,6 +117,8 @@ def rotated_keys(copy: KeyCopy, k_BHLD: Tensor, rotary: Rotary) -> Tensor:
     dtype = table_dtype(k_BHLD)
     key = ("keys", rotary, dtype, str(k_BHLD.device))
     if key not in root.memo:
+        while len(root.memo) >= KEPT_TABLES:  # frequencies that follow the length come anew with every token
+            root.memo.pop(next(iter(root.memo)))
         root.memo[key] = rotary.tables(root.key_positions, dtype=dtype, device=k_BHLD.device)
     cos_LF, sin_LF = root.memo[key]
     rows = slice(offset + copy.keys.start, offset + copy.keys.stop)
