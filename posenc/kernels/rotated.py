@@ -16,7 +16,6 @@ from posenc.errors import BackendError
 from posenc.plan import IntArray, PositionPlan, Positions, Segment
 from posenc.rope import Rotary
 
-
 KEPT_TABLES = 16
 """cos/sin tables kept per position map."""
 
