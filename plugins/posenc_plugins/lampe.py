@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
-from posenc.errors import InvalidConfigError
 from posenc.plan import IntArray, Lengths, PositionPlan, Segment
 from posenc.strategy import Capabilities, PositionStrategy, RemapParams
 from posenc_plugins.lampe_mapping import OFFICIAL_SHORT, PROFILES, Curve, check_mapping, fallback, named_curve
@@ -77,8 +76,6 @@ class Lampe(PositionStrategy):
         self.head = self.tokens("head", 1 / 16)
         tail: int | None = self.params.tail
         self.tail = max(1, min(200, self.require_window("tail") // 20)) if tail is None else tail
-        if window is not None and self.params.head is not None and self.head >= window:
-            raise InvalidConfigError(f"lampe.head: {self.head} must be smaller than the window ({window}).")
         self.official = self.params.compat == "official"
         self._mapping = self._read_mapping()
 

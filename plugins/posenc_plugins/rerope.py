@@ -17,7 +17,9 @@ class ReRoPEParams(RemapParams):
     """Parameters of :class:`ReRoPE`."""
 
     window_size: PositiveInt | None = Field(None, description="w, distances kept as they are (default: window / 8)")
-    log_scale: bool = Field(True, description="multiply logits by max(1, ln(i + 1) / ln(window))")
+    log_scale: bool | None = Field(
+        None, description="multiply logits by max(1, ln(i + 1) / ln(window)) (default: where the window is known)"
+    )
 
 
 class LeakyReRoPEParams(ReRoPEParams):
@@ -38,7 +40,8 @@ class ReRoPE(PositionStrategy):
     def __init__(self, *, window: int | None = None, **params: Any) -> None:
         super().__init__(window=window, **params)
         self.window_size = self.tokens("window_size", 1 / 8)
-        self.scale_window = self.require_window("log_scale") if self.params.log_scale else None
+        wanted: bool | None = self.params.log_scale
+        self.scale_window = window if wanted is None else self.require_window("log_scale") if wanted else None
 
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         index = lengths.indices

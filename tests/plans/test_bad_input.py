@@ -74,7 +74,6 @@ def test_self_is_no_parameter() -> None:
         ("dpe", {"scales": []}, "scales"),
         ("dpe", {"scales": [4, 0]}, "scales.1"),
         ("lampe", {"head": 0}, "head"),
-        ("lampe", {"head": 64}, "head"),
         ("lampe", {"tail": -1}, "tail"),
         ("lampe", {"attention_factor": -1}, "attention_factor"),
         ("lampe", {"granularity": "fine"}, "granularity"),
@@ -108,8 +107,8 @@ def test_window(window: Any) -> None:
         ("self_extend", {}, "window_size"),
         ("self_extend", {"window_size": 8, "log_scale": True}, "log_scale"),
         ("rerope", {"log_scale": False}, "window_size"),
-        ("rerope", {"window_size": 8}, "log_scale"),
-        ("leaky_rerope", {"window_size": 8}, "log_scale"),
+        ("rerope", {"window_size": 8, "log_scale": True}, "log_scale"),
+        ("leaky_rerope", {"window_size": 8, "log_scale": True}, "log_scale"),
         ("dca", {"local_size": 4}, "chunk_size"),
         ("dca", {"chunk_size": 4}, "local_size"),
         ("string", {}, "shift"),
@@ -128,6 +127,9 @@ def test_defaults_that_need_the_window_say_so(name: str, params: dict[str, Any],
 
 def test_no_window_is_needed_when_everything_is_given() -> None:
     posenc.strategy("self_extend", window_size=4).plan(50).check()
+    unscaled = posenc.strategy("rerope", window_size=4)  # the log scale is on where the window is known
+    assert unscaled.plan(50).query_scale is None
+    assert posenc.strategy("rerope", window_size=4, window=20).plan(50).query_scale is not None
     posenc.strategy("rerope", window_size=4, log_scale=False).plan(50).check()
     posenc.strategy("lampe", head=4, tail=2, mapping=20).plan(50).check()
     posenc.strategy("dca", chunk_size=8, local_size=2).plan(50).check()
@@ -160,3 +162,22 @@ def test_describe_and_repr_rebuild_the_strategy() -> None:
     assert repr(made) == "SelfExtend(window=128, group=4)"
     again = posenc.strategy(**made.describe(), window=128)
     assert again.plan(200).max_relative == made.plan(200).max_relative
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("lampe", {"head": 1000, "tail": 5, "mapping": 30}),
+        ("lampe", {"head": 8, "tail": 1000, "mapping": 30}),
+        ("self_extend", {"window_size": 1000}),
+        ("rerope", {"window_size": 1000}),
+        ("leaky_rerope", {"window_size": 1000}),
+        ("dca", {"chunk_size": 1000, "local_size": 10}),
+        ("string", {"shift": 1000}),
+        ("lm_infinite", {"window_size": 1000}),
+        ("streaming_llm", {"window_size": 1000}),
+        ("dpe", {"window_size": 1000}),
+    ],
+)
+def test_sizes_beyond_the_prompt_are_the_identity(name: str, params: dict[str, Any]) -> None:
+    assert posenc.strategy(name, window=64, **params).plan(300).is_identity
