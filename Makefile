@@ -36,7 +36,7 @@ clean: ## remove what the targets above made
 
 # A stamp, so that a second run starts at once, and a changed dependency installs again.
 $(INSTALLED): pyproject.toml constraints.txt
-	@python=$$(for name in python3.13 python3.12 python3.11 python3 python; do \
+	@python=$$(for name in python3 python python3.13 python3.12 python3.11; do \
 	    "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$name"; break; }; \
 	done); \
 	if [ -z "$$python" ]; then \
