@@ -126,16 +126,6 @@ class Registry(dict[str, T]):
         return self[name]
 
 
-@dataclass
-class Discovered:
-    """Everything that discovery found."""
-
-    strategies: Registry[StrategyInfo] = field(default_factory=lambda: Registry("strategy"))
-    adapters: Registry[AdapterInfo] = field(default_factory=lambda: Registry("adapter"))
-    backends: Registry[BackendInfo] = field(default_factory=lambda: Registry("backend"))
-    plugins: list[PluginRecord] = field(default_factory=list)
-
-
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
@@ -179,10 +169,10 @@ def backend_info(backend: Any, distribution: str) -> BackendInfo:
     return BackendInfo(backend.name, backend.summary, backend.capabilities, distribution, backend)
 
 
-SEAMS: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
-    "posenc_register_strategies": ("strategies", strategy_info),
-    "posenc_register_adapters": ("adapters", adapter_info),
-    "posenc_register_backends": ("backends", backend_info),
+HOOKS: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
+    "posenc_register_strategies": ("strategy", strategy_info),
+    "posenc_register_adapters": ("adapter", adapter_info),
+    "posenc_register_backends": ("backend", backend_info),
 }
 
 
@@ -206,88 +196,129 @@ def _entry_points() -> list[EntryPoint]:
     return sorted(set(entry_points(group=GROUP)), key=order)
 
 
-def _load(point: EntryPoint, found: Discovered) -> PluginRecord:
-    """Load one entry point and register what it offers; every failure ends in the record."""
-    distribution = point.dist.name if point.dist else "unknown"
-    version = point.dist.version if point.dist else ""
-    failures: list[str] = []
-    provides: list[str] = []
-    began = time.perf_counter()
-    manager = pluggy.PluginManager(GROUP)  # one manager a plugin, so that none can disturb another
-    manager.add_hookspecs(hookspecs)
-    try:
-        module = point.load()
-        manager.register(module)
-        hooks = [name for name in SEAMS if callable(getattr(module, name, None))]
-        if not hooks:
-            raise PluginError(f"{point.value} defines none of the hooks {', '.join(SEAMS)}.")
-    except (KeyboardInterrupt, SystemExit) as error:
-        if isinstance(error, KeyboardInterrupt):
+@dataclass
+class _Plugin:
+    """An entry point that was loaded, and what became of it so far."""
+
+    point: EntryPoint
+    module: Any = None
+    seconds: float = 0.0
+    failures: list[str] = field(default_factory=list)
+    provides: list[str] = field(default_factory=list)
+
+    @property
+    def distribution(self) -> str:
+        return self.point.dist.name if self.point.dist else "unknown"
+
+    def record(self) -> PluginRecord:
+        version = self.point.dist.version if self.point.dist else ""
+        return PluginRecord(
+            self.point.name,
+            self.point.value,
+            self.distribution,
+            version,
+            self.seconds,
+            tuple(self.failures),
+            tuple(self.provides),
+        )
+
+    def load(self) -> None:
+        """Import the module and check its hooks against ours; every failure is kept, none is raised."""
+        manager = pluggy.PluginManager(GROUP)  # one manager a plugin, so that none can disturb another
+        manager.add_hookspecs(hookspecs)
+        began = time.perf_counter()
+        try:
+            module = self.point.load()
+            manager.register(module)
+            if not any(callable(getattr(module, hook, None)) for hook in HOOKS):
+                raise PluginError(f"{self.point.value} defines none of the hooks {', '.join(HOOKS)}.")
+            self.module = module
+        except KeyboardInterrupt:
             raise
-        failures.append(f"SystemExit: {error}")
-    except BaseException as error:
-        failures.append(f"{type(error).__name__}: {error}")
-    else:
-        for hook in hooks:
-            attribute, describe = SEAMS[hook]
-            registry: Registry[Any] = getattr(found, attribute)
+        except BaseException as error:
+            self.fail(f"{type(error).__name__}: {error}")
+        self.seconds += time.perf_counter() - began
 
-            def register(
-                item: Any,
-                registry: Registry[Any] = registry,
-                describe: Callable[[Any, str], Any] = describe,
-            ) -> None:
-                try:
-                    info = describe(item, distribution)
-                    registry.add(info.name, info, distribution)
-                    provides.append(f"{registry.kind} {info.name}")
-                except PluginError as error:
-                    failures.append(str(error))
+    def call(self, hook: str, registry: Registry[Any]) -> None:
+        """Let the plugin register what it has for one seam."""
 
+        _, describe = HOOKS[hook]
+
+        def register(item: Any) -> None:
             try:
-                getattr(module, hook)(register)
-            except Exception as error:
-                failures.append(f"{hook}: {type(error).__name__}: {error}")
-    seconds = time.perf_counter() - began
-    return PluginRecord(point.name, point.value, distribution, version, seconds, tuple(failures), tuple(provides))
+                info = describe(item, self.distribution)
+                registry.add(info.name, info, self.distribution)
+                self.provides.append(f"{registry.kind} {info.name}")
+            except PluginError as error:
+                self.fail(str(error))
+
+        began = time.perf_counter()
+        try:
+            getattr(self.module, hook)(register)
+        except Exception as error:
+            self.fail(f"{hook}: {type(error).__name__}: {error}")
+        self.seconds += time.perf_counter() - began
+
+    def fail(self, reason: str) -> None:
+        self.failures.append(reason)
+        logger.warning("plugin %s (%s): %s", self.point.name, self.distribution, reason)
+
+
+class Discovery:
+    """Every plugin, loaded once; a seam's hooks run when that seam is first asked for."""
+
+    def __init__(self) -> None:
+        points = (point for point in _entry_points() if _wanted(point.dist.name if point.dist else "unknown"))
+        self._plugins = [_Plugin(point) for point in points]
+        self._registries: dict[str, Registry[Any]] = {}
+        for plugin in self._plugins:
+            plugin.load()
+
+    def registry(self, hook: str) -> Registry[Any]:
+        """What all plugins register through one hook."""
+        if hook not in self._registries:
+            kind, _ = HOOKS[hook]
+            found: Registry[Any] = Registry(kind)
+            for plugin in self._plugins:
+                if callable(getattr(plugin.module, hook, None)):
+                    plugin.call(hook, found)
+                found.failed += [f"{plugin.point.name} ({reason})" for reason in plugin.failures]
+            level = logging.INFO if os.environ.get("POSENC_TRACE") == "1" else logging.DEBUG
+            logger.log(level, "%s plugins: %s", kind, ", ".join(found))
+            self._registries[hook] = found
+        return self._registries[hook]
+
+    def records(self) -> list[PluginRecord]:
+        """One record per entry point, after all three seams were asked for."""
+        for hook in HOOKS:
+            self.registry(hook)
+        return [plugin.record() for plugin in self._plugins]
 
 
 @cache
-def discover() -> Discovered:
+def discover() -> Discovery:
     """Find and load every plugin once per process."""
-    found = Discovered()
-    for point in _entry_points():
-        if not _wanted(point.dist.name if point.dist else "unknown"):
-            continue
-        record = _load(point, found)
-        found.plugins.append(record)
-        level = logging.INFO if os.environ.get("POSENC_TRACE") == "1" else logging.DEBUG
-        logger.log(level, "plugin %s (%s): %s", record.name, record.distribution, ", ".join(record.provides))
-        for failure in record.failures:
-            logger.warning("plugin %s (%s): %s", record.name, record.distribution, failure)
-            for registry in (found.strategies, found.adapters, found.backends):
-                registry.failed.append(f"{record.name} ({failure})")
-    return found
+    return Discovery()
 
 
 def strategies() -> Registry[StrategyInfo]:
     """Every registered strategy by name, built-in and third-party."""
-    return discover().strategies
+    return discover().registry("posenc_register_strategies")
 
 
 def adapters() -> Registry[AdapterInfo]:
     """Every registered architecture adapter by name."""
-    return discover().adapters
+    return discover().registry("posenc_register_adapters")
 
 
 def backends() -> Registry[BackendInfo]:
     """Every registered attention backend by name."""
-    return discover().backends
+    return discover().registry("posenc_register_backends")
 
 
 def plugin_records() -> list[PluginRecord]:
     """Every entry point that was loaded, failures included."""
-    return discover().plugins
+    return discover().records()
 
 
 def strategy(name: str, *, window: int | None = None, **params: Any) -> PositionStrategy:

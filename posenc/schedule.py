@@ -83,8 +83,6 @@ class Planner:
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
         """The strategy's frequencies for a prompt, one object per (base, prompt)."""
-        if not self.strategy.capabilities.changes_frequencies:
-            return base
         key = (base, prompt if self.strategy.capabilities.frequencies_by_length else 0)
         if key not in self._rotaries:
             while len(self._rotaries) >= KEPT_PLANS:

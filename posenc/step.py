@@ -107,13 +107,12 @@ class Step:
             )
         self._refuse(dropout, options)
         out_BHLD = q_BHLD.new_zeros((*q_BHLD.shape[:3], v_BHKD.shape[-1]))
-        k_BHTD, v_BHTD = (x[:, :, : total - offset] for x in (k_BHKD, v_BHKD))  # a static cache has empty slots
         for group in self.groups:
             spans = cut_spans(group.spans, offset, total)
             skipped = span_count(group.spans, below=offset)
             new = cut_spans(group.spans, self.past, total)
             q, k, v = (
-                _gather(group.select(x), where) for x, where in ((q_BHLD, new), (k_BHTD, spans), (v_BHTD, spans))
+                _gather(group.select(x), where) for x, where in ((q_BHLD, new), (k_BHKD, spans), (v_BHKD, spans))
             )
             parts = [self._remapped(q, k, v, group.before, piece, skipped, window, scaling) for piece in group.pieces]
             out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from posenc.adapter import ArchitectureAdapter
 from posenc.hookspecs import hookimpl
 
-LLAMA = ArchitectureAdapter("llama", "Llama 1 to 3 and models that share its code", ("llama",))
-MISTRAL = ArchitectureAdapter("mistral", "Mistral, with and without sliding window", ("mistral",))
-QWEN = ArchitectureAdapter("qwen", "Qwen2 and Qwen3, sliding layers included", ("qwen2", "qwen3"))
+if TYPE_CHECKING:
+    from posenc.adapter import ArchitectureAdapter
 
 
 @hookimpl
 def posenc_register_adapters(register: Callable[[ArchitectureAdapter], None]) -> None:
     """Register the built-in adapters."""
-    for adapter in (LLAMA, MISTRAL, QWEN):
+    from posenc_adapters.families import FAMILIES
+
+    for adapter in FAMILIES:
         register(adapter)

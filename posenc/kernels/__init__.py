@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from posenc.backend import AttentionBackend
 from posenc.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from posenc.backend import AttentionBackend
 
 
 @hookimpl

@@ -226,7 +226,7 @@ def test_posenc_plugins_filters_distributions(
     install: Install, monkeypatch: pytest.MonkeyPatch, chosen: str | None, found: set[str]
 ) -> None:
     install(GOOD.format(name="one"), distribution="plugin-one")
-    install(GOOD.format(name="two"), distribution="plugin-two")
+    install(GOOD.format(name="two"), distribution="Plugin.Two")
     if chosen is not None:
         monkeypatch.setenv("POSENC_PLUGINS", chosen)
     discover.cache_clear()
