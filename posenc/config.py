@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from posenc.errors import InvalidConfigError
 from posenc.plugins import strategies
 from posenc.plugins import strategy as make_strategy
-from posenc.strategy import ComposedStrategy, PositionStrategy, explain_validation
+from posenc.positions import ComposedStrategy, PositionStrategy, explain_validation
 
 
 class NamedParams(BaseModel):

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from posenc.adapter import LENGTH_DEPENDENT, ArchitectureAdapter
 from posenc.errors import InvalidInputError, UnsupportedModelError
+from posenc.positions import PositionStrategy
 from posenc.record import ATTRIBUTE, CacheRecord, new_real_tokens, read_record
 from posenc.rope import Rotary
 from posenc.schedule import Planner
 from posenc.step import Step, StockAttention
-from posenc.strategy import PositionStrategy
 
 IMPLEMENTATION = "posenc"
 STOCK_IMPLEMENTATIONS = ("sdpa", "eager")

@@ -10,7 +10,7 @@ import pluggy
 if TYPE_CHECKING:
     from posenc.adapter import ArchitectureAdapter
     from posenc.backend import AttentionBackend
-    from posenc.strategy import PositionStrategy
+    from posenc.positions import PositionStrategy
 
 GROUP = "posenc"
 

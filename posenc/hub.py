@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from posenc.apply import apply
 from posenc.config import Config, load_config, read_config
 from posenc.errors import InvalidConfigError
+from posenc.handle import apply
 
 FILE = "posenc.json"
 

@@ -27,7 +27,7 @@ from posenc.hookspecs import GROUP
 if TYPE_CHECKING:
     from posenc.adapter import ArchitectureAdapter
     from posenc.backend import AttentionBackend
-    from posenc.strategy import Capabilities, PositionStrategy
+    from posenc.positions import Capabilities, PositionStrategy
 
 OWN_DISTRIBUTION = "posenc"
 logger = logging.getLogger("posenc")
@@ -132,7 +132,7 @@ def _is_text(value: Any) -> bool:
 
 def strategy_info(factory: Any, distribution: str) -> StrategyInfo:
     """Describe a strategy class; raises PluginError when it is not one."""
-    from posenc.strategy import Capabilities, Params, PositionStrategy
+    from posenc.positions import Capabilities, Params, PositionStrategy
 
     if not (isinstance(factory, type) and issubclass(factory, PositionStrategy)):
         raise PluginError(f"register() got {factory!r}, not a subclass of posenc.PositionStrategy.")
@@ -140,7 +140,7 @@ def strategy_info(factory: Any, distribution: str) -> StrategyInfo:
     if missing:
         raise PluginError(f"strategy class {factory.__name__} lacks the class attributes: {', '.join(missing)}.")
     if not (isinstance(factory.Params, type) and issubclass(factory.Params, Params)):
-        raise PluginError(f"strategy {factory.name!r}: Params must be a subclass of posenc.strategy.Params.")
+        raise PluginError(f"strategy {factory.name!r}: Params must be a subclass of posenc.positions.Params.")
     if not isinstance(factory.capabilities, Capabilities):
         raise PluginError(f"strategy {factory.name!r}: capabilities must be a posenc.Capabilities.")
     if inspect.isabstract(factory):

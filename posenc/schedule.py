@@ -10,8 +10,8 @@ from itertools import pairwise
 
 from posenc.errors import InvalidInputError, PluginError
 from posenc.plan import PositionPlan
+from posenc.positions import PositionStrategy
 from posenc.rope import Rotary
-from posenc.strategy import PositionStrategy
 
 HEADROOM = 256
 """Tokens a plan is built ahead of the current length, so that decoding slices instead of rebuilding."""

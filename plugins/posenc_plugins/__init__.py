@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from posenc.hookspecs import hookimpl
-from posenc.strategy import PositionStrategy
+from posenc.positions import PositionStrategy
 from posenc_plugins.dca import DualChunkAttention
 from posenc_plugins.dpe import DimensionWisePositions
 from posenc_plugins.dynamic import DynamicNTK

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 
 from posenc.errors import InvalidConfigError
 from posenc.plan import Lengths, Segment
-from posenc.strategy import Capabilities, PositionStrategy, RemapParams
+from posenc.positions import Capabilities, PositionStrategy, RemapParams
 
 if TYPE_CHECKING:
     from posenc.rope import Rotary

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from posenc.plan import IntArray, Lengths, PositionPlan, Segment
-from posenc.strategy import Capabilities, PositionStrategy, RemapParams
+from posenc.positions import Capabilities, PositionStrategy, RemapParams
 from posenc_plugins.lampe_mapping import OFFICIAL_SHORT, PROFILES, Curve, check_mapping, fallback, named_curve
 
 logger = logging.getLogger("posenc")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, PositiveFloat
 
 from posenc.errors import InvalidConfigError
-from posenc.strategy import Capabilities, FrequencyStrategy, Params
+from posenc.positions import Capabilities, FrequencyStrategy, Params
 from posenc_plugins.transformers_rope import transformers_rotary
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from posenc.errors import InvalidConfigError
-from posenc.strategy import FrequencyStrategy, Params
+from posenc.positions import FrequencyStrategy, Params
 from posenc_plugins.transformers_rope import geometric_theta
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from posenc.plan import Lengths, PositionPlan, Segment
-from posenc.strategy import PositionStrategy
+from posenc.positions import PositionStrategy
 
 
 class PlainRoPE(PositionStrategy):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
 from posenc.plan import Lengths, Segment
-from posenc.strategy import Capabilities, PositionStrategy, RemapParams, log_length_scale
+from posenc.positions import Capabilities, PositionStrategy, RemapParams, log_length_scale
 
 
 class SelfExtendParams(RemapParams):

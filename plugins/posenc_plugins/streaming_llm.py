@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from posenc.plan import Lengths, Segment
-from posenc.strategy import Capabilities, PositionStrategy, RemapParams
+from posenc.positions import Capabilities, PositionStrategy, RemapParams
 
 
 class StreamingLLMParams(RemapParams):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from posenc.plan import Lengths, Segment
-from posenc.strategy import Capabilities, PositionStrategy, RemapParams
+from posenc.positions import Capabilities, PositionStrategy, RemapParams
 
 
 class StringParams(RemapParams):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from posenc.errors import InvalidConfigError
 
 if TYPE_CHECKING:
+    from posenc.positions import PositionStrategy
     from posenc.rope import Rotary
-    from posenc.strategy import PositionStrategy
 
 
 def geometric_theta(base: Rotary, *, name: str) -> float:

@@ -17,38 +17,47 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 110
 """Table width where stdout is no terminal."""
 
+SHORT = 14
+"""Columns whose cells are no longer than this are never wrapped."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
-def console() -> Console:
+def console(pipe_width: int = PIPE_WIDTH) -> Console:
     """A rich console on stdout that neither guesses markup nor colours numbers."""
     import os
     import sys
 
     from rich.console import Console
 
-    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else pipe_width
     return Console(width=wide, highlight=False, markup=False, emoji=False)
 
 
 def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Sequence[str] = ()
 ) -> None:
-    """Print a table; the columns in `numbers` are right-aligned."""
+    """Print a table; the columns in `numbers` are right-aligned and never cut."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    wide = 0
+    cells = [[str(cell) for cell in row] for row in rows]
     for position, column in enumerate(columns):
+        numeric = column in numbers
+        longest = max((len(line) for row in cells for line in row[position].splitlines()), default=0)
+        wide += max(longest, len(column)) + 3 if numeric else SHORT + 3
         table.add_column(
             column,
-            justify="right" if column in numbers else "left",
+            justify="right" if numeric else "left",
             overflow="fold",
-            no_wrap=position == 0 or column in numbers,
+            no_wrap=numeric or longest <= SHORT,
+            min_width=longest if numeric else None,
         )
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    out = console()
+    for row in cells:
+        table.add_row(*row)
+    out = console(max(PIPE_WIDTH, wide))
     out.print(title, style="bold", soft_wrap=True)  # not the table's own title, which wraps at the table's width
     out.print(table)
 

@@ -90,7 +90,7 @@ def read_configs(path: str) -> list[Config]:
 def check_params(config: Config) -> None:
     """Raise for a wrong parameter now, before a model is loaded (the window is not known yet)."""
     from posenc.plugins import strategies
-    from posenc.strategy import read_params
+    from posenc.positions import read_params
 
     for chosen in (config.strategy, config.frequencies):
         if chosen is not None:

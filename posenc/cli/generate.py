@@ -51,8 +51,8 @@ def command(
 
     import torch
 
-    from posenc.apply import apply
     from posenc.evaluate.models import load
+    from posenc.handle import apply
 
     loaded = load(model)
     tokens = loaded.tokenizer(content, return_tensors="pt", verbose=False)["input_ids"]

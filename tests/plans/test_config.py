@@ -11,7 +11,7 @@ import yaml
 
 import posenc
 from posenc.config import Config, read_config
-from posenc.strategy import ComposedStrategy
+from posenc.positions import ComposedStrategy
 
 
 def write(folder: Path, content: Any) -> Path:

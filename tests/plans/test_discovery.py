@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pkgutil
 import subprocess
 import sys
 import textwrap
@@ -240,11 +241,15 @@ def test_interrupts_are_not_swallowed(install: Install) -> None:
         discover()
 
 
-def test_importing_a_module_does_not_hide_the_function_of_the_same_name() -> None:
-    """``posenc.strategy`` is a module and a function: whichever is imported first, users get the function."""
+def test_no_module_has_the_name_of_a_public_function() -> None:
+    """Importing ``posenc.x`` sets the attribute ``x`` of the package, and would hide a function of that name."""
+    modules = {module.name for module in pkgutil.iter_modules(posenc.__path__)}
+    assert modules & set(posenc.__all__) == set()
+
+
+def test_plans_need_no_torch() -> None:
     code = (
-        "import posenc; from posenc.strategy import PositionStrategy; from posenc.plugins import strategy; "
-        "assert posenc.strategy is strategy; import posenc.strategy; assert posenc.strategy is strategy; "
-        "assert posenc.strategy('rope').plan(3).is_identity"
+        "import sys, posenc; assert posenc.strategy('rope').plan(3).is_identity; posenc.strategies(); "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,7 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import posenc
 from posenc import Rotary
-from posenc.strategy import ComposedStrategy
+from posenc.positions import ComposedStrategy
 
 WINDOW, THETA, DIM = 512, 10000.0, 32
 RAMP = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -156,7 +156,7 @@ def test_length_dependence_is_declared() -> None:
 
 def test_the_built_in_strategies_load_without_torch() -> None:
     code = (
-        "import sys, posenc_plugins; from posenc.strategy import ComposedStrategy; "
+        "import sys, posenc_plugins; from posenc.positions import ComposedStrategy; "
         "[s(window=512).plan(2000) for s in posenc_plugins.STRATEGIES]; "
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )

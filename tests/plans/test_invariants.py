@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import posenc
 from posenc.plan import PositionPlan
-from posenc.strategy import PositionStrategy, RemapParams
+from posenc.positions import PositionStrategy, RemapParams
 
 NAMES = list(posenc.strategies())
 REMAPPING = [name for name in NAMES if issubclass(posenc.strategies()[name].params, RemapParams)]

@@ -28,8 +28,8 @@ from posenc.hooks import (
 from posenc.plan import Lengths, PositionPlan
 from posenc.plugins import adapters, backends
 from posenc.plugins import strategy as named_strategy
+from posenc.positions import ComposedStrategy, PositionStrategy
 from posenc.schedule import Planner
-from posenc.strategy import ComposedStrategy, PositionStrategy
 
 logger = logging.getLogger("posenc")
 
