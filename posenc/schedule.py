@@ -104,14 +104,25 @@ class Planner:
             decoded one by one, so that greedy and assisted decoding see the same plans.
         announced : int, optional
             Final prompt length of a chunked prefill.
+
+        Raises
+        ------
+        InvalidInputError
+            If the forward brings more tokens than were announced.
         """
         schedule = schedule.cropped(before)
         if after == before:
             return schedule
-        if announced is not None and after <= announced:
-            return schedule.starting(before + 1, announced)
         settled = after - candidates
-        if before == 0 or settled - before > 1:
+        if announced is not None and before < announced:
+            if settled > announced:
+                raise InvalidInputError(
+                    f"a prompt of {announced} tokens was announced, but this forward makes it {settled}. "
+                    "Announce the final length with handle.prompt_length(n), or leave the block before the next turn."
+                )
+            schedule = schedule.starting(before + 1, announced)
+            before = settled
+        elif before == 0 or settled - before > 1:
             schedule = schedule.starting(before + 1, settled)
             before = settled
         for length in range(before + 1, after + 1):

@@ -92,6 +92,9 @@ def test_announced_prompt() -> None:
     assert schedule.entries == ((1, 90),)
     assert own.extend(schedule, 90, 91, announced=90) == schedule
     assert own.plan(90, 40).total == 40
+    assert own.extend(Schedule(), 0, 95, announced=90, candidates=5) == own.extend(Schedule(), 0, 95, candidates=5)
+    with pytest.raises(posenc.InvalidInputError, match=r"90 tokens was announced.* makes it 95"):
+        own.extend(Schedule(), 0, 95, announced=90)
 
 
 def test_spans() -> None:
