@@ -5,6 +5,7 @@ Long plans are sampled: no picture ever allocates an L x L array for large L.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ MAP_SIDE = 400
 CURVE_POINTS = 1000
 FORMATS = (".png", ".pdf", ".svg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+BEYOND = "0.7"
 MARKERS = "osD^vPX"
 
 
@@ -82,10 +84,10 @@ def plot_plan(plan: PositionPlan, path: str | Path) -> Path:
 
 
 def plot_maps(plans: Mapping[str, PositionPlan], path: str | Path) -> Path:
-    """Draw the position maps of several plans side by side, on one colour scale."""
+    """Draw the position maps of several plans side by side, on one colour scale that ends at the window."""
     figure = new_figure(3.4 * len(plans), 3.6)
     axes = np.atleast_1d(figure.subplots(1, len(plans), sharey=True))
-    highest = max(plan.max_relative for plan in plans.values())
+    highest = max(min(plan.max_relative, plan.window or math.inf) for plan in plans.values())
     for axis, (label, plan) in zip(axes, plans.items(), strict=True):
         draw_map(axis, plan, title=f"{label}: up to {plan.max_relative:g}", highest=highest, bar=axis is axes[-1])
     return save(figure, path)
@@ -124,18 +126,23 @@ def plot_lines(
 
 
 def draw_map(axis: Any, plan: PositionPlan, *, title: str, highest: float | None = None, bar: bool = True) -> None:
-    """Relative position over the (query, key) plane; what is not attended stays blank."""
+    """Relative position over the (query, key) plane: blank where not attended, grey beyond the window."""
     _, relative = sample_map(plan)
+    if highest is None:
+        highest = min(plan.max_relative, plan.window or math.inf)
+    from matplotlib import colormaps
+
+    colours = colormaps["viridis"].with_extremes(over=BEYOND)
     image = axis.imshow(
         np.ma.masked_invalid(relative),
         extent=(0, plan.total, plan.total, 0),
-        cmap="viridis",
+        cmap=colours,
         interpolation="nearest",
         vmin=0,
-        vmax=plan.max_relative if highest is None else highest,
+        vmax=highest,
     )
     if bar:
-        axis.figure.colorbar(image, ax=axis, label="relative position", shrink=0.85)
+        axis.figure.colorbar(image, ax=axis, shrink=0.85, extend="max", label="relative position (grey: beyond window)")
     axis.set_title(title, fontsize=10)
     axis.set(xlabel="key j", ylabel="query i")
 

@@ -133,7 +133,9 @@ def _smollm2(
     loaded = load("smollm2")
     prompts = job.make_prompts(loaded, text, lengths or job.LENGTHS, depths or job.DEPTHS)
     minutes = job.estimate_seconds(prompts, len(chosen)) / 60
-    click.echo(f"{len(prompts) * len(chosen)} prompts, about {minutes:.0f} minutes on two cores", err=True)
+    click.echo(
+        f"{len(prompts) * len(chosen)} prompts, about {minutes:.0f} minutes on a machine with two cores", err=True
+    )
     with progress(len(prompts) * len(chosen)) as step:
         answers = job.run(loaded, prompts, chosen, step)
     data: dict[str, Any] = {

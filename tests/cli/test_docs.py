@@ -12,6 +12,8 @@ import click
 import pytest
 
 from posenc.cli._group import group
+from posenc.cli._strategy import read_configs
+from posenc.evaluate.models import tiny_folder
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,3 +57,16 @@ def test_every_command_line_in_the_documentation_parses(line: str):
         verb = group.get_command(outer, arguments[0])
         assert verb is not None, arguments[0]
         verb.make_context(arguments[0], arguments[1:], parent=outer)
+
+
+@pytest.mark.skipif(not (tiny_folder() / "config.json").is_file(), reason="the shipped model is not in this tree")
+def test_the_quickstart_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(ROOT)
+    exec(blocks("README.md", "python")[0], {})
+    assert "lampe: prompt 2400, total 2400, window 256" in capsys.readouterr().out
+
+
+def test_the_readme_shows_the_configuration_of_the_demo():
+    shown = blocks("README.md", "text")[0]
+    for config in read_configs(str(ROOT / "examples" / "demo.yaml")):
+        assert f"\n {config.strategy.name} " in shown
