@@ -18,12 +18,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Positions:
-    """What a plan says, as dense arrays: relative positions [L, L] or [L, L, F] and a scale [L]."""
+    """What a plan says, as dense arrays: relative positions [L, L] or [L, L, F], a scale [L], frequencies per query."""
 
     relative: np.ndarray
     scale: np.ndarray
-    inv_freq: Tensor
-    factor: float
+    inv_freq: Tensor  # [L, F]
+    factor: Tensor  # [L]
 
 
 def norm(x: Tensor, module: Any) -> Tensor:
@@ -47,9 +47,10 @@ def attend(attention: Any, x: Tensor, at: Positions, window: int | None) -> Tens
     q_c, k_c = torch.complex(q[..., :half], q[..., half:]), torch.complex(k[..., :half], k[..., half:])
     relative = torch.from_numpy(at.relative.copy())
     relative = relative if relative.ndim == 3 else relative[..., None]
-    turn = torch.polar(torch.ones(()).double(), torch.nan_to_num(relative) * at.inv_freq.double())
+    turn = torch.polar(torch.ones(()).double(), torch.nan_to_num(relative) * at.inv_freq[:, None].double())
     logits = torch.einsum("ihf,jhf,ijf->hij", q_c, k_c.conj(), turn).real
-    logits = logits * at.factor**2 * attention.scaling * torch.from_numpy(at.scale.copy())[:, None]
+    scale = at.factor.double() ** 2 * torch.from_numpy(at.scale.copy())
+    logits = logits * attention.scaling * scale[:, None]
     seen = ~relative[..., 0].isnan()
     if window is not None:
         index = torch.arange(length)

@@ -70,10 +70,18 @@ def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def positions(model: Any, strategy: PositionStrategy, prompt: int, total: int) -> Positions:
-    """Dense positions of a plan, for the reference decoder."""
+    """Dense positions of a plan, for the reference decoder.
+
+    Frequencies that follow the length are those of the prompt for its own queries, and of the length
+    so far for every token decoded past the window.
+    """
     plan = strategy.plan(prompt, total)
     scale = np.ones(total) if plan.query_scale is None else plan.query_scale
     module = model.model.rotary_emb
-    theta = model.config.rope_parameters["rope_theta"]
-    rotary = strategy.rotary(Rotary(module.inv_freq, module.attention_scaling, theta=theta), prompt)
-    return Positions(plan.relative_positions(), scale, rotary.inv_freq, rotary.attention_scaling)
+    base = Rotary(module.inv_freq, module.attention_scaling, theta=model.config.rope_parameters["rope_theta"])
+    follows = strategy.capabilities.frequencies_by_length
+    lengths = [i + 1 if follows and i >= max(prompt, WINDOW) else prompt for i in range(total)]
+    known = {length: strategy.rotary(base, length) for length in set(lengths)}
+    inv_freq = torch.stack([known[length].inv_freq for length in lengths])
+    factor = torch.tensor([known[length].attention_scaling for length in lengths])
+    return Positions(plan.relative_positions(), scale, inv_freq, factor)
