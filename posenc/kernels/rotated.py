@@ -1,7 +1,7 @@
 """Raw queries and keys turned into the rotated copies that the segments of a plan need.
 
-Segments whose key positions differ by a constant share one rotated copy of the keys: the constant
-moves to the query side. Shape letters: B batch, H heads, L tokens, D head_dim, F frequencies.
+Segments whose key positions differ by a constant share one rotated copy of the keys where their keys
+overlap: the constant moves to the query side. Shape letters: B batch, H heads, L tokens, D head_dim, F frequencies.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ def _layout(plan: PositionPlan, q_len: int) -> Layout:
         low, high = int(segment.key_start[first + used[0]]), int(segment.key_stop[first + used[-1]])
         query = segment.query_positions[inside]
         for copy, owner in enumerate(owners):
+            if low > ranges[copy][1] or high < ranges[copy][0]:
+                continue  # sharing would rotate the keys between, which nobody reads
             shift = _constant_shift(segment.key_positions, owner.key_positions)
             if shift is not None:
                 query = query - shift if shift else query

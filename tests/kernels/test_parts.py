@@ -59,6 +59,14 @@ def test_shifted_keys_share_one_rotated_copy() -> None:
     assert len(layout(plan, 2000).copies) == 2  # head and tail read the same keys
 
 
+def test_decoding_rotates_every_key_once() -> None:
+    for name in ("lampe", "self_extend", "rerope", "dca", "string"):
+        params = {"mapping": 300} if name == "lampe" else {}
+        plan = posenc.strategy(name, window=512, **params).plan(2000, 2100)
+        copies = layout(plan, 1).copies
+        assert sum(copy.keys.stop - copy.keys.start for copy in copies) == 2100, name
+
+
 lse_values = st.one_of(st.just(-math.inf), st.floats(-50, 50))
 
 
