@@ -1,0 +1,98 @@
+"""Attention on raw tensors, rotation included on both sides.
+
+Shape letters: B batch, H heads, L tokens, D head_dim, F rotary frequencies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import posenc
+from posenc.bench.cases import Case, Heads
+from posenc.bench.timing import Pair
+
+THETA = 1e4
+
+
+def stock_tables(positions_L: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """cos and sin [L, D] as transformers makes them."""
+    inv_freq_F = 1.0 / (THETA ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
+    angle_LF = positions_L[:, None].float() * inv_freq_F
+    angle_LD = torch.cat((angle_LF, angle_LF), dim=-1)
+    return angle_LD.cos(), angle_LD.sin()
+
+
+def stock_rotate(x_BHLD: Tensor, cos_LD: Tensor, sin_LD: Tensor) -> Tensor:
+    """The rotation of transformers' models: a baseline that no change in posenc moves."""
+    first, second = x_BHLD.chunk(2, dim=-1)
+    cos, sin = cos_LD.to(x_BHLD.dtype), sin_LD.to(x_BHLD.dtype)
+    return x_BHLD * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+@dataclass
+class PlainAttention:
+    """Stock attention: rotation, then one causal SDPA call.
+
+    The tables are made in the first call and kept, as a model makes them once for all of its layers.
+    """
+
+    q_BHLD: Tensor
+    k_BHLD: Tensor
+    v_BHLD: Tensor
+    _tables: tuple[Tensor, Tensor] | None = field(default=None, init=False)
+
+    def __call__(self) -> Tensor:
+        if self._tables is None:
+            self._tables = stock_tables(torch.arange(self.q_BHLD.shape[2]), self.q_BHLD.shape[3])
+        q, k = (stock_rotate(x, *self._tables) for x in (self.q_BHLD, self.k_BHLD))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, self.v_BHLD, is_causal=True, enable_gqa=True)
+
+
+@dataclass
+class PlainQuery:
+    """Stock decoding: the cache holds rotated keys, only the newest token is rotated."""
+
+    q_BHLD: Tensor
+    k_BHLD: Tensor
+    v_BHLD: Tensor
+
+    def __post_init__(self) -> None:
+        length, dim = self.k_BHLD.shape[2:]
+        self._newest = self.k_BHLD[:, :, -1:].clone()
+        self._tables = stock_tables(torch.tensor([length - 1]), dim)
+        self._cache = stock_rotate(self.k_BHLD, *stock_tables(torch.arange(length), dim))
+
+    def __call__(self) -> Tensor:
+        self._cache[:, :, -1:] = stock_rotate(self._newest, *self._tables)
+        q = stock_rotate(self.q_BHLD, *self._tables)
+        return torch.nn.functional.scaled_dot_product_attention(q, self._cache, self.v_BHLD, enable_gqa=True)
+
+
+def build(case: Case) -> Pair:
+    """Both sides of an ``attention`` or ``query`` case, on the same random tensors."""
+    heads, dtype = Heads.parse(case.shape), getattr(torch, case.dtype)
+    generator = torch.Generator().manual_seed(0)
+
+    def random(count: int, length: int) -> Tensor:
+        return torch.randn(1, count, length, heads.dim, generator=generator, dtype=dtype)
+
+    one = case.kind == "query"
+    q = random(heads.query, 1 if one else case.length)
+    k, v = random(heads.key, case.length), random(heads.key, case.length)
+    base = posenc.Rotary.from_theta(THETA, heads.dim)
+    strategy = case.make_strategy()
+    plan = strategy.plan(case.length)
+    remapped = partial(_attention, q, k, v, plan, strategy.rotary(base, case.length), case.backend)
+    return Pair((PlainQuery if one else PlainAttention)(q, k, v), remapped)
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: posenc.PositionPlan, rotary: posenc.Rotary, backend: str
+) -> Tensor:
+    out = posenc.attention(q, k, v, plan, rotary, backend=backend)
+    assert isinstance(out, Tensor)
+    return out
