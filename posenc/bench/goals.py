@@ -1,0 +1,91 @@
+"""What remapping is meant to cost at most, on a CPU with two threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from posenc.bench.cases import MODEL, STRATEGIES
+from posenc.bench.results import Row
+
+Measure = Literal["time", "memory", "rate"]
+DTYPE = "float32"
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A limit on one number of one case, for every strategy alike.
+
+    Parameters
+    ----------
+    measure : {"time", "memory", "rate"}
+        Remapped over plain: seconds, peak bytes, or tokens per second (a lower limit).
+    """
+
+    kind: str
+    shape: str
+    length: int
+    measure: Measure
+    limit: float
+
+    def applies(self, row: Row) -> bool:
+        """True for a row that is measured under the conditions of the goal."""
+        asked = (self.kind, self.shape, self.length, DTYPE, THREADS)
+        return asked == (row.kind, row.shape, row.length, row.dtype, row.threads)
+
+    def value(self, row: Row) -> float | None:
+        """The number that the limit is for, or None where it was not measured."""
+        if self.measure == "memory":
+            return row.memory_ratio
+        return 1 / row.ratio if self.measure == "rate" else row.ratio
+
+    def met(self, value: float) -> bool:
+        """Whether a number, as it is printed, keeps the limit."""
+        shown = round(value, 2)
+        return shown >= self.limit if self.measure == "rate" else shown <= self.limit
+
+
+@dataclass(frozen=True)
+class Target:
+    """Goals that are shown in one table."""
+
+    title: str
+    goals: tuple[Goal, ...]
+    strategies: tuple[str, ...] = STRATEGIES
+
+
+ATTENTION_LIMITS = {2048: 1.3, 4096: 1.15, 8192: 1.05, 16384: 1.0}
+ATTENTION_SHAPES = ("9/3x64", "32/8x128")
+
+TARGETS = (
+    Target(
+        "Attention, time over plain causal SDPA with its own rotation",
+        tuple(
+            Goal("attention", shape, length, "time", limit)
+            for shape in ATTENTION_SHAPES
+            for length, limit in ATTENTION_LIMITS.items()
+        ),
+    ),
+    Target(
+        "Attention, peak extra memory over plain's",
+        tuple(
+            Goal("attention", shape, length, "memory", 1.25)
+            for shape in ATTENTION_SHAPES
+            for length in ATTENTION_LIMITS
+        ),
+    ),
+    Target(
+        "One query over raw keys, time over stock decode attention",
+        tuple(Goal("query", shape, 16384, "time", 1.1) for shape in ATTENTION_SHAPES),
+    ),
+    Target("Model prefill, time over the model not patched", (Goal("prefill", MODEL, 4096, "time", 1.1),)),
+    Target(
+        "Model decode, tokens per second over those of the model not patched",
+        (Goal("decode", MODEL, 8192, "rate", 0.95),),
+    ),
+    Target(
+        "Padded batch of 4 unequal rows, time over the sum of its rows alone",
+        (Goal("padded", MODEL, 2048, "time", 1.2),),
+    ),
+)

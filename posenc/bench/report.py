@@ -1,0 +1,160 @@
+"""``performance.md``: a page made of result files and nothing else."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from posenc.bench.cases import KINDS
+from posenc.bench.goals import DTYPE, TARGETS, THREADS, Goal, Target
+from posenc.bench.results import Machine, Result, Row, read_folder
+from posenc.files import replacing
+
+PAGE = "performance.md"
+NUMBERS = ["tokens", "plain ms", "remapped ms", "ratio", "plain MiB", "remapped MiB", "memory ratio"]
+COLUMNS = ["kind", "shape", "dtype", "threads", "backend", "strategy", *NUMBERS[:4], "lowest .. highest", *NUMBERS[4:]]
+NOTHING = "-"
+
+INTRODUCTION = f"""\
+# What remapping costs
+
+This page is made by `posenc bench --report docs/results` from the result files (`*.json`) beside it: change those,
+not this page. `make bench` measures them anew.
+
+Both sides of a case run in turns in one process: plain, remapped, plain, and so on. Times are medians over the rounds;
+a ratio is that of the two calls of one round, given as median and as lowest and highest. Rotation is included on both
+sides. The first call of each side is kept apart (`first` in the files): there the remapped side makes its plan and
+its tables, which it keeps for later layers, tokens and prompts of that length. The pretraining window is a quarter of
+the length, so that every segment of a plan is at work.
+
+Memory is the peak of one call beyond its inputs, tables and output included, read from the high-water mark of a process
+of its own (`posenc/bench/memory.py`). Models have random weights and the shape of the one they are named after; in
+`decode`, both caches hold the same random keys.
+
+## Goals
+
+For {DTYPE} and {THREADS} threads. A number is rounded before it is held against its goal.
+"""
+
+
+def write_report(folder: Path) -> Path:
+    """Write the page from the folder's result files.
+
+    Raises
+    ------
+    InvalidInputError
+        If a file is not a result, there is none, or the page cannot be written.
+    """
+    text = page(read_folder(folder))
+    target = folder / PAGE
+    with replacing(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return target
+
+
+def page(results: dict[str, Result]) -> str:
+    """The page as text."""
+    numbered = {name: number for number, name in enumerate(results, 1)}
+    marks: list[str] = []
+    tables = [_target(target, results, numbered, marks) for target in TARGETS]
+    met, missed, open_ = (marks.count(mark) for mark in ("met", "missed", ""))
+    lines = [
+        INTRODUCTION,
+        f"**{met} met, {missed} missed, {open_} not measured.** A number in brackets is that of the run, below.",
+        "",
+        *tables,
+        "## Runs",
+        "",
+    ]
+    for name, result in results.items():
+        lines.append(_run(numbered[name], name, result))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _target(target: Target, results: dict[str, Result], numbered: dict[str, int], marks: list[str]) -> str:
+    """One table of goals: a line per goal, a column per strategy."""
+    body = []
+    for goal in target.goals:
+        sign = "≥" if goal.measure == "rate" else "≤"
+        measured = (_cell(goal, strategy, results, numbered, marks) for strategy in target.strategies)
+        body.append([goal.shape, str(goal.length), f"{sign} {goal.limit:.2f}", *measured])
+    return f"### {target.title}\n\n{_markdown(['shape', 'tokens', 'goal', *target.strategies], body)}\n"
+
+
+def _cell(goal: Goal, strategy: str, results: dict[str, Result], numbered: dict[str, int], marks: list[str]) -> str:
+    shown = []
+    for name, result in results.items():
+        for row in result.rows:
+            value = goal.value(row) if row.strategy == strategy and goal.applies(row) else None
+            if value is None:
+                continue
+            mark = "met" if goal.met(value) else "missed"
+            marks.append(mark)
+            shown.append(f"{value:.2f} {'met' if mark == 'met' else '**missed**'} [{numbered[name]}]")
+    if not shown:
+        marks.append("")
+    return ", ".join(shown) or "not measured"
+
+
+def _run(number: int, name: str, result: Result) -> str:
+    kinds = dict.fromkeys(row.kind for row in result.rows)
+    lines = [f"### {number}. [{name}]({name})", "", "```", result.command, "```", "", describe_machine(result.machine)]
+    lines += ["", *(f"- `{kind}`: {KINDS[kind].what}; plain is {KINDS[kind].baseline}." for kind in kinds), ""]
+    lines += [_markdown(COLUMNS, table_rows(result)), ""]
+    return "\n".join(lines)
+
+
+def describe_machine(machine: Machine) -> str:
+    """The machine in one paragraph, with a warning where it was not quiet."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    memory = "" if machine.memory_gib is None else f", {machine.memory_gib:g} GiB"
+    loads = (NOTHING if load is None else f"{load:g}" for load in (machine.load_before, machine.load_after))
+    text = (
+        f"{machine.cpu}, {machine.cores} cores ({machine.vector_units}){memory}, {machine.system}; {versions}; "
+        f"OMP_WAIT_POLICY {machine.wait_policy}; load average {' before and '.join(loads)} after."
+    )
+    if machine.busy:
+        text += " **The machine was busy with other work: do not trust these times.**"
+    return text
+
+
+def table_rows(result: Result) -> list[list[str]]:
+    """One line per case, for ``COLUMNS``."""
+    return [_line(row) for row in result.rows]
+
+
+def _line(row: Row) -> list[str]:
+    memory = [NOTHING] * 3
+    if row.memory is not None:
+        memory = [_mib(row.memory.plain), _mib(row.memory.remapped), NOTHING]
+        if row.memory_ratio is not None:
+            memory[2] = f"{row.memory_ratio:.2f}"
+    return [
+        row.kind,
+        row.shape,
+        row.dtype,
+        str(row.threads),
+        row.backend,
+        row.strategy,
+        str(row.length),
+        _milliseconds(row.plain),
+        _milliseconds(row.remapped),
+        f"{row.ratio:.2f}",
+        f"{min(row.ratios):.2f} .. {max(row.ratios):.2f} ({len(row.ratios)})",
+        *memory,
+    ]
+
+
+def _milliseconds(seconds: Sequence[float]) -> str:
+    return f"{1e3 * statistics.median(seconds):.2f}"
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.1f}"
+
+
+def _markdown(columns: list[str], rows: list[list[str]]) -> str:
+    right = [column in NUMBERS for column in columns]
+    rule = ["---:" if is_number else "---" for is_number in right]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (columns, rule, *rows))

@@ -1,0 +1,178 @@
+"""The result file: one run, its command, its machine, and every time that was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+from posenc.bench.cases import KINDS
+from posenc.errors import InvalidInputError
+from posenc.files import plain, replacing
+
+BUSY = 0.5
+"""A load before the run above this share of the cores means that other work ran as well."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Machine(_Strict):
+    """What a run was measured on."""
+
+    cpu: str
+    cores: PositiveInt
+    memory_gib: float | None
+    system: str
+    vector_units: str
+    wait_policy: str
+    versions: dict[str, str]
+    load_before: float | None
+    load_after: float | None
+
+    @property
+    def busy(self) -> bool:
+        """True when other work ran while this was measured."""
+        return self.load_before is not None and self.load_before > BUSY * self.cores
+
+
+class Memory(_Strict):
+    """Peak bytes of one call beyond its inputs."""
+
+    plain: NonNegativeInt
+    remapped: NonNegativeInt
+
+
+class Row(_Strict):
+    """One case and its times in seconds, one entry per round."""
+
+    kind: str
+    shape: str
+    dtype: str
+    threads: PositiveInt
+    length: PositiveInt
+    window: PositiveInt
+    strategy: str
+    params: dict[str, Any]
+    backend: str
+    first: tuple[PositiveFloat, PositiveFloat]
+    plain: tuple[PositiveFloat, ...] = Field(min_length=1)
+    remapped: tuple[PositiveFloat, ...] = Field(min_length=1)
+    memory: Memory | None
+
+    @property
+    def ratios(self) -> list[float]:
+        """Remapped over plain, pair by pair."""
+        return [b / a for a, b in zip(self.plain, self.remapped, strict=True)]
+
+    @property
+    def ratio(self) -> float:
+        """Median over the rounds."""
+        return statistics.median(self.ratios)
+
+    @property
+    def memory_ratio(self) -> float | None:
+        """Peak of the remapped side over that of the plain one."""
+        return self.memory.remapped / self.memory.plain if self.memory and self.memory.plain else None
+
+
+class Result(_Strict):
+    """One run."""
+
+    format: Literal["posenc-bench"]
+    version: Literal[1]
+    command: str
+    machine: Machine
+    rows: tuple[Row, ...] = Field(min_length=1)
+
+    @property
+    def file_name(self) -> str:
+        """A name for what is inside: kinds, shapes, lengths, dtypes, threads, machine."""
+        kinds, shapes, dtypes = (_joined(getattr(row, key) for row in self.rows) for key in ("kind", "shape", "dtype"))
+        lengths = sorted({row.length for row in self.rows})
+        span = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]}-to-{lengths[-1]}"
+        threads = _joined(str(row.threads) for row in self.rows)
+        machine = f"{self.machine.cpu}-{self.machine.cores}-cores"
+        text = "-".join((kinds, shapes, span, dtypes, f"{threads}-threads", machine))
+        return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") + ".json"
+
+
+def _joined(values: Any) -> str:
+    return "-".join(dict.fromkeys(values))
+
+
+def is_file(out: Path) -> bool:
+    """True for the name of a result file, False for that of a folder."""
+    return out.suffix == ".json"
+
+
+def prepare(folder: Path) -> None:
+    """Make a folder and see that it can be written, before minutes are spent.
+
+    Raises
+    ------
+    InvalidInputError
+        If it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InvalidInputError(f"{folder}: cannot be written ({error.strerror or error}).") from None
+
+
+def save(result: Result, out: Path) -> Path:
+    """Write a result to a ``.json`` file, or into a folder under a name for what is inside."""
+    target = out if is_file(out) else out / result.file_name
+    with replacing(target) as temporary:
+        temporary.write_text(json.dumps(plain(result.model_dump()), indent=1) + "\n", encoding="utf-8")
+    return target
+
+
+def read(path: Path) -> Result:
+    """Read a result file.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is not one; the message names the file and the first thing that is wrong.
+    """
+    advice = "Remove it, or measure again with posenc bench --out."
+    try:
+        result = Result.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInputError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    except UnicodeDecodeError:
+        raise InvalidInputError(f"{path}: not a result of posenc bench (not UTF-8 text). {advice}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        raise InvalidInputError(f"{path}: not a result of posenc bench ({reason}). {advice}") from None
+    for row in result.rows:
+        if len(row.plain) != len(row.remapped):
+            raise InvalidInputError(f"{path}: not a result of posenc bench (a round lacks a side). {advice}")
+        if row.kind not in KINDS:
+            raise InvalidInputError(f"{path}: unknown kind {row.kind!r}. {advice}")
+    return result
+
+
+def read_folder(folder: Path) -> dict[str, Result]:
+    """All results of a folder, by file name.
+
+    Raises
+    ------
+    InvalidInputError
+        If the folder holds none, or a file that is not one.
+    """
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise InvalidInputError(f"{folder}: no result files (*.json). Make one with posenc bench --out {folder}.")
+    return {file.name: read(file) for file in files}
