@@ -1,0 +1,114 @@
+"""``posenc bench``: what remapped attention costs, against the same work without remapping."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from posenc.cli._lengths import NumberList
+from posenc.cli._output import json_option, print_json, print_table, progress
+
+if TYPE_CHECKING:
+    from posenc.bench.results import Result
+
+ALWAYS = ("strategy", "tokens", "plain ms", "remapped ms", "ratio", "lowest .. highest")
+"""Columns that are printed even where every line says the same: the command line says the others."""
+
+
+@click.command("bench", short_help="Measure time and memory against plain attention.")
+@click.argument("kinds", nargs=-1, metavar="[attention|query|prefill|decode|padded]...")
+@click.option("--strategy", "-s", "strategies", multiple=True, metavar="NAME", help="Repeatable [default: five].")
+@click.option("--lengths", type=NumberList(int), help="Tokens [default: 2048,4096].")
+@click.option("--heads", multiple=True, metavar="HQ/HKVxD", help="Of raw tensors; repeatable [default: 9/3x64].")
+@click.option("--model", metavar="SHAPE", help="smollm2-135m or tiny, random weights [default: smollm2-135m].")
+@click.option("--dtype", "dtypes", multiple=True, metavar="DTYPE", help="Repeatable [default: float32].")
+@click.option("--threads", type=NumberList(int), help="torch threads [default: 2].")
+@click.option("--backend", "backends", multiple=True, metavar="NAME", help="Repeatable [default: auto].")
+@click.option("--window-share", type=int, help="The window is the length over this [default: 4].")
+@click.option("--rounds", type=int, help="Most rounds per case [default: 7].")
+@click.option("--seconds", type=float, help="No further round after this time, from three on [default: 20].")
+@click.option("--memory/--no-memory", default=True, help="Measure peak memory, in processes of their own.")
+@click.option("--out", type=click.Path(path_type=Path), help="A .json file, or a folder for one.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw ratio over length.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Measure nothing: write FOLDER/performance.md from its result files.",
+)
+@json_option
+def command(
+    kinds: tuple[str, ...],
+    out: Path | None,
+    plot: Path | None,
+    report: Path | None,
+    as_json: bool,
+    **choices: Any,
+) -> None:
+    """Measure what remapping costs, in turns with the same work without it.
+
+    \b
+    attention  L queries over L raw keys, against rotation and one causal SDPA call
+    query      one query over L raw keys, against SDPA over rotated ones
+    prefill    a model's forward of L tokens, against the model not patched
+    decode     a model's forward of one token at L cached ones, against the model not patched
+    padded     a padded batch of 4 rows, against its rows one by one
+
+    Without a kind, attention is measured. Times are medians over rounds; a ratio is that of a pair.
+    """
+    if report is not None:
+        if kinds or out or plot:
+            raise click.UsageError("--report measures nothing: give no kind, --out or --plot with it.")
+        from posenc.bench.report import write_report
+
+        page = write_report(report)
+        print_json({"file": str(page)}) if as_json else click.echo(f"written: {page}")
+        return
+
+    from posenc.bench.cases import Settings
+    from posenc.bench.results import is_file, prepare, save
+    from posenc.bench.run import run, steps
+
+    given = {key: value for key, value in choices.items() if value is not None and value != ()}
+    if kinds:
+        given["kinds"] = tuple(dict.fromkeys(kinds))
+    settings = Settings(**given)
+    settings.check()
+    if out is not None:
+        prepare(out.parent if is_file(out) else out)
+    if plot is not None:
+        from posenc.bench.picture import check_plot
+
+        check_plot(plot)
+        prepare(plot.parent)
+    with progress(steps(settings)) as step:
+        result = run(settings, step)
+    files = [] if out is None else [save(result, out)]
+    if plot is not None:
+        from posenc.bench.picture import plot_ratios
+
+        files.append(plot_ratios(result, plot))
+    if as_json:
+        print_json({**result.model_dump(), "files": [str(file) for file in files]})
+        return
+    _print(result)
+    for file in files:
+        click.echo(f"written: {file}")
+
+
+def _print(result: Result) -> None:
+    from posenc.bench.report import COLUMNS, NUMBERS, describe_machine, table_rows
+
+    rows = table_rows(result)
+    kept = [column for column, name in enumerate(COLUMNS) if name in ALWAYS or len({row[column] for row in rows}) > 1]
+    click.echo(describe_machine(result.machine))
+    click.echo(result.command)
+    click.echo()
+    print_table(
+        "remapped against plain (medians over rounds)",
+        [COLUMNS[column] for column in kept],
+        [[row[column] for column in kept] for row in rows],
+        numbers=NUMBERS,
+    )
