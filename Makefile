@@ -6,9 +6,10 @@ INSTALLED := $(VENV)/.installed
 SMOLLM2 := $(VENV)/.smollm2
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 JOBS ?= 2
+BENCH = $(BIN)/posenc bench --out docs/results
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-smollm2 test lint format clean
+.PHONY: help demo demo-smollm2 test lint format bench bench-full clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +31,26 @@ lint: $(INSTALLED) ## style and types
 format: $(INSTALLED) ## rewrite files in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(INSTALLED) ## time and memory against plain attention (15 minutes on 2 idle cores), into docs/results
+	$(BENCH) attention --heads 9/3x64 --lengths 2048,4096,8192,16384 --rounds 5 --seconds 10
+	$(BENCH) attention --heads 32/8x128 --lengths 2048,4096 --rounds 5 --seconds 10
+	$(BENCH) attention --heads 32/8x128 --lengths 8192,16384 --rounds 3 --strategy lampe --no-memory
+	$(BENCH) query --heads 9/3x64 --heads 32/8x128 --lengths 16384 --rounds 50 --seconds 10 --no-memory
+	$(BENCH) prefill --lengths 4096 --rounds 3 --strategy lampe --no-memory
+	$(BENCH) decode --lengths 8192 --rounds 30 --strategy lampe --no-memory
+	$(BENCH) padded --lengths 2048 --rounds 3 --strategy lampe --no-memory
+	$(BIN)/posenc bench --report docs/results
+
+bench-full: $(INSTALLED) ## the same with every strategy and memory throughout (an hour and a half)
+	$(BENCH) attention --heads 9/3x64 --lengths 2048,4096,8192,16384 --seconds 20
+	$(BENCH) attention --heads 32/8x128 --lengths 2048,4096 --seconds 20
+	$(BENCH) attention --heads 32/8x128 --lengths 8192,16384 --rounds 3
+	$(BENCH) query --heads 9/3x64 --heads 32/8x128 --lengths 16384 --rounds 100
+	$(BENCH) prefill --lengths 4096 --rounds 5 --seconds 30
+	$(BENCH) decode --lengths 8192 --rounds 50
+	$(BENCH) padded --lengths 2048 --rounds 3
+	$(BIN)/posenc bench --report docs/results
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) out .cache
