@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import time
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,3 +57,35 @@ def memory_gib() -> float | None:
 def load() -> float | None:
     """Processes that wanted to run in the last minute, where the system tells."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Tells how many cores other work took since the watch was made.
+
+    A load average cannot: it counts the run itself, and the run before it.
+    """
+
+    _busy: float | None = field(default_factory=lambda: busy_seconds())
+    _own: float = field(default_factory=time.process_time)
+    _began: float = field(default_factory=time.perf_counter)
+
+    def other_cores(self) -> float | None:
+        """Cores that other processes, or other guests of the host, kept busy on average; None where unknown."""
+        now, seconds = busy_seconds(), time.perf_counter() - self._began
+        if now is None or self._busy is None or seconds <= 0:
+            return None
+        return round(max(0.0, now - self._busy - (time.process_time() - self._own)) / seconds, 2)
+
+
+def busy_seconds() -> float | None:
+    """Seconds that all cores together were busy since the start, where the system tells them for just our cores."""
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+        user, nice, system, _, _, irq, softirq, steal, *_ = map(int, lines[0].split()[1:])
+        ticks = os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, AttributeError):
+        return None
+    if sum(line.startswith("cpu") for line in lines) - 1 != cores():
+        return None
+    return (user + nice + system + irq + softirq + steal) / ticks

@@ -112,8 +112,10 @@ def describe_machine(machine: Machine) -> str:
     loads = (NOTHING if load is None else f"{load:g}" for load in (machine.load_before, machine.load_after))
     text = (
         f"{machine.cpu}, {machine.cores} cores ({machine.vector_units}){memory}, {machine.system}; {versions}; "
-        f"OMP_WAIT_POLICY {machine.wait_policy}; load average {' before and '.join(loads)} after."
+        f"OMP_WAIT_POLICY {machine.wait_policy}; load average {' before and '.join(loads)} after, the run included."
     )
+    if machine.other_cores is not None:
+        text += f" Other work took {machine.other_cores:g} cores meanwhile."
     if machine.busy:
         text += " **The machine was busy with other work: do not trust these times.**"
     return text

@@ -15,8 +15,8 @@ from posenc.bench.cases import KINDS
 from posenc.errors import InvalidInputError
 from posenc.files import plain, replacing
 
-BUSY = 0.5
-"""A load before the run above this share of the cores means that other work ran as well."""
+BUSY = 0.1
+"""Other work on more than this share of the cores disturbs the times."""
 
 
 class _Strict(BaseModel):
@@ -35,11 +35,12 @@ class Machine(_Strict):
     versions: dict[str, str]
     load_before: float | None
     load_after: float | None
+    other_cores: float | None
 
     @property
     def busy(self) -> bool:
         """True when other work ran while this was measured."""
-        return self.load_before is not None and self.load_before > BUSY * self.cores
+        return self.other_cores is not None and self.other_cores > BUSY * self.cores
 
 
 class Memory(_Strict):

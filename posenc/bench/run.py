@@ -28,6 +28,7 @@ def run(settings: Settings, step: Callable[[str], None]) -> Result:
     settings.check()
     cases = settings.cases()
     facts = {**machine.describe(), "load_before": machine.load()}
+    watch = machine.Watch()
     threads = torch.get_num_threads()
     timings = []
     try:
@@ -38,7 +39,7 @@ def run(settings: Settings, step: Callable[[str], None]) -> Result:
             step(str(case))
     finally:
         torch.set_num_threads(threads)
-    facts["load_after"] = machine.load()
+    facts.update(other_cores=watch.other_cores(), load_after=machine.load())
     rows = []
     known: dict[Case, int] = {}  # the baseline's peak is the same for every strategy
     for case, measured in zip(cases, timings, strict=True):

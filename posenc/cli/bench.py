@@ -13,8 +13,8 @@ from posenc.cli._output import json_option, print_json, print_table, progress
 if TYPE_CHECKING:
     from posenc.bench.results import Result
 
-ALWAYS = ("strategy", "tokens", "plain ms", "remapped ms", "ratio", "lowest .. highest")
-"""Columns that are printed even where every line says the same: the command line says the others."""
+SETTINGS = ("kind", "shape", "dtype", "threads", "backend")
+"""Columns that are left out where every line says the same: the command line above the table says it."""
 
 
 @click.command("bench", short_help="Measure time and memory against plain attention.")
@@ -99,10 +99,15 @@ def command(
 
 
 def _print(result: Result) -> None:
-    from posenc.bench.report import COLUMNS, NUMBERS, describe_machine, table_rows
+    from posenc.bench.report import COLUMNS, NOTHING, NUMBERS, describe_machine, table_rows
 
     rows = table_rows(result)
-    kept = [column for column, name in enumerate(COLUMNS) if name in ALWAYS or len({row[column] for row in rows}) > 1]
+    found = [{row[column] for row in rows} for column in range(len(COLUMNS))]
+    kept = [
+        column
+        for column, name in enumerate(COLUMNS)
+        if found[column] != {NOTHING} and (name not in SETTINGS or len(found[column]) > 1)
+    ]
     click.echo(describe_machine(result.machine))
     click.echo(result.command)
     click.echo()

@@ -26,7 +26,7 @@ def test_json_and_files(run, tmp_path: Path):
         assert len(row["plain"]) == len(row["remapped"]) == 1
         assert row["window"] == 16
         assert row["memory"] is None
-    assert {"cpu", "cores", "load_before", "load_after", "versions"} <= set(data["machine"])
+    assert {"cpu", "cores", "load_before", "load_after", "other_cores", "versions"} <= set(data["machine"])
     file, plot = (Path(name) for name in data["files"])
     read = results.read(file)
     assert read.model_dump(mode="json") == {key: value for key, value in data.items() if key != "files"}
@@ -49,6 +49,7 @@ def test_the_table_shows_medians_and_spread(run):
     assert ran.exit_code == 0, ran.output
     for word in ("plain ms", "remapped ms", "ratio", "lowest .. highest", "rerope", "load average"):
         assert word in ran.stdout
+    assert "MiB" not in ran.stdout
 
 
 @pytest.mark.parametrize(
