@@ -24,9 +24,9 @@ not this page. `make bench` measures them anew.
 
 Both sides of a case run in turns in one process: plain, remapped, plain, and so on. Times are medians over the rounds;
 a ratio is that of the two calls of one round, given as median and as lowest and highest. Rotation is included on both
-sides. The first call of each side is kept apart (`first` in the files): there the remapped side makes its plan and
-its tables, which it keeps for later layers, tokens and prompts of that length. The pretraining window is a quarter of
-the length, so that every segment of a plan is at work.
+sides; plain rotates with the operations of transformers' own models. The first call of each side is kept apart (`first`
+in the files): there, the remapped side makes its plan and tables and keeps them for later layers, tokens and prompts
+of that length. The pretraining window is a quarter of the length, so that every segment of a plan is at work.
 
 Memory is the peak of one call beyond its inputs, tables and output included, read from the high-water mark of a process
 of its own (`posenc/bench/memory.py`). Models have random weights and the shape of the one they are named after; in
