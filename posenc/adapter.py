@@ -1,23 +1,85 @@
-"""The adapter seam: where a model family keeps its rotary module and how it rotates."""
+"""The adapter seam: where a model family keeps its decoder and rotary modules, and what one layer rotates."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from posenc.errors import UnsupportedModelError
-from posenc.rope import Rotary, Style
+from posenc.rope import Arithmetic, Rotary, Style
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 """rope types whose module changes its frequencies inside ``forward``."""
 
+EVERY_FAMILY = "*"
+"""In ``model_types``: whatever no other adapter names, where the probe finds that it fits."""
+
+
+@dataclass(frozen=True)
+class RotarySource:
+    """One set of frequencies: a rotary module of the decoder, and the layer type it was asked for.
+
+    Parameters
+    ----------
+    module : str
+        Name of the module inside the decoder.
+    layer_type : str, optional
+        Where one module holds several sets (Gemma 3, OLMo 3), which one.
+    """
+
+    module: str
+    layer_type: str | None = None
+
+    @property
+    def prefix(self) -> str:
+        """Of the module's attributes that belong to this set."""
+        return "" if self.layer_type is None else f"{self.layer_type}_"
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What the probe measured on one attention layer.
+
+    Parameters
+    ----------
+    source : RotarySource or None
+        The frequencies that feed it; None for a layer without rotary positions (NoPE).
+    style : {"half", "interleaved"}
+        Which channels are paired up.
+    channels : (int, int), optional
+        Half-open range of rotated head channels.
+    window : int, optional
+        Its own sliding window.
+    arithmetic : {"native", "mixed", "float32", "complex"}
+        How the model rounds when it rotates (see :class:`~posenc.rope.Rotary`).
+    """
+
+    source: RotarySource | None
+    style: Style = "half"
+    channels: tuple[int, int] | None = None
+    window: int | None = None
+    arithmetic: Arithmetic = "native"
+
+    def describe(self) -> str:
+        """In words."""
+        window = "" if self.window is None else f", window {self.window}"
+        if self.source is None:
+            return f"no rotary positions{window}"
+        channels = "" if self.channels is None else f" {self.channels[0]}..{self.channels[1] - 1}"
+        kind = "" if self.source.layer_type is None else f", frequencies of {self.source.layer_type}"
+        return f"{self.style}, channels{channels}{kind}{window}"
+
+    def of(self, base: Rotary) -> Rotary:
+        """The source's frequencies in this layer's layout."""
+        return replace(base, style=self.style, channels=self.channels, arithmetic=self.arithmetic)
+
 
 @dataclass(frozen=True)
 class ArchitectureAdapter:
-    """Declared facts about a model family; ``apply`` checks them against the model itself.
+    """Where a family keeps its parts, and what it declares about them; ``apply`` measures the rest.
 
     A family that keeps its parts elsewhere subclasses this and overrides the methods.
 
@@ -28,51 +90,59 @@ class ArchitectureAdapter:
     summary : str
         One line on what it serves.
     model_types : tuple of str
-        Values of ``config.model_type`` that this adapter serves.
-    style : {"half", "interleaved"}
-        Which channels its attention pairs up.
+        Values of ``config.model_type`` that this adapter serves; ``"*"`` for every one that no
+        other adapter names.
+    style : {"half", "interleaved"}, optional
+        Which channels its attention pairs up; a probe that finds otherwise refuses the model.
+    tolerance : float
+        Largest difference that the identity self-test may show. 0 means bit-equal.
     """
 
     name: str
     summary: str
     model_types: tuple[str, ...]
-    style: Style = "half"
+    style: Style | None = None
+    tolerance: float = 0.0
 
     def decoder(self, model: nn.Module) -> nn.Module:
         """The module whose forward computes positions and runs the layers."""
         decoder: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
         return decoder
 
-    def rotary_module(self, decoder: nn.Module) -> nn.Module:
-        """The rotary module of the decoder.
+    def rotary_modules(self, decoder: nn.Module) -> dict[str, nn.Module]:
+        """The rotary modules of a decoder by name.
 
         Raises
         ------
         UnsupportedModelError
-            If the decoder has none, so the model does not use rotary positions.
+            If it has none, so the model does not use rotary positions.
         """
-        rotary = getattr(decoder, "rotary_emb", None)
-        if not isinstance(rotary, nn.Module) or not isinstance(getattr(rotary, "inv_freq", None), Tensor):
+        found = {name: module for name, module in decoder.named_modules() if _frequencies(module)}
+        if not found:
+            model_type = getattr(getattr(decoder, "config", None), "model_type", "?")
             raise UnsupportedModelError(
-                f"{type(decoder).__name__} has no rotary module with inv_freq: only models with rotary position "
-                "embeddings (RoPE) can be remapped."
+                f"{type(decoder).__name__} ({model_type!r}) has no rotary module with inv_freq: only models with rotary "
+                "position embeddings (RoPE) in a module of their own can be remapped."
             )
-        return rotary
+        return found
 
-    def rotary(self, decoder: nn.Module, position_ids_BL: Tensor) -> Rotary:
+    def rotary(self, decoder: nn.Module, source: RotarySource, position_ids_BL: Tensor) -> Rotary:
         """Frequencies that the model itself uses for these positions (hooks must be off)."""
-        module = self.rotary_module(decoder)
-        if getattr(module, "rope_type", "default") in LENGTH_DEPENDENT:
+        module = decoder.get_submodule(source.module)
+        if rope_type(module, source) in LENGTH_DEPENDENT:
+            which = {} if source.layer_type is None else {"layer_type": source.layer_type}
             with torch.no_grad():
-                module(torch.empty(0, device=position_ids_BL.device), position_ids_BL)
-        inv_freq: Any = module.inv_freq
-        scaling: Any = getattr(module, "attention_scaling", 1.0)
-        return Rotary(inv_freq.detach().clone(), float(scaling), self.style, theta=self.theta(decoder))
+                module(torch.empty(0, device=position_ids_BL.device), position_ids_BL, **which)
+        inv_freq: Any = getattr(module, f"{source.prefix}inv_freq")
+        scaling: Any = getattr(module, f"{source.prefix}attention_scaling", 1.0)
+        return Rotary(inv_freq.detach().clone(), float(scaling), theta=self.theta(decoder, source))
 
-    def theta(self, decoder: nn.Module) -> float | None:
+    def theta(self, decoder: nn.Module, source: RotarySource) -> float | None:
         """Base of the model's geometric frequencies, from its configuration."""
         config: Any = decoder.config
         parameters = getattr(config, "rope_parameters", None) or {}
+        if source.layer_type is not None:
+            parameters = parameters.get(source.layer_type) or parameters
         theta = parameters.get("rope_theta", getattr(config, "rope_theta", None))
         return None if theta is None else float(theta)
 
@@ -80,9 +150,26 @@ class ArchitectureAdapter:
         """Pretraining window ``n`` in tokens."""
         config: Any = self.decoder(model).config
         parameters = getattr(config, "rope_parameters", None) or {}
-        window = parameters.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None)
+        sets = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+        declared = [int(own["original_max_position_embeddings"]) for own in sets if _original(own)]
+        window = max(declared) if declared else getattr(config, "max_position_embeddings", None)
         if not window:
             raise UnsupportedModelError(
                 f"{type(config).__name__} declares no max_position_embeddings: pass window=... (in tokens)."
             )
         return int(window)
+
+
+def rope_type(module: nn.Module, source: RotarySource) -> str:
+    """The kind of frequencies a rotary module computes for a source."""
+    kind: Any = getattr(module, "rope_type", "default")
+    return str(kind.get(source.layer_type, "default") if isinstance(kind, dict) else kind)
+
+
+def _frequencies(module: nn.Module) -> list[str]:
+    names = [name for name, _ in module.named_buffers(recurse=False)]
+    return [name for name in names if name.endswith("inv_freq") and not name.endswith("original_inv_freq")]
+
+
+def _original(parameters: dict[str, Any]) -> Any:
+    return parameters.get("original_max_position_embeddings")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,12 +30,18 @@ class BackendCapabilities:
         Exact gradients for query, key and value.
     masks : bool
         Accepts a bool mask [B, 1, Lq, Lk].
+    softcap : bool
+        Accepts ``softcap``: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
+    lse_gradients : bool
+        The logsumexp carries gradients too, which attention sinks need in training.
     """
 
     devices: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
     gradients: bool
     masks: bool
+    softcap: bool = False
+    lse_gradients: bool = False
 
 
 class AttentionBackend(ABC):
@@ -58,8 +64,11 @@ class AttentionBackend(ABC):
         *,
         scale: float,
         mask: Tensor | None,
+        **options: Any,
     ) -> tuple[Tensor, Tensor]:
         """Attention of the last ``Lq`` of ``plan.total == Lk`` positions over raw keys.
+
+        ``options`` holds ``softcap`` where the capabilities name it and the model has one, else nothing.
 
         Returns
         -------

@@ -32,6 +32,8 @@ def attention(
     scale: float | None = None,
     mask: Tensor | None = None,
     return_lse: bool = False,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention with the positions of a plan.
 
@@ -53,6 +55,10 @@ def attention(
         True where a pair may attend, on top of the plan.
     return_lse : bool
         Return the natural-log logsumexp as well.
+    softcap : float, optional
+        Logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
+    sinks : float [Hq], optional
+        One more logit per head that every query attends to and that carries no value (GPT-OSS).
 
     Returns
     -------
@@ -71,22 +77,35 @@ def attention(
     plans = [plan] if isinstance(plan, PositionPlan) else list(plan)
     _check_tensors(q, k, v, mask)
     _check_plans(plans, q.shape[0], k.shape[2], one=isinstance(plan, PositionPlan))
-    chosen = choose_backend(q, k, v, mask, backend)
+    chosen = choose_backend(q, k, v, mask, backend, softcap=softcap, sinks=sinks)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    options = {} if softcap is None else {"softcap": softcap}
     if len({id(p) for p in plans}) == 1:
-        out, lse = chosen.attend(q, k, v, plans[0], rotary, scale=scale, mask=mask)
-        return (out, lse) if return_lse else out
-    outs, lses = [], []
-    for row, own in enumerate(plans):
-        rows = slice(row, row + 1)
-        own_mask = None if mask is None else mask[rows]
-        out, lse = chosen.attend(q[rows], k[rows], v[rows], own, rotary, scale=scale, mask=own_mask)
-        outs.append(out)
-        lses.append(lse)
-    return (torch.cat(outs), torch.cat(lses)) if return_lse else torch.cat(outs)
+        out, lse = chosen.attend(q, k, v, plans[0], rotary, scale=scale, mask=mask, **options)
+    else:
+        parts = []
+        for row, own in enumerate(plans):
+            rows = slice(row, row + 1)
+            own_mask = None if mask is None else mask[rows]
+            parts.append(chosen.attend(q[rows], k[rows], v[rows], own, rotary, scale=scale, mask=own_mask, **options))
+        out, lse = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    if sinks is not None:
+        sink_H1 = sinks.float()[:, None]
+        out = (out * torch.sigmoid(lse - sink_H1)[..., None]).to(out.dtype)
+        lse = torch.logaddexp(lse, sink_H1)
+    return (out, lse) if return_lse else out
 
 
-def choose_backend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, name: str) -> AttentionBackend:
+def choose_backend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    name: str,
+    *,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> AttentionBackend:
     """The named backend if it can run the case, or for ``"auto"`` the best one that can.
 
     ``POSENC_BACKEND`` names the default for ``"auto"``; ``POSENC_TRACE=1`` logs what was chosen.
@@ -94,13 +113,13 @@ def choose_backend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, name: s
     asked = name if name != "auto" else os.environ.get("POSENC_BACKEND", "auto")
     if asked != "auto":
         backend: AttentionBackend = backends()[asked].backend
-        reason = backend.refuses(q, k, v, mask)
+        reason = backend.refuses(q, k, v, mask) or _lacks(backend, q, k, softcap, sinks)
         if reason is not None:
             raise BackendError(f"backend {asked!r} cannot run this case: {reason}. Choose another, or backend='auto'.")
         return backend
     refusals = []
     for info in sorted(backends().values(), key=lambda info: -info.backend.priority):
-        reason = info.backend.refuses(q, k, v, mask)
+        reason = info.backend.refuses(q, k, v, mask) or _lacks(info.backend, q, k, softcap, sinks)
         if reason is None:
             level = logging.INFO if os.environ.get("POSENC_TRACE") == "1" else logging.DEBUG
             logger.log(level, "backend auto -> %s (%s, %s)", info.name, q.device.type, q.dtype)
@@ -108,6 +127,16 @@ def choose_backend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, name: s
             return chosen
         refusals.append(f"{info.name}: {reason}")
     raise BackendError(f"no installed backend can run this case. {'; '.join(refusals)}.")
+
+
+def _lacks(
+    backend: AttentionBackend, q: Tensor, k: Tensor, softcap: float | None, sinks: Tensor | None
+) -> str | None:
+    if softcap is not None and not backend.capabilities.softcap:
+        return "it computes no softcap"
+    if sinks is None or backend.capabilities.lse_gradients or not torch.is_grad_enabled():
+        return None
+    return "it has no backward pass for attention sinks" if any(x.requires_grad for x in (q, k, sinks)) else None
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:

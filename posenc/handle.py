@@ -10,14 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import nn
 
-from posenc.adapter import ArchitectureAdapter
+from posenc.adapter import EVERY_FAMILY, ArchitectureAdapter, LayerFacts
 from posenc.config import Config, NamedParams, load_config, read_config
 from posenc.errors import InvalidConfigError, UnsupportedModelError
 from posenc.hooks import (
     IMPLEMENTATION,
+    STEP,
     STOCK_IMPLEMENTATIONS,
     Attachment,
     find_attachment,
@@ -29,11 +29,11 @@ from posenc.plan import Lengths, PositionPlan
 from posenc.plugins import adapters, backends
 from posenc.plugins import strategy as named_strategy
 from posenc.positions import ComposedStrategy, PositionStrategy
+from posenc.probe import probe
 from posenc.schedule import Planner
+from posenc.selftest import check_attention, check_identity, forward_of_fixed_tokens
 
 logger = logging.getLogger("posenc")
-
-PROBE_TOKENS = 12
 
 
 class Handle:
@@ -93,6 +93,13 @@ class Handle:
             "backend": self._attachment.backend,
             "active": self.is_active,
         }
+
+    def layers(self) -> list[str]:
+        """What the probe measured, one line per kind of attention layer."""
+        count: dict[LayerFacts, int] = {}
+        for facts in self._attachment.facts.values():
+            count[facts] = count.get(facts, 0) + 1
+        return [f"{number} x {facts.describe()}" for facts, number in count.items()]
 
     def remove(self) -> None:
         """Take every hook off the model; a second call does nothing.
@@ -156,7 +163,7 @@ def apply(
     """
     adapter = find_adapter(model)
     decoder = adapter.decoder(model)
-    adapter.rotary_module(decoder)
+    adapter.rotary_modules(decoder)
     if find_attachment(model) is not None:
         raise UnsupportedModelError(
             f"{type(model).__name__} already has a posenc strategy: call handle.remove() first "
@@ -206,14 +213,14 @@ def find_adapter(model: nn.Module) -> ArchitectureAdapter:
         )
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder; posenc serves causal decoders.")
-    model_type = model.config.model_type
-    for info in adapters().values():
-        if model_type in info.adapter.model_types:
-            adapter: ArchitectureAdapter = info.adapter
-            return adapter
+    for model_type in (model.config.model_type, EVERY_FAMILY):
+        for info in adapters().values():
+            if model_type in info.adapter.model_types:
+                adapter: ArchitectureAdapter = info.adapter
+                return adapter
     served = sorted({name for info in adapters().values() for name in info.adapter.model_types})
     raise UnsupportedModelError(
-        f"no adapter serves the family {model_type!r} ({type(model).__name__}). Served: {', '.join(served)}. "
+        f"no adapter serves the family {model.config.model_type!r} ({type(model).__name__}). Served: {', '.join(served)}. "
         "A plugin can add one; see docs/architecture.md."
     )
 
@@ -257,28 +264,21 @@ def _named(value: Any) -> NamedParams:
 
 
 def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
-    """Install the hooks and prove that the identity plan is bit-equal to stock; undo everything otherwise."""
+    """Probe the layers, install the hooks, and prove that the identity plan is stock; undo everything otherwise."""
     register_with_transformers()
-    probe = _Probe(decoder)
-    expected = probe.run()
+    expected = forward_of_fixed_tokens(decoder)
     model.set_attn_implementation(IMPLEMENTATION)
-    if decoder.config._attn_implementation != IMPLEMENTATION:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} does not let its attention be replaced through transformers' "
-            "AttentionInterface, so its queries and keys are out of reach."
-        )
     try:
+        if decoder.config._attn_implementation != IMPLEMENTATION:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} ({decoder.config.model_type!r}) does not let its attention be replaced through "
+                "transformers' AttentionInterface, so its queries and keys are out of reach."
+            )
+        calls, attachment.facts = probe(model, decoder, attachment.adapter, STEP)
+        check_attention(decoder, calls, attachment.original)
         attachment.planner = Planner(named_strategy("rope"))
         install(model, decoder, attachment)
-        got = probe.run()
-        if not torch.equal(expected, got):
-            worst = float((expected - got).abs().max())
-            raise UnsupportedModelError(
-                f"{type(model).__name__} does not compute plain attention on rotated queries and keys: with the "
-                f"identity plan its output differs by {worst:.3g}. Its rotation style, a norm after the rotation or "
-                "a layer without RoPE is not what the adapter "
-                f"{attachment.adapter.name!r} declares."
-            )
+        check_identity(decoder, expected, attachment.adapter)
         attachment.planner = Planner(attachment.strategy)
     except BaseException:
         _restore(model, attachment)
@@ -288,25 +288,3 @@ def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
 def _restore(model: Any, attachment: Attachment) -> None:
     uninstall(model)
     model.set_attn_implementation(attachment.original)
-
-
-class _Probe:
-    """A few fixed tokens through the decoder; leaves no trace on modes, caches or random state."""
-
-    def __init__(self, decoder: Any) -> None:
-        self.decoder = decoder
-        vocabulary = decoder.get_input_embeddings().num_embeddings
-        device = decoder.get_input_embeddings().weight.device
-        self.tokens = (torch.arange(PROBE_TOKENS, device=device) * 7919 % vocabulary)[None]
-
-    def run(self) -> torch.Tensor:
-        training = [module for module in self.decoder.modules() if module.training]
-        for module in training:
-            module.training = False
-        try:
-            with torch.no_grad():
-                output: torch.Tensor = self.decoder(input_ids=self.tokens, use_cache=False)[0]
-                return output
-        finally:
-            for module in training:
-                module.training = True

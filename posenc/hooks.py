@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posenc.adapter import LENGTH_DEPENDENT, ArchitectureAdapter
+from posenc.adapter import LENGTH_DEPENDENT, ArchitectureAdapter, LayerFacts, RotarySource, rope_type
 from posenc.errors import InvalidInputError, UnsupportedModelError
+from posenc.masks import posenc_mask
 from posenc.positions import PositionStrategy
 from posenc.record import ATTRIBUTE, CacheRecord, new_real_tokens, read_record
 from posenc.rope import Rotary
@@ -56,7 +57,9 @@ class Attachment:
     announced: int | list[int] | None = None
     paused: bool = False
     planner: Planner = field(init=False)
-    _rotary: tuple[Tensor, int, Rotary] | None = field(default=None, repr=False)
+    facts: dict[nn.Module, LayerFacts] = field(default_factory=dict, repr=False)
+    _rotaries: dict[RotarySource, tuple[Tensor, int, Rotary]] = field(default_factory=dict, repr=False)
+    _layouts: dict[LayerFacts, tuple[Rotary, Rotary]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.planner = Planner(self.strategy)
@@ -66,20 +69,31 @@ class Attachment:
         """What a cache must have been filled by."""
         return json.dumps({**self.strategy.describe(), "window": self.strategy.window}, sort_keys=True, default=str)
 
-    def base_rotary(self, decoder: nn.Module, position_ids_BL: Tensor) -> Rotary:
-        """The model's own frequencies; one object for as long as they stay the same."""
-        module = self.adapter.rotary_module(decoder)
-        if getattr(module, "rope_type", "default") in LENGTH_DEPENDENT:
+    def bases(self, decoder: nn.Module, position_ids_BL: Tensor) -> dict[LayerFacts, Rotary]:
+        """The model's own frequencies in the layout of every kind of layer; objects live as long as they stay the same."""
+        bases = {}
+        for facts in dict.fromkeys(self.facts.values()):
+            if facts.source is not None:
+                base = self._base(decoder, facts.source, position_ids_BL)
+                known = self._layouts.get(facts)
+                if known is None or known[0] is not base:
+                    known = self._layouts[facts] = (base, facts.of(base))
+                bases[facts] = known[1]
+        return bases
+
+    def _base(self, decoder: nn.Module, source: RotarySource, position_ids_BL: Tensor) -> Rotary:
+        module = decoder.get_submodule(source.module)
+        if rope_type(module, source) in LENGTH_DEPENDENT:
             self.paused = True
             try:
-                return self.adapter.rotary(decoder, position_ids_BL)
+                return self.adapter.rotary(decoder, source, position_ids_BL)
             finally:
                 self.paused = False
-        source: Any = module.inv_freq
-        known = self._rotary
-        if known is None or known[0] is not source or known[1] != source._version:
-            known = (source, source._version, self.adapter.rotary(decoder, position_ids_BL))
-            self._rotary = known
+        inv_freq: Any = getattr(module, f"{source.prefix}inv_freq")
+        known = self._rotaries.get(source)
+        if known is None or known[0] is not inv_freq or known[1] != inv_freq._version:
+            known = (inv_freq, inv_freq._version, self.adapter.rotary(decoder, source, position_ids_BL))
+            self._rotaries[source] = known
         return known[2]
 
     def announced_rows(self, batch: int) -> list[int] | None:
@@ -145,6 +159,11 @@ class DecoderHook:
         position_ids = kwargs.get("position_ids")
         if position_ids is None:
             position_ids = (torch.arange(new, device=tokens.device) + past)[None]
+        if position_ids.ndim != 2:
+            raise InvalidInputError(
+                f"position_ids must be [batch, tokens], got {tuple(position_ids.shape)}: positions of several dimensions "
+                "(mrope) cannot be remapped."
+            )
         position_ids = position_ids.expand(batch, -1)
         attachment = self.attachment
         record = read_record(cache, past, attachment.fingerprint, batch, tokens.device)
@@ -164,7 +183,8 @@ class DecoderHook:
         kwargs[STEP] = Step(
             record,
             past,
-            attachment.base_rotary(module, position_ids),
+            attachment.facts,
+            attachment.bases(module, position_ids),
             attachment.planner,
             attachment.backend,
             stock_attention(attachment.original, module),
@@ -200,13 +220,15 @@ class RecordHook:
 
 @dataclass
 class RotaryHook:
-    """After the rotary module's forward: (ones, zeros), so that the layers rotate nothing."""
+    """After a rotary module's forward: (ones, zeros), so that the layers rotate nothing."""
 
     attachment: Attachment
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self.attachment.paused:
             return None
+        if isinstance(output, Tensor):  # complex: cos + i sin
+            return torch.ones_like(output)
         cos, sin = output
         return torch.ones_like(cos), torch.zeros_like(sin)
 
@@ -238,7 +260,6 @@ def posenc_attention_forward(
         attention_mask,
         scaling=scaling,
         dropout=dropout,
-        window=kwargs.get("sliding_window"),
         options=kwargs,
     )
 
@@ -279,10 +300,9 @@ class EagerAttention:
 def register_with_transformers() -> None:
     """Add our attention and mask functions to transformers' registries (again is harmless)."""
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(IMPLEMENTATION, posenc_attention_forward)
-    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+    AttentionMaskInterface.register(IMPLEMENTATION, posenc_mask)
 
 
 def install(model: nn.Module, decoder: nn.Module, attachment: Attachment) -> None:
@@ -291,7 +311,8 @@ def install(model: nn.Module, decoder: nn.Module, attachment: Attachment) -> Non
         model.register_forward_pre_hook(HeadHook(), with_kwargs=True)
     decoder.register_forward_pre_hook(DecoderHook(attachment), with_kwargs=True)
     decoder.register_forward_hook(RecordHook(), with_kwargs=True)
-    attachment.adapter.rotary_module(decoder).register_forward_hook(RotaryHook(attachment))
+    for name in sorted({facts.source.module for facts in attachment.facts.values() if facts.source is not None}):
+        decoder.get_submodule(name).register_forward_hook(RotaryHook(attachment))
 
 
 def uninstall(model: nn.Module) -> None:

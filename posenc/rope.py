@@ -15,6 +15,7 @@ from torch import Tensor
 from posenc.errors import InvalidInputError
 
 Style = Literal["half", "interleaved"]
+Arithmetic = Literal["native", "mixed", "float32", "complex"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,9 @@ class Rotary:
         Half-open range of head channels that are rotated, ``2 F`` wide; default the first ``2 F``.
     theta : float, optional
         Base of the geometric frequencies, where known.
+    arithmetic : {"native", "mixed", "float32", "complex"}
+        How :meth:`rotate_as_stock` rounds: tables and products in the dtype of the tensor; such tables
+        but float32 products; both in float32; or float32 products of complex numbers.
 
     Raises
     ------
@@ -45,6 +49,7 @@ class Rotary:
     style: Style = "half"
     channels: tuple[int, int] | None = None
     theta: float | None = None
+    arithmetic: Arithmetic = "native"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inv_freq", torch.as_tensor(self.inv_freq))
@@ -117,10 +122,23 @@ class Rotary:
     def rotate_as_stock(self, x_BHLD: Tensor, position_ids_BL: Tensor) -> Tensor:
         """Rotate with the very operations of transformers' own modules, for bit-equal identity plans."""
         angle_BLF = position_ids_BL[..., None].float() * self.inv_freq.to(device=x_BHLD.device, dtype=torch.float)
-        cos = (angle_BLF.cos() * self.attention_scaling).to(x_BHLD.dtype)[:, None]
-        sin = (angle_BLF.sin() * self.attention_scaling).to(x_BHLD.dtype)[:, None]
         start, stop = self.rotated
         part = x_BHLD[..., start:stop]
+        if self.arithmetic == "complex":
+            turned = self._complex_product(part, angle_BLF)
+        else:
+            cos, sin = angle_BLF.cos() * self.attention_scaling, angle_BLF.sin() * self.attention_scaling
+            turned = self._real_product(part, cos[:, None], sin[:, None])
+        if (start, stop) == (0, x_BHLD.shape[-1]):
+            return turned
+        return torch.cat((x_BHLD[..., :start], turned, x_BHLD[..., stop:]), dim=-1)
+
+    def _real_product(self, part: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        dtype = part.dtype
+        if self.arithmetic in ("native", "mixed"):
+            cos, sin = cos.to(dtype), sin.to(dtype)
+        if self.arithmetic == "mixed":
+            part = part.float()
         if self.style == "half":
             cos, sin = torch.cat((cos, cos), -1), torch.cat((sin, sin), -1)
             first, second = part.chunk(2, dim=-1)
@@ -128,7 +146,13 @@ class Rotary:
         else:
             cos, sin = cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
             swapped = torch.stack((-part[..., 1::2], part[..., 0::2]), dim=-1).flatten(-2)
-        turned = (part * cos) + (swapped * sin)
-        if (start, stop) == (0, x_BHLD.shape[-1]):
-            return turned
-        return torch.cat((x_BHLD[..., :start], turned, x_BHLD[..., stop:]), dim=-1)
+        return ((part * cos) + (swapped * sin)).to(dtype)
+
+    def _complex_product(self, part: Tensor, angle_BLF: Tensor) -> Tensor:
+        turn = (torch.polar(torch.ones_like(angle_BLF), angle_BLF) * self.attention_scaling)[:, None]
+        if self.style == "interleaved":
+            product = torch.view_as_complex(part.float().unflatten(-1, (-1, 2))) * turn
+            return torch.view_as_real(product).flatten(-2).to(part.dtype)
+        first, second = part.float().chunk(2, dim=-1)
+        product = torch.complex(first, second) * turn
+        return torch.cat((product.real, product.imag), dim=-1).to(part.dtype)

@@ -5,15 +5,16 @@ Shape letters: B batch, H heads, L new tokens, K cache slots handed to a layer, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from posenc.adapter import LayerFacts
 from posenc.dispatch import attention
-from posenc.errors import BackendError, InvalidInputError
+from posenc.errors import BackendError, InvalidInputError, UnsupportedModelError
 from posenc.plan import PositionPlan
 from posenc.record import CacheRecord, Spans, cut_spans, span_count
 from posenc.rope import Rotary
@@ -40,6 +41,17 @@ class Group:
         return x[list(self.rows)]
 
 
+@dataclass(frozen=True)
+class Layer:
+    """What one layer's attention needs besides its tensors."""
+
+    window: int | None
+    base: Rotary
+    scaling: float | None
+    softcap: float | None
+    sinks: Tensor | None
+
+
 @dataclass
 class Step:
     """Everything the attention layers of one forward need; travels to them as a keyword argument.
@@ -50,8 +62,10 @@ class Step:
         The cache's state after this forward.
     past : int
         Slots in the cache before it.
-    base : Rotary
-        The model's own frequencies.
+    facts : dict of LayerFacts
+        What the probe measured on every attention module.
+    bases : dict of Rotary
+        The model's own frequencies, in the layout of each kind of layer.
     planner : Planner
         Makes plans.
     backend : str
@@ -62,7 +76,8 @@ class Step:
 
     record: CacheRecord
     past: int
-    base: Rotary
+    facts: Mapping[torch.nn.Module, LayerFacts]
+    bases: Mapping[LayerFacts, Rotary]
     planner: Planner
     backend: str
     stock: StockAttention
@@ -92,13 +107,22 @@ class Step:
         *,
         scaling: float | None,
         dropout: float,
-        window: int | None,
         options: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
         """Attention of one layer on raw queries and keys; output [B, L, H, D] as transformers expects."""
+        facts = self.facts.get(module)
+        if facts is None:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} attends in this forward, but did not when posenc was applied: it was not "
+                "probed. Apply posenc to a model whose plain text forward runs every attention layer."
+            )
+        base = self.bases.get(facts)
+        if base is None:  # no rotary positions: nothing to remap
+            return self.stock(module, q_BHLD, k_BHKD, v_BHKD, mask, dropout=dropout, scaling=scaling, **options)
+        window = facts.window
         total = self.record.slots
         offset = max(0, total - k_BHKD.shape[2])  # a sliding cache hands over its last slots only
-        rotaries = {self._stock_rotary(group, window) for group in self.groups}
+        rotaries = {self._stock_rotary(group, window, base) for group in self.groups}
         if len(rotaries) == 1 and None not in rotaries:
             (rotary,) = rotaries
             assert rotary is not None
@@ -106,6 +130,7 @@ class Step:
                 module, q_BHLD, k_BHKD, v_BHKD, mask, rotary, offset, scaling=scaling, dropout=dropout, options=options
             )
         self._refuse(dropout, options)
+        layer = Layer(window, base, scaling, options.get("softcap"), options.get("s_aux"))
         out_BHLD = q_BHLD.new_zeros((*q_BHLD.shape[:3], v_BHKD.shape[-1]))
         for group in self.groups:
             spans = cut_spans(group.spans, offset, total)
@@ -114,7 +139,7 @@ class Step:
             q, k, v = (
                 _gather(group.select(x), where) for x, where in ((q_BHLD, new), (k_BHKD, spans), (v_BHKD, spans))
             )
-            parts = [self._remapped(q, k, v, group.before, piece, skipped, window, scaling) for piece in group.pieces]
+            parts = [self._remapped(q, k, v, group.before, piece, skipped, layer) for piece in group.pieces]
             out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
             if len(group.rows) == q_BHLD.shape[0] and out.shape[2] == q_BHLD.shape[2]:
                 out_BHLD = out
@@ -130,19 +155,20 @@ class Step:
         before: int,
         piece: tuple[int, int, int],
         skipped: int,
-        window: int | None,
-        scaling: float | None,
+        layer: Layer,
     ) -> Tensor:
         low, high, prompt = piece
-        plan = self._plan(prompt, high, window, skipped)
+        plan = self._plan(prompt, high, layer.window, skipped)
         out = attention(
             q[:, :, low - before : high - before],
             k[:, :, : high - skipped],
             v[:, :, : high - skipped],
             plan,
-            self.planner.rotary(self.base, prompt),
+            self.planner.rotary(layer.base, prompt),
             backend=self.backend,
-            scale=scaling,
+            scale=layer.scaling,
+            softcap=layer.softcap,
+            sinks=layer.sinks,
         )
         assert isinstance(out, Tensor)
         return out
@@ -157,7 +183,7 @@ class Step:
             self._plans[key] = plan.suffix(skipped)
         return self._plans[key]
 
-    def _stock_rotary(self, group: Group, window: int | None) -> Rotary | None:
+    def _stock_rotary(self, group: Group, window: int | None, base: Rotary) -> Rotary | None:
         """The rotary with which the model's own attention computes this group exactly, or None."""
         if len(group.pieces) != 1:
             return None
@@ -165,7 +191,7 @@ class Step:
         plan = self._plan(prompt, high, window, 0)
         identity = plan.keeps_distances if window is not None and window < high else plan.is_identity
         if identity:
-            return self.planner.rotary(self.base, prompt)
+            return self.planner.rotary(base, prompt)
         if not group.consecutive:
             raise InvalidInputError(
                 "position_ids must count up by one inside every row: packed sequences and gaps cannot be remapped. "
@@ -209,9 +235,8 @@ class Step:
                 "output_attentions=True is not available under a remapped plan: the weights are never formed. "
                 "Call the model without it."
             )
-        for name in ("softcap", "s_aux", "position_bias"):
-            if options.get(name) is not None:
-                raise BackendError(f"this model's attention uses {name}, which remapped attention does not compute.")
+        if options.get("position_bias") is not None:
+            raise BackendError("this model's attention adds a position_bias, which remapped attention does not compute.")
 
 
 def _gather(x_BHLD: Tensor, spans: Spans) -> Tensor:

@@ -1,11 +1,12 @@
-"""The families that keep their parts where transformers' Llama does."""
+"""One adapter for every decoder of transformers that the probe accepts; declarations where a family has some."""
 
 from __future__ import annotations
 
-from posenc.adapter import ArchitectureAdapter
+from posenc.adapter import EVERY_FAMILY, ArchitectureAdapter
 
 FAMILIES = (
-    ArchitectureAdapter("llama", "Llama 1 to 3 and models that share its code", ("llama",)),
-    ArchitectureAdapter("mistral", "Mistral, with and without sliding window", ("mistral",)),
-    ArchitectureAdapter("qwen", "Qwen2 and Qwen3, sliding layers included", ("qwen2", "qwen3")),
+    ArchitectureAdapter("llama", "Llama 1 to 3 and models that share its code", ("llama",), style="half"),
+    ArchitectureAdapter("mistral", "Mistral, with and without sliding window", ("mistral",), style="half"),
+    ArchitectureAdapter("qwen", "Qwen2 and Qwen3, sliding layers included", ("qwen2", "qwen3"), style="half"),
+    ArchitectureAdapter("generic", "every decoder of transformers that the probe finds exact", (EVERY_FAMILY,)),
 )

@@ -80,6 +80,7 @@ class CpuFlashBackend(AttentionBackend):
         *,
         scale: float,
         mask: Tensor | None,
+        **options: Any,
     ) -> tuple[Tensor, Tensor]:
         arranged = layout(plan, q_BHLD.shape[2])
         calls = _plan_calls(plan, q_BHLD.shape[2]) if mask is None else _masked_calls(plan, mask)

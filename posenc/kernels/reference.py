@@ -5,6 +5,8 @@ Shape letters: B batch, H query heads, L queries or keys, D head_dim.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,16 +15,22 @@ from posenc.plan import PositionPlan
 from posenc.rope import Rotary
 
 
+ROWS = 256
+"""Queries handled at a time."""
+
+
 class ReferenceBackend(AttentionBackend):
     """Every segment's logits in float64, one softmax over all of them."""
 
     name = "reference"
-    summary = "dense float64 attention, O(L^2): the judge of every other backend"
+    summary = "dense float64 attention, O(L^2) work: the judge of every other backend"
     capabilities = BackendCapabilities(
         devices=("cpu", "cuda"),
         dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16),
         gradients=True,
         masks=True,
+        softcap=True,
+        lse_gradients=True,
     )
     priority = -100
 
@@ -36,7 +44,11 @@ class ReferenceBackend(AttentionBackend):
         *,
         scale: float,
         mask: Tensor | None,
+        softcap: float | None = None,
+        **options: Any,
     ) -> tuple[Tensor, Tensor]:
+        if q_BHLD.shape[2] > ROWS:
+            return self._in_blocks(q_BHLD, k_BHLD, v_BHLD, plan, rotary, scale=scale, mask=mask, softcap=softcap)
         groups = q_BHLD.shape[1] // k_BHLD.shape[1]
         q, k, v = q_BHLD.double(), k_BHLD.double(), v_BHLD.double()
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
@@ -57,11 +69,38 @@ class ReferenceBackend(AttentionBackend):
         if plan.query_scale is not None:
             logits = logits * torch.from_numpy(plan.query_scale[first:].copy()).to(q.device)[:, None]
         allowed = attended if mask is None else attended & mask
-        logits = (logits * scale).masked_fill(~allowed, float("-inf"))
+        logits = logits * scale
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        logits = logits.masked_fill(~allowed, float("-inf"))
         lse = torch.logsumexp(logits, -1)
         weights = (logits - lse.masked_fill(lse == float("-inf"), 0.0)[..., None]).exp()
         out = weights @ v
         return out.to(q_BHLD.dtype), lse.float()
+
+    def _in_blocks(
+        self,
+        q_BHLD: Tensor,
+        k_BHLD: Tensor,
+        v_BHLD: Tensor,
+        plan: PositionPlan,
+        rotary: Rotary,
+        *,
+        mask: Tensor | None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """The same, a block of queries at a time: memory grows with the length, not with its square."""
+        q_len, first = q_BHLD.shape[2], k_BHLD.shape[2] - q_BHLD.shape[2]
+        outs, lses = [], []
+        for low in range(0, q_len, ROWS):
+            high = min(low + ROWS, q_len)
+            keys = slice(0, first + high)
+            own_mask = None if mask is None else mask[:, :, low:high, keys]
+            q, k, v = q_BHLD[:, :, low:high], k_BHLD[:, :, keys], v_BHLD[:, :, keys]
+            out, lse = self.attend(q, k, v, plan.prefix(first + high), rotary, mask=own_mask, **options)
+            outs.append(out)
+            lses.append(lse)
+        return torch.cat(outs, 2), torch.cat(lses, 2)
 
     @staticmethod
     def _rotate(rotary: Rotary, x: Tensor, positions: object) -> Tensor:

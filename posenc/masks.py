@@ -1,0 +1,81 @@
+"""The mask function registered with transformers, and what the masks it makes allow, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posenc.errors import UnsupportedModelError
+
+FAR = 2**20
+"""Query index at which a mask's reach is measured: beyond every sliding window."""
+
+_log: ContextVar[list[tuple[Tensor, Any]] | None] = ContextVar("posenc_masks", default=None)
+
+
+def posenc_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """transformers' bool masks; while the probe listens, every one is made and noted."""
+    from transformers.masking_utils import sdpa_mask
+
+    log = _log.get()
+    if log is None:
+        mask: Tensor | None = sdpa_mask(*args, **kwargs)
+        return mask
+    made: Tensor = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
+    log.append((made, kwargs.get("mask_function")))
+    return made
+
+
+@contextmanager
+def logged_masks() -> Iterator[list[tuple[Tensor, Any]]]:
+    """Note every mask that is made inside, with the function that says what it allows."""
+    found: list[tuple[Tensor, Any]] = []
+    token = _log.set(found)
+    try:
+        yield found
+    finally:
+        _log.reset(token)
+
+
+def measured_window(mask: Tensor | None, log: list[tuple[Tensor, Any]], declared: int | None, where: str) -> int | None:
+    """The sliding window of the mask that reached a layer, or None for plain causal attention.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the mask allows anything else than the last tokens.
+    """
+    if mask is None:
+        return declared
+    storage = mask.untyped_storage().data_ptr()
+    function = next((f for made, f in log if made.untyped_storage().data_ptr() == storage), None)
+    if function is None:
+        raise UnsupportedModelError(
+            f"{where}: its mask is not made by transformers' mask functions, so it may hide keys (sparse or block "
+            "attention) in ways a remap would ignore."
+        )
+    reaches = [_reach(function, query) for query in (FAR, FAR + 1, FAR + 7)]
+    if None in reaches or len(set(reaches)) != 1:
+        raise UnsupportedModelError(
+            f"{where}: its mask is not a sliding window of fixed width (chunked or block attention), and plans know "
+            "only causal and sliding attention."
+        )
+    reach = reaches[0]
+    window = None if reach == FAR else reach
+    if declared is not None and window is not None and declared != window:
+        raise UnsupportedModelError(f"{where}: its mask reaches {window} tokens, but it declares a window of {declared}.")
+    return window
+
+
+def _reach(function: Any, query: int) -> int | None:
+    """How many of the last ``FAR`` tokens a query sees; None if they are not the last ones, or include the next."""
+    zero = torch.zeros((), dtype=torch.long)
+    key = torch.arange(query + 1, query - FAR, -1)
+    seen = torch.as_tensor(function(zero, zero, torch.tensor(query), key)).expand(key.shape)
+    count = int(seen[1:].sum())
+    return count if not bool(seen[0]) and bool(seen[1 : 1 + count].all()) else None

@@ -1,0 +1,330 @@
+"""What a model's attention layers really do, measured at attach time and never trusted.
+
+One forward of a few one-token rows runs through the decoder. Every row holds the same token, but the
+rotary modules hand it another rotation: none, a quarter turn, twice nothing, or the model's own. The
+attention function returns the values untouched, so all rows of a token meet every layer with the same
+hidden states, and the difference between the queries and keys that reach it is the rotation alone.
+
+Shape letters: R rows, C the four cases, T tokens, H heads, L tokens of a row, D head_dim, F frequencies.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posenc.adapter import ArchitectureAdapter, LayerFacts, RotarySource
+from posenc.errors import UnsupportedModelError
+from posenc.masks import logged_masks, measured_window
+from posenc.rope import Arithmetic, Rotary, Style
+
+CASES = ("none", "quarter", "double", "own")
+TOKENS = 3
+POSITION = 29
+"""Rotary position of every row: small, so that no module changes its frequencies for it."""
+
+ARITHMETICS: tuple[Arithmetic, ...] = ("native", "mixed", "float32", "complex")
+STYLES: tuple[Style, ...] = ("half", "interleaved")
+
+
+@dataclass
+class Call:
+    """One call of the attention function during the probe."""
+
+    module: nn.Module
+    q_RHLD: Tensor
+    k_RHLD: Tensor
+    v_RHLD: Tensor
+    mask: Tensor | None
+    scaling: float | None
+    options: dict[str, Any]
+
+
+@dataclass
+class Recorder:
+    """Stands in for a Step: records what reaches the attention function and returns the values."""
+
+    calls: list[Call] = field(default_factory=list)
+
+    def attend(
+        self,
+        module: nn.Module,
+        q_RHLD: Tensor,
+        k_RHLD: Tensor,
+        v_RHLD: Tensor,
+        mask: Tensor | None,
+        *,
+        scaling: float | None,
+        dropout: float,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, None]:
+        """Values of the one key, for every query head."""
+        self.calls.append(Call(module, q_RHLD, k_RHLD, v_RHLD, mask, scaling, options))
+        groups = q_RHLD.shape[1] // v_RHLD.shape[1]
+        return v_RHLD[:, :, -q_RHLD.shape[2] :].repeat_interleave(groups, 1).transpose(1, 2).contiguous(), None
+
+
+@dataclass
+class CaseHook:
+    """Replaces the rotation of a rotary module by that of each row's case."""
+
+    name: str
+    log: dict[RotarySource, Any]
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        layer_type = kwargs.get("layer_type", args[2] if len(args) > 2 and isinstance(args[2], str) else None)
+        self.log[RotarySource(self.name, layer_type)] = output
+        if isinstance(output, Tensor) and output.is_complex():
+            return _with_cases(output, (1, 1j, 2))
+        if isinstance(output, tuple) and len(output) == 2 and all(isinstance(x, Tensor) for x in output):
+            return _with_cases(output[0], (1, 0, 2)), _with_cases(output[1], (0, 1, 0))
+        raise UnsupportedModelError(
+            f"{type(module).__name__} returns neither (cos, sin) nor one complex tensor: posenc cannot take its rotation."
+        )
+
+
+def _with_cases(table: Tensor, values: tuple[complex, ...]) -> Tensor:
+    """The table with the rows of the first cases set to a constant."""
+    rows = TOKENS * len(CASES)
+    if table.ndim != 3 or table.shape[0] not in (1, rows):
+        raise UnsupportedModelError(
+            f"a rotary module returns a table of shape {tuple(table.shape)} where [batch, tokens, channels] was expected."
+        )
+    changed = table.expand(rows, *table.shape[1:]).clone()
+    for case, value in enumerate(values):
+        changed[case * TOKENS : (case + 1) * TOKENS] = value
+    return changed
+
+
+def probe(model: nn.Module, decoder: Any, adapter: ArchitectureAdapter, step_name: str) -> tuple[list[Call], Facts]:
+    """Measure every attention layer; the model must already run posenc's attention function.
+
+    Returns
+    -------
+    (list of Call, dict)
+        The recorded calls, and the facts of every attention module.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If any layer cannot be served exactly; the message names the reason found.
+    """
+    _check_structure(model, decoder)
+    rotaries = adapter.rotary_modules(decoder)
+    recorder, sources = Recorder(), dict[RotarySource, Any]()
+    handles = [m.register_forward_hook(CaseHook(n, sources), with_kwargs=True) for n, m in rotaries.items()]
+    embeddings = decoder.get_input_embeddings()
+    device = embeddings.weight.device
+    tokens = (torch.arange(TOKENS, device=device) * 7919 + 11) % embeddings.num_embeddings
+    tokens_RL = tokens.repeat(len(CASES))[:, None]
+    try:
+        with evaluating(decoder), torch.no_grad(), logged_masks() as masks:
+            output = decoder(
+                input_ids=tokens_RL,
+                attention_mask=torch.ones_like(tokens_RL),
+                position_ids=torch.full_like(tokens_RL, POSITION),
+                use_cache=False,
+                **{step_name: recorder},
+            )[0]
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError) as error:
+        raise UnsupportedModelError(
+            f"{_named(decoder)} does not run a plain forward of tokens, positions and a padding mask: {error}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    _check_calls(decoder, recorder.calls, sources, output)
+    bases = {source: adapter.rotary(decoder, source, torch.full_like(tokens_RL, POSITION)) for source in sources}
+    facts: Facts = {}
+    for call in recorder.calls:
+        found = _layer(call, bases, masks, f"{_named(decoder)}, layer {name_of(decoder, call.module)}")
+        if facts.setdefault(call.module, found) != found:
+            raise UnsupportedModelError(f"{name_of(decoder, call.module)} attends twice per forward in different ways.")
+    _check_declaration(adapter, decoder, facts)
+    return recorder.calls, facts
+
+
+Facts = dict[nn.Module, LayerFacts]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """All sub-modules in eval mode, and back in whatever mode each one was."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _named(decoder: Any) -> str:
+    return f"{type(decoder).__name__} ({decoder.config.model_type!r})"
+
+
+def name_of(decoder: nn.Module, module: nn.Module) -> str:
+    """The path of a sub-module."""
+    return next((name for name, part in decoder.named_modules() if part is module), type(module).__name__)
+
+
+def _check_structure(model: nn.Module, decoder: Any) -> None:
+    parameters = list(inspect.signature(type(decoder).forward).parameters.values())
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        raise UnsupportedModelError(
+            f"{_named(decoder)} takes no further keyword arguments, so nothing can be handed down to its attention."
+        )
+    if model is not decoder and any(hasattr(part, "get_rope_index") for part in model.modules()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} counts positions in three dimensions (mrope): a plan of one-dimensional positions "
+            "does not apply. Load the text-only model of the family."
+        )
+    for name, part in decoder.named_modules():
+        if any(word in type(part).__name__ for word in ("Indexer", "Compressor")):
+            raise UnsupportedModelError(
+                f"{_named(decoder)} chooses its keys with a sparse indexer ({name}), which scores rotated keys of its "
+                "own: a remap would not reach it."
+            )
+
+
+def _check_calls(decoder: Any, calls: list[Call], sources: dict[RotarySource, Any], output: Tensor) -> None:
+    if not calls:
+        raise UnsupportedModelError(
+            f"no attention layer of {_named(decoder)} hands its queries and keys to transformers' AttentionInterface "
+            "together with the keyword arguments of the forward, so they are out of reach."
+        )
+    if not sources:
+        raise UnsupportedModelError(
+            f"{_named(decoder)} never calls its rotary module: it does not use rotary position embeddings (RoPE)."
+        )
+    for call in calls:
+        where = name_of(decoder, call.module)
+        if call.k_RHLD.shape[2] != 1 or call.q_RHLD.shape[0] != TOKENS * len(CASES):
+            raise UnsupportedModelError(
+                f"{_named(decoder)}, layer {where}: attention sees {tuple(call.k_RHLD.shape)} keys for one token of "
+                f"{TOKENS * len(CASES)} rows; its keys are not the tokens."
+            )
+        if not _alike(call.v_RHLD):
+            raise UnsupportedModelError(f"{_named(decoder)}, layer {where}: the values depend on the rotation.")
+    if not _alike(output):
+        raise UnsupportedModelError(
+            f"{_named(decoder)} uses rotary positions outside its attention function (a sparse indexer, another "
+            "attention that ignores transformers' interface): a remap would not reach them."
+        )
+
+
+def _alike(x_RX: Tensor) -> bool:
+    """Whether all cases gave the same."""
+    cases = x_RX.unflatten(0, (len(CASES), TOKENS))
+    return _error(cases, cases[:1].expand_as(cases)) < _tolerance(x_RX)
+
+
+def _tolerance(x: Tensor) -> float:
+    """Relative to the largest value; batched products of different rows may round differently."""
+    return 1e-3 if x.dtype in (torch.float32, torch.float64) else 3e-2
+
+
+def _error(got: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest expected value."""
+    scale = float(expected.abs().max()) or 1.0
+    return float((got.float() - expected.float()).abs().max()) / scale
+
+
+def _layer(call: Call, bases: dict[RotarySource, Rotary], masks: list[Any], where: str) -> LayerFacts:
+    window = measured_window(call.mask, masks, call.options.get("sliding_window"), where)
+    widths = {2 * len(base.inv_freq) for base in bases.values()}
+    layouts_q, layouts_k = (_layouts(x, widths, where) for x in (call.q_RHLD, call.k_RHLD))
+    if layouts_q is None and layouts_k is None:
+        return LayerFacts(None, window=window)
+    if layouts_q is None or layouts_k is None:
+        raise UnsupportedModelError(f"{where}: only its {'keys' if layouts_q is None else 'queries'} are rotated.")
+    fits = [
+        (facts, _own_error(call, facts.of(base)))
+        for channels, style in layouts_q
+        if (channels, style) in layouts_k
+        for source, base in bases.items()
+        if 2 * len(base.inv_freq) == channels[1] - channels[0]
+        for facts in (LayerFacts(source, style, channels, window, arithmetic) for arithmetic in ARITHMETICS)
+    ]
+    if not fits:
+        raise UnsupportedModelError(f"{where}: queries and keys are rotated differently ({layouts_q}, {layouts_k}).")
+    best, error = min(fits, key=lambda fit: fit[1])
+    if error > _tolerance(call.q_RHLD):
+        raise UnsupportedModelError(
+            f"{where}: the model's rotation at position {POSITION} differs by {error:.2g} from that of every rotary "
+            f"module ({', '.join(f'{s.prefix}{s.module}' for s in bases)})."
+        )
+    return best
+
+
+def _layouts(x_RHLD: Tensor, widths: set[int], where: str) -> list[tuple[tuple[int, int], Style]] | None:
+    """Channels and styles that explain the quarter turn; None where nothing rotates."""
+    none, quarter, double, own = x_RHLD.unflatten(0, (len(CASES), TOKENS)).unbind(0)
+    tolerance = _tolerance(x_RHLD)
+    smallest = tolerance * (float(none.abs().max()) or 1.0)
+    moved_D = torch.stack([(x - none).abs() > smallest for x in (quarter, double, own)]).flatten(0, 3).any(0)
+    if not bool(moved_D.any()):
+        return None
+    found, dim = moved_D.nonzero().flatten(), x_RHLD.shape[-1]
+    first, last = int(found[0]), int(found[-1])
+    linear, layouts = False, []
+    for width in widths:
+        for start in dict.fromkeys((0, dim - width, first)):
+            if not 0 <= start <= first or not last < start + width <= dim:
+                continue
+            part = slice(start, start + width)
+            if _error(double[..., part], 2 * none[..., part]) > tolerance:
+                continue
+            linear = True
+            layouts += [
+                ((start, start + width), style)
+                for style in STYLES
+                if _error(quarter[..., part], _quarter_turn(none[..., part], style)) < tolerance
+            ]
+    if layouts:
+        return layouts
+    if not linear:
+        raise UnsupportedModelError(
+            f"{where}: doubled cosines do not double the rotated queries and keys (channels {first}..{last}), so "
+            "something between the rotation and the attention is not linear (a norm after the rotation): raw keys in "
+            "the cache cannot stand for rotated ones."
+        )
+    raise UnsupportedModelError(
+        f"{where}: a quarter turn pairs channels {first}..{last} neither as halves nor interleaved: something after the "
+        "rotation changes the queries and keys (a norm, or a weight per channel), or its rotation is of another kind."
+    )
+
+
+def _quarter_turn(x: Tensor, style: Style) -> Tensor:
+    if style == "half":
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((-second, first), dim=-1)
+    return torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
+
+
+def _own_error(call: Call, rotary: Rotary) -> float:
+    """Largest relative difference between the model's own rotation and ours of its raw tensors."""
+    worst = 0.0
+    for x_RHLD in (call.q_RHLD, call.k_RHLD):
+        cases = x_RHLD.unflatten(0, (len(CASES), TOKENS))
+        position = torch.full((TOKENS, 1), POSITION, device=x_RHLD.device)
+        worst = max(worst, _error(cases[3], rotary.rotate_as_stock(cases[0], position)))
+    return worst
+
+
+def _check_declaration(adapter: ArchitectureAdapter, decoder: Any, facts: Facts) -> None:
+    for module, found in facts.items():
+        if adapter.style is not None and found.source is not None and found.style != adapter.style:
+            raise UnsupportedModelError(
+                f"{_named(decoder)}, layer {name_of(decoder, module)} rotates in style {found.style!r}, and the adapter "
+                f"{adapter.name!r} declares {adapter.style!r}."
+            )
+    if all(found.source is None for found in facts.values()):
+        raise UnsupportedModelError(f"no attention layer of {_named(decoder)} uses rotary positions (RoPE).")

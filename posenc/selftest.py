@@ -1,0 +1,111 @@
+"""The last word at attach time: does the patched model compute what the unpatched one does?
+
+Shape letters: B batch, H heads, L tokens, D head_dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posenc.adapter import ArchitectureAdapter
+from posenc.dispatch import attention
+from posenc.errors import UnsupportedModelError
+from posenc.hooks import stock_attention
+from posenc.plan import PositionPlan
+from posenc.plugins import strategy
+from posenc.probe import Call, evaluating, name_of
+from posenc.rope import Rotary
+
+TOKENS = 12
+LOUD = 3.0
+"""Standard deviation of the queries and keys that try the attention function: softcaps must show."""
+
+
+def forward_of_fixed_tokens(decoder: Any) -> Tensor:
+    """Hidden states of a few fixed tokens."""
+    embeddings = decoder.get_input_embeddings()
+    device = embeddings.weight.device
+    tokens = (torch.arange(TOKENS, device=device) * 7919 % embeddings.num_embeddings)[None]
+    with evaluating(decoder), torch.no_grad():
+        output: Tensor = decoder(input_ids=tokens, use_cache=False)[0]
+    return output
+
+
+def check_identity(decoder: Any, expected: Tensor, adapter: ArchitectureAdapter) -> None:
+    """With the identity plan the patched decoder must equal stock: to the last bit, or as the adapter declares.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it does not.
+    """
+    got = forward_of_fixed_tokens(decoder)
+    if torch.equal(expected, got):
+        return
+    worst = float((expected - got).abs().max())
+    if not worst <= adapter.tolerance:
+        raise UnsupportedModelError(
+            f"{type(decoder).__name__} ({decoder.config.model_type!r}) does not compute plain attention on rotated "
+            f"queries and keys: with the identity plan its output differs by {worst:.3g}."
+        )
+
+
+def check_attention(decoder: nn.Module, calls: list[Call], implementation: str) -> None:
+    """Every layer's own attention function must be the softmax (with softcap and sinks) that plans compute.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it is not.
+    """
+    plan = strategy("rope").plan(TOKENS)
+    generator = torch.Generator().manual_seed(0)
+    for call in calls:
+        where = f"{type(decoder).__name__}, layer {name_of(decoder, call.module)}"
+        q, k, v = (
+            torch.randn(1, x.shape[1], TOKENS, x.shape[3], generator=generator).to(x.device) * scale
+            for x, scale in ((call.q_RHLD, LOUD), (call.k_RHLD, LOUD), (call.v_RHLD, 1.0))
+        )
+        expected = _stock(call, (q, k, v), implementation, where)
+        got = _plain(call, q, k, v, plan)
+        if expected.shape != got.shape or not torch.allclose(expected, got, atol=1e-4, rtol=1e-4):
+            raise UnsupportedModelError(
+                f"{where}: its {implementation} attention is not a softmax over queries, keys, softcap and sinks as "
+                f"handed to transformers' AttentionInterface (options: {', '.join(_given(call)) or 'none'})."
+            )
+
+
+def _stock(call: Call, qkv: tuple[Tensor, Tensor, Tensor], implementation: str, where: str) -> Tensor:
+    try:
+        with torch.no_grad():
+            out: Tensor = stock_attention(implementation, call.module)(
+                call.module, *qkv, None, dropout=0.0, scaling=call.scaling, **call.options
+            )[0]
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        hint = " Load the model with attn_implementation='eager'." if implementation != "eager" else ""
+        raise UnsupportedModelError(f"{where}: its {implementation} attention does not run: {error}{hint}") from error
+    return out.float()
+
+
+def _plain(call: Call, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, plan: PositionPlan) -> Tensor:
+    still = Rotary(torch.zeros(1))
+    with torch.no_grad():
+        out = attention(
+            q_BHLD,
+            k_BHLD,
+            v_BHLD,
+            plan,
+            still,
+            scale=call.scaling,
+            softcap=call.options.get("softcap"),
+            sinks=call.options.get("s_aux"),
+        )
+    assert isinstance(out, Tensor)
+    return out.transpose(1, 2)
+
+
+def _given(call: Call) -> list[str]:
+    return [name for name, value in call.options.items() if value is not None]

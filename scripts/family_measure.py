@@ -1,0 +1,137 @@
+"""What happens to one family when posenc is applied: identity, one remap against the dense judge, detach."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import posenc
+from scripts.family_reference import dense_logits
+from scripts.tiny_families import tiny_model, tokens
+
+PROMPT, STEPS, WINDOW_SIZE = 40, 5, 6
+TOLERANCE = 1e-3
+"""Relative to the largest logit; float32 models of a few layers against float64 attention."""
+
+
+@dataclass
+class Verdict:
+    """The outcome for one family."""
+
+    model_type: str
+    model: str = ""
+    verdict: str = "unbuilt"
+    reason: str = ""
+    attention: str = ""
+    facts: list[str] = field(default_factory=list)
+    identity: str = ""
+    remap_error: float | None = None
+    remap_effect: float | None = None
+
+    def data(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def decoded(model: Any, ids: Tensor, prompt: int, mask: Tensor | None = None) -> Tensor:
+    """Logits of a prefill of ``prompt`` tokens and of single decoded tokens after it."""
+    cache, parts = None, []
+    cuts = [0, *range(prompt, ids.shape[1] + 1)]
+    for low, high in zip(cuts[:-1], cuts[1:], strict=True):
+        own = None if mask is None else mask[:, :high]
+        out = model(ids[:, low:high], attention_mask=own, past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        parts.append(out.logits)
+    return torch.cat(parts, 1)
+
+
+def uses(model: Any) -> list[Tensor]:
+    """Prefill, a left-padded batch, and decoding, both with and without padding."""
+    ids = tokens(2, PROMPT + STEPS)
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0
+    with torch.no_grad():
+        return [
+            model(ids, use_cache=False).logits,
+            model(ids, attention_mask=mask, use_cache=False).logits[:, 7:],
+            decoded(model, ids, PROMPT),
+            decoded(model, ids, PROMPT, mask)[:, 7:],
+        ]
+
+
+def difference(one: list[Tensor], other: list[Tensor]) -> float:
+    """Largest difference over all uses; NaN counts as infinite unless both have it."""
+    worst = 0.0
+    for a, b in zip(one, other, strict=True):
+        if not torch.equal(a, b):
+            worst = max(worst, float((a - b).abs().nan_to_num(float("inf")).max()))
+    return worst
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """Largest difference in units of the largest expected logit."""
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+def measure(model_type: str) -> Verdict:
+    """Build the family tiny and measure it under the attention it loads with, else under eager."""
+    verdict = Verdict(model_type)
+    for attention in (None, "eager"):
+        try:
+            model = tiny_model(model_type, attention)
+        except Exception as error:
+            verdict.reason = verdict.reason or f"{type(error).__name__}: {error}"
+            return verdict
+        verdict.model = type(model).__name__
+        verdict.attention = model.config._attn_implementation
+        try:
+            _measure(model, verdict)
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            verdict.verdict = "broken"
+            verdict.reason = f"{type(error).__name__}: {error} ({place.name}:{place.lineno})"
+        if verdict.verdict != "refused" or verdict.attention == "eager" or "eager" not in verdict.reason:
+            return verdict
+    return verdict
+
+
+def _measure(model: Any, verdict: Verdict) -> None:
+    try:
+        with posenc.apply(model, "rope", window=64):
+            pass
+    except posenc.UnsupportedModelError as error:
+        verdict.verdict, verdict.reason = "refused", str(error)
+        return
+    stock = uses(model)
+    with posenc.apply(model, "rope", window=64) as handle:
+        identity = difference(uses(model), stock)
+        verdict.facts = handle.layers()
+    detached = difference(uses(model), stock)
+    ids = tokens(1, PROMPT + STEPS)
+    rope = posenc.strategy("rope", window=64).plan(PROMPT, PROMPT + STEPS)
+    with torch.no_grad():
+        plain = model(ids, use_cache=False).logits[0]
+    judge = relative_error(dense_logits(model, ids, rope.relative_positions()), plain)
+    strategy = posenc.strategy("rerope", window=64, window_size=WINDOW_SIZE, replan="never")
+    expected = dense_logits(model, ids, strategy.plan(PROMPT, PROMPT + STEPS).relative_positions())
+    with torch.no_grad(), posenc.apply(model, strategy):
+        got = decoded(model, ids, PROMPT)[0]
+    verdict.identity = "bit-equal" if identity == 0 else f"{identity:.2g}"
+    verdict.remap_error = relative_error(got, expected)
+    verdict.remap_effect = relative_error(got, plain)
+    faults = []
+    if identity > 1e-6:
+        faults.append(f"identity differs by {identity:.2g}")
+    if detached:
+        faults.append(f"detached model differs by {detached:.2g}")
+    if judge > TOLERANCE:
+        faults.append(f"the dense judge itself differs from stock by {judge:.2g}")
+    if not verdict.remap_error <= TOLERANCE:
+        faults.append(f"remap differs from the dense judge by {verdict.remap_error:.2g}")
+    if verdict.remap_effect < 10 * TOLERANCE:
+        faults.append(f"the remap changes the logits by {verdict.remap_effect:.2g} only")
+    verdict.verdict, verdict.reason = ("wrong", "; ".join(faults)) if faults else ("exact", "")
