@@ -106,7 +106,10 @@ class ArchitectureAdapter:
 
     def decoder(self, model: nn.Module) -> nn.Module:
         """The module whose forward computes positions and runs the layers."""
-        decoder: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+        decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+        if not hasattr(decoder, "config"):  # a head that happens to be called "decoder"
+            decoder = getattr(model, "base_model", model)
+        assert isinstance(decoder, nn.Module)
         return decoder
 
     def rotary_modules(self, decoder: nn.Module) -> dict[str, nn.Module]:

@@ -274,8 +274,9 @@ def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
                 f"{type(model).__name__} ({decoder.config.model_type!r}) does not let its attention be replaced through "
                 "transformers' AttentionInterface, so its queries and keys are out of reach."
             )
-        calls, attachment.facts = probe(model, decoder, attachment.adapter, STEP)
-        check_attention(decoder, calls, attachment.original)
+        findings = probe(model, decoder, attachment.adapter, STEP)
+        check_attention(decoder, findings.calls, attachment.original)
+        attachment.facts, attachment.rotaries = findings.facts, findings.rotaries
         attachment.planner = Planner(named_strategy("rope"))
         install(model, decoder, attachment)
         check_identity(decoder, expected, attachment.adapter)

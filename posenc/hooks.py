@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from posenc.adapter import LENGTH_DEPENDENT, ArchitectureAdapter, LayerFacts, RotarySource, rope_type
 from posenc.errors import InvalidInputError, UnsupportedModelError
-from posenc.masks import posenc_mask
+from posenc.masks import note_stray, posenc_mask
 from posenc.positions import PositionStrategy
+from posenc.relay import RELAYS
 from posenc.record import ATTRIBUTE, CacheRecord, new_real_tokens, read_record
 from posenc.rope import Rotary
 from posenc.schedule import Planner
@@ -58,6 +59,7 @@ class Attachment:
     paused: bool = False
     planner: Planner = field(init=False)
     facts: dict[nn.Module, LayerFacts] = field(default_factory=dict, repr=False)
+    rotaries: tuple[str, ...] = ()
     _rotaries: dict[RotarySource, tuple[Tensor, int, Rotary]] = field(default_factory=dict, repr=False)
     _layouts: dict[LayerFacts, tuple[Rotary, Rotary]] = field(default_factory=dict, repr=False)
 
@@ -233,7 +235,7 @@ class RotaryHook:
         return torch.ones_like(cos), torch.zeros_like(sin)
 
 
-HOOKS = (HeadHook, DecoderHook, RecordHook, RotaryHook)
+HOOKS = (HeadHook, DecoderHook, RecordHook, RotaryHook, *RELAYS)
 
 
 def posenc_attention_forward(
@@ -249,6 +251,7 @@ def posenc_attention_forward(
     """The attention function registered with transformers; without a step it is transformers' sdpa."""
     step: Step | None = kwargs.pop(STEP, None)
     if step is None:
+        note_stray(module)
         return stock_attention("sdpa", module)(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -311,7 +314,7 @@ def install(model: nn.Module, decoder: nn.Module, attachment: Attachment) -> Non
         model.register_forward_pre_hook(HeadHook(), with_kwargs=True)
     decoder.register_forward_pre_hook(DecoderHook(attachment), with_kwargs=True)
     decoder.register_forward_hook(RecordHook(), with_kwargs=True)
-    for name in sorted({facts.source.module for facts in attachment.facts.values() if facts.source is not None}):
+    for name in attachment.rotaries:
         decoder.get_submodule(name).register_forward_hook(RotaryHook(attachment))
 
 

@@ -16,6 +16,7 @@ FAR = 2**20
 """Query index at which a mask's reach is measured: beyond every sliding window."""
 
 _log: ContextVar[list[tuple[Tensor, Any]] | None] = ContextVar("posenc_masks", default=None)
+_strays: ContextVar[list[torch.nn.Module] | None] = ContextVar("posenc_strays", default=None)
 
 
 def posenc_mask(*args: Any, **kwargs: Any) -> Tensor | None:
@@ -40,6 +41,24 @@ def logged_masks() -> Iterator[list[tuple[Tensor, Any]]]:
         yield found
     finally:
         _log.reset(token)
+
+
+@contextmanager
+def logged_strays() -> Iterator[list[torch.nn.Module]]:
+    """Note every module that calls posenc's attention function without a step."""
+    found: list[torch.nn.Module] = []
+    token = _strays.set(found)
+    try:
+        yield found
+    finally:
+        _strays.reset(token)
+
+
+def note_stray(module: torch.nn.Module) -> None:
+    """Called by the attention function when no step reached it."""
+    strays = _strays.get()
+    if strays is not None:
+        strays.append(module)
 
 
 def measured_window(mask: Tensor | None, log: list[tuple[Tensor, Any]], declared: int | None, where: str) -> int | None:

@@ -21,15 +21,18 @@ from torch import Tensor, nn
 
 from posenc.adapter import ArchitectureAdapter, LayerFacts, RotarySource
 from posenc.errors import UnsupportedModelError
-from posenc.masks import logged_masks, measured_window
+from posenc.masks import logged_masks, logged_strays, measured_window
+from posenc.relay import install_relays
 from posenc.rope import Arithmetic, Rotary, Style
+
+Facts = dict[nn.Module, LayerFacts]
 
 CASES = ("none", "quarter", "double", "own")
 TOKENS = 3
 POSITION = 29
 """Rotary position of every row: small, so that no module changes its frequencies for it."""
 
-ARITHMETICS: tuple[Arithmetic, ...] = ("native", "mixed", "float32", "complex")
+ARITHMETICS: tuple[Arithmetic, ...] = ("native", "mixed", "float32")
 STYLES: tuple[Style, ...] = ("half", "interleaved")
 
 
@@ -102,13 +105,30 @@ def _with_cases(table: Tensor, values: tuple[complex, ...]) -> Tensor:
     return changed
 
 
-def probe(model: nn.Module, decoder: Any, adapter: ArchitectureAdapter, step_name: str) -> tuple[list[Call], Facts]:
-    """Measure every attention layer; the model must already run posenc's attention function.
+@dataclass(frozen=True)
+class Findings:
+    """What the probe learned.
 
-    Returns
-    -------
-    (list of Call, dict)
-        The recorded calls, and the facts of every attention module.
+    Parameters
+    ----------
+    calls : list of Call
+        Every call of the attention function, with the options it was given.
+    facts : dict of LayerFacts
+        By attention module.
+    rotaries : tuple of str
+        Names of the rotary modules that the decoder calls.
+    relayed : list of Module
+        Attention modules whose layer drops keyword arguments.
+    """
+
+    calls: list[Call]
+    facts: Facts
+    rotaries: tuple[str, ...]
+    relayed: list[nn.Module]
+
+
+def probe(model: nn.Module, decoder: Any, adapter: ArchitectureAdapter, step_name: str) -> Findings:
+    """Measure every attention layer; the model must already run posenc's attention function.
 
     Raises
     ------
@@ -117,8 +137,48 @@ def probe(model: nn.Module, decoder: Any, adapter: ArchitectureAdapter, step_nam
     """
     _check_structure(model, decoder)
     rotaries = adapter.rotary_modules(decoder)
-    recorder, sources = Recorder(), dict[RotarySource, Any]()
+    sources: dict[RotarySource, Any] = {}
     handles = [m.register_forward_hook(CaseHook(n, sources), with_kwargs=True) for n, m in rotaries.items()]
+    try:
+        with logged_strays() as relayed:
+            run = _run(decoder, step_name)
+        if relayed:
+            known = set(decoder.modules())
+            install_relays(decoder, [module for module in dict.fromkeys(relayed) if module in known], step_name)
+            sources.clear()
+            with logged_strays() as strays:
+                run = _run(decoder, step_name)
+            _check_strays(decoder, strays)
+    finally:
+        for handle in handles:
+            handle.remove()
+    _check_calls(decoder, run, sources)
+    position_ids = torch.full((1, 1), POSITION, device=run.output.device)
+    bases = {source: adapter.rotary(decoder, source, position_ids) for source in sources}
+    ways = {source: ("complex",) if isinstance(table, Tensor) else ARITHMETICS for source, table in sources.items()}
+    facts: Facts = {}
+    for call in run.calls:
+        name = name_of(decoder, call.module)
+        likely = sorted(bases, key=lambda source: _unlikely(source, decoder, call.module, name))
+        kinds = {source: (bases[source], ways[source]) for source in likely}
+        found = _layer(call, kinds, run.masks, f"{_named(decoder)}, layer {name}")
+        if facts.setdefault(call.module, found) != found:
+            raise UnsupportedModelError(f"{_named(decoder)}, layer {name}: attends in different ways in one forward.")
+    _check_declaration(adapter, decoder, facts)
+    return Findings(run.calls, facts, tuple(dict.fromkeys(s.module for s in sources)), list(dict.fromkeys(relayed)))
+
+
+@dataclass
+class Run:
+    """One forward of the probe's rows."""
+
+    calls: list[Call]
+    masks: list[Any]
+    output: Tensor
+
+
+def _run(decoder: Any, step_name: str) -> Run:
+    recorder = Recorder()
     embeddings = decoder.get_input_embeddings()
     device = embeddings.weight.device
     tokens = (torch.arange(TOKENS, device=device) * 7919 + 11) % embeddings.num_embeddings
@@ -131,26 +191,16 @@ def probe(model: nn.Module, decoder: Any, adapter: ArchitectureAdapter, step_nam
                 position_ids=torch.full_like(tokens_RL, POSITION),
                 use_cache=False,
                 **{step_name: recorder},
-            )[0]
+            )
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError) as error:
         raise UnsupportedModelError(
             f"{_named(decoder)} does not run a plain forward of tokens, positions and a padding mask: {error}"
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    _check_calls(decoder, recorder.calls, sources, output)
-    bases = {source: adapter.rotary(decoder, source, torch.full_like(tokens_RL, POSITION)) for source in sources}
-    facts: Facts = {}
-    for call in recorder.calls:
-        found = _layer(call, bases, masks, f"{_named(decoder)}, layer {name_of(decoder, call.module)}")
-        if facts.setdefault(call.module, found) != found:
-            raise UnsupportedModelError(f"{name_of(decoder, call.module)} attends twice per forward in different ways.")
-    _check_declaration(adapter, decoder, facts)
-    return recorder.calls, facts
-
-
-Facts = dict[nn.Module, LayerFacts]
+    if not hasattr(output, "past_key_values"):
+        raise UnsupportedModelError(
+            f"{_named(decoder)} returns no past_key_values: its cache is its own, and posenc could not follow it."
+        )
+    return Run(recorder.calls, masks, output[0])
 
 
 @contextmanager
@@ -176,8 +226,8 @@ def name_of(decoder: nn.Module, module: nn.Module) -> str:
 
 
 def _check_structure(model: nn.Module, decoder: Any) -> None:
-    parameters = list(inspect.signature(type(decoder).forward).parameters.values())
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    parameters = inspect.signature(type(decoder).forward).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         raise UnsupportedModelError(
             f"{_named(decoder)} takes no further keyword arguments, so nothing can be handed down to its attention."
         )
@@ -194,17 +244,17 @@ def _check_structure(model: nn.Module, decoder: Any) -> None:
             )
 
 
-def _check_calls(decoder: Any, calls: list[Call], sources: dict[RotarySource, Any], output: Tensor) -> None:
-    if not calls:
+def _check_calls(decoder: Any, run: Run, sources: dict[RotarySource, Any]) -> None:
+    if not run.calls:
         raise UnsupportedModelError(
-            f"no attention layer of {_named(decoder)} hands its queries and keys to transformers' AttentionInterface "
-            "together with the keyword arguments of the forward, so they are out of reach."
+            f"no attention layer of {_named(decoder)} hands its queries and keys to transformers' AttentionInterface, so "
+            "they are out of reach."
         )
     if not sources:
         raise UnsupportedModelError(
             f"{_named(decoder)} never calls its rotary module: it does not use rotary position embeddings (RoPE)."
         )
-    for call in calls:
+    for call in run.calls:
         where = name_of(decoder, call.module)
         if call.k_RHLD.shape[2] != 1 or call.q_RHLD.shape[0] != TOKENS * len(CASES):
             raise UnsupportedModelError(
@@ -213,10 +263,18 @@ def _check_calls(decoder: Any, calls: list[Call], sources: dict[RotarySource, An
             )
         if not _alike(call.v_RHLD):
             raise UnsupportedModelError(f"{_named(decoder)}, layer {where}: the values depend on the rotation.")
-    if not _alike(output):
+    if not _alike(run.output):
         raise UnsupportedModelError(
             f"{_named(decoder)} uses rotary positions outside its attention function (a sparse indexer, another "
             "attention that ignores transformers' interface): a remap would not reach them."
+        )
+
+
+def _check_strays(decoder: Any, strays: list[nn.Module]) -> None:
+    if strays:
+        raise UnsupportedModelError(
+            f"{_named(decoder)}: {name_of(decoder, strays[0])} attends without the keyword arguments of the forward, and "
+            "no layer above it gets them either, so posenc cannot tell it the positions."
         )
 
 
@@ -237,9 +295,18 @@ def _error(got: Tensor, expected: Tensor) -> float:
     return float((got.float() - expected.float()).abs().max()) / scale
 
 
-def _layer(call: Call, bases: dict[RotarySource, Rotary], masks: list[Any], where: str) -> LayerFacts:
+def _unlikely(source: RotarySource, decoder: Any, module: Any, name: str) -> tuple[bool, bool]:
+    """Sort key: among sources that fit equally well, the layer's own module and declared type come first."""
+    types, index = getattr(decoder.config, "layer_types", None), getattr(module, "layer_idx", None)
+    declared = types[index] if types and isinstance(index, int) and index < len(types) else None
+    return not source.module.startswith(f"{name}."), source.layer_type != declared
+
+
+def _layer(
+    call: Call, kinds: dict[RotarySource, tuple[Rotary, tuple[Arithmetic, ...]]], masks: list[Any], where: str
+) -> LayerFacts:
     window = measured_window(call.mask, masks, call.options.get("sliding_window"), where)
-    widths = {2 * len(base.inv_freq) for base in bases.values()}
+    widths = {2 * len(base.inv_freq) for base, _ in kinds.values()}
     layouts_q, layouts_k = (_layouts(x, widths, where) for x in (call.q_RHLD, call.k_RHLD))
     if layouts_q is None and layouts_k is None:
         return LayerFacts(None, window=window)
@@ -249,9 +316,9 @@ def _layer(call: Call, bases: dict[RotarySource, Rotary], masks: list[Any], wher
         (facts, _own_error(call, facts.of(base)))
         for channels, style in layouts_q
         if (channels, style) in layouts_k
-        for source, base in bases.items()
+        for source, (base, arithmetics) in kinds.items()
         if 2 * len(base.inv_freq) == channels[1] - channels[0]
-        for facts in (LayerFacts(source, style, channels, window, arithmetic) for arithmetic in ARITHMETICS)
+        for facts in (LayerFacts(source, style, channels, window, arithmetic) for arithmetic in arithmetics)
     ]
     if not fits:
         raise UnsupportedModelError(f"{where}: queries and keys are rotated differently ({layouts_q}, {layouts_k}).")
@@ -259,7 +326,7 @@ def _layer(call: Call, bases: dict[RotarySource, Rotary], masks: list[Any], wher
     if error > _tolerance(call.q_RHLD):
         raise UnsupportedModelError(
             f"{where}: the model's rotation at position {POSITION} differs by {error:.2g} from that of every rotary "
-            f"module ({', '.join(f'{s.prefix}{s.module}' for s in bases)})."
+            f"module ({', '.join(f'{s.prefix}{s.module}' for s in kinds)})."
         )
     return best
 

@@ -40,10 +40,12 @@ class Verdict:
 def decoded(model: Any, ids: Tensor, prompt: int, mask: Tensor | None = None) -> Tensor:
     """Logits of a prefill of ``prompt`` tokens and of single decoded tokens after it."""
     cache, parts = None, []
+    positions = torch.arange(ids.shape[1])[None] if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
     cuts = [0, *range(prompt, ids.shape[1] + 1)]
     for low, high in zip(cuts[:-1], cuts[1:], strict=True):
         own = None if mask is None else mask[:, :high]
-        out = model(ids[:, low:high], attention_mask=own, past_key_values=cache, use_cache=True)
+        at = positions[:, low:high]  # as generate passes them: some families count from 0 without them
+        out = model(ids[:, low:high], attention_mask=own, position_ids=at, past_key_values=cache, use_cache=True)
         cache = out.past_key_values
         parts.append(out.logits)
     return torch.cat(parts, 1)

@@ -67,35 +67,83 @@ SIZES: dict[str, Any] = {
     "attention_chunk_size": 16,
     "first_k_dense_replace": 1,
     "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 
-OVERRIDES: dict[str, dict[str, Any]] = {}
+HYBRID = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
+
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "codegen": {"rotary_dim": 8},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": theta}
+            for kind, theta in (("full_attention", 5e5), ("sliding_attention", 1e4))
+        },
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
+    },
+    "dbrx": {
+        "d_model": 32,
+        "n_heads": 4,
+        "n_layers": 2,
+        "max_seq_len": WINDOW,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 16, "hidden_size": 32, "moe_num_experts": 2, "moe_top_k": 1},
+    },
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "falcon": {"alibi": False, "new_decoder_architecture": False},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16},
+    "gptj": {"rotary_dim": 8},
+    "granitemoehybrid": {"position_embedding_type": "rope"},
+    "helium": {"num_key_value_heads": 4, "num_attention_heads": 4, "head_dim": 8},
+    "hrm_text": {"initializer_range": 0.1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    "longcat_flash": {"num_layers": 2, "head_dim": 8, "zero_expert_num": 2, "expert_ffn_hidden_size": 16, "moe_topk": 2,
+                      "ffn_hidden_size": 48},
+    "moshi": {"audio_vocab_size": 32, "ffn_dim": 48, "sliding_window": SLIDING},
+    "qwen4_exp_text": {"ple_layer_ids": [], "hc_lowrank": 8},
+    "reformer": {"is_decoder": True},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "use_mem_rope": True, "n_mamba_heads": 4,
+               "num_key_value_heads": 4},
+    "zaya": {"num_experts_per_tok": 1, "layer_types": ["hybrid", "hybrid_sliding"] * 2, "sliding_window": SLIDING},
+}
 
 
 def tiny_config(model_type: str, **extra: Any) -> Any:
     """The configuration of a family with every known size shrunk."""
     kind = CONFIG_MAPPING[model_type]
-    values = {**sizes_for(kind), **OVERRIDES.get(model_type, {}), **extra}
-    return kind(**values)
+    return kind(**{**sizes_for(kind), **extra})
 
 
 def sizes_for(kind: Any) -> dict[str, Any]:
     """Shrunk values of the arguments that a configuration class takes, sub-configurations included."""
     values: dict[str, Any] = {}
-    aliases = getattr(kind, "attribute_map", {})
-    for name, parameter in inspect.signature(kind.__init__).parameters.items():
-        known = name if name in SIZES else next((k for k, v in aliases.items() if v == name and k in SIZES), None)
-        if known is None:
-            continue
-        if parameter.default is None and known in ("sliding_window", "num_key_value_heads"):
-            continue
-        values[name] = SIZES[known]
+    aliases = {alias: name for name, alias in getattr(kind, "attribute_map", {}).items()}
+    parameters = inspect.signature(kind.__init__).parameters
+    for name, parameter in parameters.items():
+        known = name if name in SIZES else aliases.get(name)
+        if known in SIZES and not (parameter.default is None and known == "sliding_window"):
+            values[name] = SIZES[known]
+    if "kv_lora_rank" in parameters:
+        values["num_key_value_heads"] = SIZES["num_attention_heads"]
+    for name in ("layer_types", "layers_block_type"):
+        if name in parameters and (types := _types(kind, name)):
+            values[name] = types
     for name, sub in getattr(kind, "sub_configs", {}).items():
-        if hasattr(sub, "__init__") and sub.__name__ != "AutoConfig":
-            values[name] = {**sizes_for(sub), **OVERRIDES.get(getattr(sub, "model_type", ""), {})}
-    return values
+        if sub.__name__ != "AutoConfig":
+            values[name] = sizes_for(sub)
+    return {**values, **OVERRIDES.get(getattr(kind, "model_type", ""), {})}
+
+
+def _types(kind: Any, name: str) -> list[str] | None:
+    """Four layers that cover the layer types of the family's default configuration."""
+    declared = getattr(kind(), name, None)
+    if not declared:
+        return None
+    distinct = list(dict.fromkeys(declared))
+    layers = SIZES["num_hidden_layers"]
+    return [distinct[index % len(distinct)] for index in range(layers)]
 
 
 def tiny_model(model_type: str, attention: str | None = None, seed: int = 0, **extra: Any) -> Any:
@@ -108,6 +156,8 @@ def tiny_model(model_type: str, attention: str | None = None, seed: int = 0, **e
     model = model.eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
+            if not bool(weight.any()):
+                weight.normal_(0, 0.3)
             if weight.ndim != 1:
                 continue
             if "norm" in name and name.endswith("weight"):

@@ -1,0 +1,70 @@
+"""Handing the step down where a decoder layer drops keyword arguments (Nemotron, StableLM).
+
+The layers above such an attention module note the step they are given, and the module takes it from
+there. Both are forward hooks, so gradient checkpointing, which runs a layer again, is served as well.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from posenc.errors import UnsupportedModelError
+
+_step: ContextVar[Any] = ContextVar("posenc_step", default=None)
+
+
+@dataclass
+class NoteStep:
+    """On a layer: remember the step that it was called with."""
+
+    name: str
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.name in kwargs:
+            _step.set(kwargs[self.name])
+
+
+class ForgetStep:
+    """After the layer, also when it raised: nothing stays behind."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        _step.set(None)
+
+
+@dataclass
+class TakeStep:
+    """On the attention module: the step, as if the layer had handed it down."""
+
+    name: str
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self.name in kwargs:
+            return None
+        step = _step.get()
+        if step is None:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} was called outside its decoder while posenc is applied, so it has no positions."
+            )
+        return args, {**kwargs, self.name: step}
+
+
+RELAYS = (NoteStep, ForgetStep, TakeStep)
+
+
+def install_relays(decoder: nn.Module, modules: list[nn.Module], name: str) -> None:
+    """Put the hooks on these attention modules and on every layer above them."""
+    paths = {part: path for path, part in decoder.named_modules()}
+    above: dict[nn.Module, None] = {}
+    for module in modules:
+        module.register_forward_pre_hook(TakeStep(name), with_kwargs=True)
+        parents = paths[module].split(".")
+        above |= {decoder.get_submodule(".".join(parents[:depth])): None for depth in range(1, len(parents))}
+    for layer in above:
+        layer.register_forward_pre_hook(NoteStep(name), with_kwargs=True)
+        layer.register_forward_hook(ForgetStep(), always_call=True)
