@@ -267,7 +267,7 @@ def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
     """Probe the layers, install the hooks, and prove that the identity plan is stock; undo everything otherwise."""
     register_with_transformers()
     expected = forward_of_fixed_tokens(decoder)
-    model.set_attn_implementation(IMPLEMENTATION)
+    decoder.set_attn_implementation(IMPLEMENTATION)  # not the whole model: it may hold a vision tower
     try:
         if decoder.config._attn_implementation != IMPLEMENTATION:
             raise UnsupportedModelError(
@@ -288,4 +288,4 @@ def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
 
 def _restore(model: Any, attachment: Attachment) -> None:
     uninstall(model)
-    model.set_attn_implementation(attachment.original)
+    attachment.adapter.decoder(model).set_attn_implementation(attachment.original)  # type: ignore[operator]

@@ -25,12 +25,23 @@ LOUD = 3.0
 
 
 def forward_of_fixed_tokens(decoder: Any) -> Tensor:
-    """Hidden states of a few fixed tokens."""
+    """Hidden states of a few fixed tokens.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the decoder does not run on tokens alone.
+    """
     embeddings = decoder.get_input_embeddings()
     device = embeddings.weight.device
     tokens = (torch.arange(TOKENS, device=device) * 7919 % embeddings.num_embeddings)[None]
-    with evaluating(decoder), torch.no_grad():
-        output: Tensor = decoder(input_ids=tokens, use_cache=False)[0]
+    try:
+        with evaluating(decoder), torch.no_grad():
+            output: Tensor = decoder(input_ids=tokens, use_cache=False)[0]
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError) as error:
+        raise UnsupportedModelError(
+            f"{type(decoder).__name__} ({decoder.config.model_type!r}) does not run on a few tokens alone: {error}"
+        ) from error
     return output
 
 

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from posenc.handle import find_adapter
+
 NAME = "dense_relative"
 _relative: ContextVar[Tensor] = ContextVar("relative")
 
@@ -68,8 +70,9 @@ def dense_logits(model: Any, tokens_1L: Tensor, relative_LL: np.ndarray[Any, Any
     rows, length = int(relative.max()) + 1, tokens_1L.shape[1]
     positions = torch.arange(rows)[:, None].expand(rows, length).contiguous()
     tokens = tokens_1L.expand(rows, length).contiguous()
-    before = model.get_decoder().config._attn_implementation
-    model.set_attn_implementation(NAME)
+    decoder = find_adapter(model).decoder(model)
+    before = decoder.config._attn_implementation
+    decoder.set_attn_implementation(NAME)
     token = _relative.set(relative)
     try:
         with torch.no_grad():
@@ -78,4 +81,4 @@ def dense_logits(model: Any, tokens_1L: Tensor, relative_LL: np.ndarray[Any, Any
         return logits[0]
     finally:
         _relative.reset(token)
-        model.set_attn_implementation(before)
+        decoder.set_attn_implementation(before)

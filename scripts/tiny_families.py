@@ -88,22 +88,33 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "n_heads": 4,
         "n_layers": 2,
         "max_seq_len": WINDOW,
-        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4},
         "ffn_config": {"ffn_hidden_size": 16, "hidden_size": 32, "moe_num_experts": 2, "moe_top_k": 1},
     },
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "falcon": {"alibi": False, "new_decoder_architecture": False},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16},
+    "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4},
     "gptj": {"rotary_dim": 8},
-    "granitemoehybrid": {"position_embedding_type": "rope"},
+    "granitemoehybrid": {"position_embedding_type": "rope", "layer_types": HYBRID},
     "helium": {"num_key_value_heads": 4, "num_attention_heads": 4, "head_dim": 8},
     "hrm_text": {"initializer_range": 0.1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
     "longcat_flash": {"num_layers": 2, "head_dim": 8, "zero_expert_num": 2, "expert_ffn_hidden_size": 16, "moe_topk": 2,
                       "ffn_hidden_size": 48},
-    "moshi": {"audio_vocab_size": 32, "ffn_dim": 48, "sliding_window": SLIDING},
-    "qwen4_exp_text": {"ple_layer_ids": [], "hc_lowrank": 8},
-    "reformer": {"is_decoder": True},
+    "moshi": {"audio_vocab_size": 32, "ffn_dim": 48, "sliding_window": WINDOW},
+    "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 1, "state_size": 8},
+    "plbart": {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "d_model": 32},
+    "qwen4_exp_text": {
+        "hc_lowrank": 8,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 16,
+        "indexer_compress_ratio": 4,
+    },
+    "reformer": {"is_decoder": True, "axial_pos_embds": False},
+    "whisper": {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "d_model": 32},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "use_mem_rope": True, "n_mamba_heads": 4,
                "num_key_value_heads": 4},
     "zaya": {"num_experts_per_tok": 1, "layer_types": ["hybrid", "hybrid_sliding"] * 2, "sliding_window": SLIDING},
@@ -133,6 +144,8 @@ def sizes_for(kind: Any) -> dict[str, Any]:
     for name, sub in getattr(kind, "sub_configs", {}).items():
         if sub.__name__ != "AutoConfig":
             values[name] = sizes_for(sub)
+        elif (own := getattr(kind(), name, None)) is not None:
+            values[name] = {**sizes_for(type(own)), "model_type": own.model_type}
     return {**values, **OVERRIDES.get(getattr(kind, "model_type", ""), {})}
 
 
@@ -149,11 +162,11 @@ def _types(kind: Any, name: str) -> list[str] | None:
 def tiny_model(model_type: str, attention: str | None = None, seed: int = 0, **extra: Any) -> Any:
     """A random model in eval mode whose norms, biases and sinks are not the trivial ones of a fresh model."""
     config = tiny_config(model_type, **extra)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if kind.config_class is not type(config) and config.get_text_config(decoder=True) is not config:
+        config = config.get_text_config(decoder=True)  # as AutoModelForCausalLM does for the text part of a family
     torch.manual_seed(seed)
-    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._from_config(
-        config, **({"attn_implementation": attention} if attention else {})
-    )
-    model = model.eval()
+    model = kind._from_config(config, **({"attn_implementation": attention} if attention else {})).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if not bool(weight.any()):
