@@ -124,8 +124,8 @@ class ArchitectureAdapter:
         if not found:
             model_type = getattr(getattr(decoder, "config", None), "model_type", "?")
             raise UnsupportedModelError(
-                f"{type(decoder).__name__} ({model_type!r}) has no rotary module with inv_freq: only models with rotary "
-                "position embeddings (RoPE) in a module of their own can be remapped."
+                f"{type(decoder).__name__} ({model_type!r}) has no rotary module with inv_freq: only models with "
+                "rotary position embeddings (RoPE) in a module of their own can be remapped."
             )
         return found
 

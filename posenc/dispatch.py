@@ -129,9 +129,7 @@ def choose_backend(
     raise BackendError(f"no installed backend can run this case. {'; '.join(refusals)}.")
 
 
-def _lacks(
-    backend: AttentionBackend, q: Tensor, k: Tensor, softcap: float | None, sinks: Tensor | None
-) -> str | None:
+def _lacks(backend: AttentionBackend, q: Tensor, k: Tensor, softcap: float | None, sinks: Tensor | None) -> str | None:
     if softcap is not None and not backend.capabilities.softcap:
         return "it computes no softcap"
     if sinks is None or backend.capabilities.lse_gradients or not torch.is_grad_enabled():

@@ -18,7 +18,6 @@ from posenc.errors import InvalidConfigError, UnsupportedModelError
 from posenc.hooks import (
     IMPLEMENTATION,
     STEP,
-    STOCK_IMPLEMENTATIONS,
     Attachment,
     find_attachment,
     install,
@@ -32,6 +31,7 @@ from posenc.positions import ComposedStrategy, PositionStrategy
 from posenc.probe import probe
 from posenc.schedule import Planner
 from posenc.selftest import check_attention, check_identity, forward_of_fixed_tokens
+from posenc.stock import STOCK_IMPLEMENTATIONS
 
 logger = logging.getLogger("posenc")
 
@@ -220,8 +220,8 @@ def find_adapter(model: nn.Module) -> ArchitectureAdapter:
                 return adapter
     served = sorted({name for info in adapters().values() for name in info.adapter.model_types})
     raise UnsupportedModelError(
-        f"no adapter serves the family {model.config.model_type!r} ({type(model).__name__}). Served: {', '.join(served)}. "
-        "A plugin can add one; see docs/architecture.md."
+        f"no adapter serves the family {model.config.model_type!r} ({type(model).__name__}). Served: "
+        f"{', '.join(served)}. A plugin can add one; see docs/architecture.md."
     )
 
 
@@ -265,14 +265,18 @@ def _named(value: Any) -> NamedParams:
 
 def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
     """Probe the layers, install the hooks, and prove that the identity plan is stock; undo everything otherwise."""
+    if not hasattr(decoder, "set_attn_implementation"):
+        raise UnsupportedModelError(
+            f"{type(decoder).__name__} is not a model of transformers whose attention can be set."
+        )
     register_with_transformers()
     expected = forward_of_fixed_tokens(decoder)
     decoder.set_attn_implementation(IMPLEMENTATION)  # not the whole model: it may hold a vision tower
     try:
         if decoder.config._attn_implementation != IMPLEMENTATION:
             raise UnsupportedModelError(
-                f"{type(model).__name__} ({decoder.config.model_type!r}) does not let its attention be replaced through "
-                "transformers' AttentionInterface, so its queries and keys are out of reach."
+                f"{type(model).__name__} ({decoder.config.model_type!r}) does not let its attention be replaced "
+                "through transformers' AttentionInterface, so its queries and keys are out of reach."
             )
         findings = probe(model, decoder, attachment.adapter, STEP)
         check_attention(decoder, findings.calls, attachment.original)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,14 +22,14 @@ from posenc.adapter import LENGTH_DEPENDENT, ArchitectureAdapter, LayerFacts, Ro
 from posenc.errors import InvalidInputError, UnsupportedModelError
 from posenc.masks import note_stray, posenc_mask
 from posenc.positions import PositionStrategy
-from posenc.relay import RELAYS
 from posenc.record import ATTRIBUTE, CacheRecord, new_real_tokens, read_record
+from posenc.relay import RELAYS
 from posenc.rope import Rotary
 from posenc.schedule import Planner
-from posenc.step import Step, StockAttention
+from posenc.step import Step
+from posenc.stock import stock_attention
 
 IMPLEMENTATION = "posenc"
-STOCK_IMPLEMENTATIONS = ("sdpa", "eager")
 STEP = "posenc_step"
 CANDIDATES = "posenc_candidates"
 
@@ -72,7 +71,7 @@ class Attachment:
         return json.dumps({**self.strategy.describe(), "window": self.strategy.window}, sort_keys=True, default=str)
 
     def bases(self, decoder: nn.Module, position_ids_BL: Tensor) -> dict[LayerFacts, Rotary]:
-        """The model's own frequencies in the layout of every kind of layer; objects live as long as they stay the same."""
+        """The model's own frequencies in the layout of every kind of layer, the same objects until they change."""
         bases = {}
         for facts in dict.fromkeys(self.facts.values()):
             if facts.source is not None:
@@ -163,8 +162,8 @@ class DecoderHook:
             position_ids = (torch.arange(new, device=tokens.device) + past)[None]
         if position_ids.ndim != 2:
             raise InvalidInputError(
-                f"position_ids must be [batch, tokens], got {tuple(position_ids.shape)}: positions of several dimensions "
-                "(mrope) cannot be remapped."
+                f"position_ids must be [batch, tokens], got {tuple(position_ids.shape)}: positions of several "
+                "dimensions (mrope) cannot be remapped."
             )
         position_ids = position_ids.expand(batch, -1)
         attachment = self.attachment
@@ -265,39 +264,6 @@ def posenc_attention_forward(
         dropout=dropout,
         options=kwargs,
     )
-
-
-def stock_attention(name: str, module: nn.Module) -> StockAttention:
-    """The attention function a model runs when it is not patched."""
-    if name == "eager":
-        eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-        if eager is None:
-            raise UnsupportedModelError(f"{type(module).__name__} has no eager attention function: load it with sdpa.")
-        return EagerAttention(eager)
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    function: StockAttention = ALL_ATTENTION_FUNCTIONS[name]
-    return function
-
-
-@dataclass(frozen=True)
-class EagerAttention:
-    """A family's eager attention under the bool masks that the patched model makes."""
-
-    function: StockAttention
-
-    def __call__(
-        self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        if mask is None:
-            q_len, k_len = q.shape[2], k.shape[2]
-            filled = q_len if q_len > 1 else k_len  # a static cache hands over its empty slots in prefill
-            k, v = k[:, :, :filled], v[:, :, :filled]
-            mask = torch.ones((q_len, filled), dtype=torch.bool, device=q.device).tril(filled - q_len)[None, None]
-        if mask.dtype == torch.bool:
-            blocked = torch.finfo(q.dtype).min
-            mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, blocked)
-        return self.function(module, q, k, v, mask, **kwargs)
 
 
 def register_with_transformers() -> None:

@@ -87,7 +87,9 @@ def measured_window(mask: Tensor | None, log: list[tuple[Tensor, Any]], declared
     reach = reaches[0]
     window = None if reach == FAR else reach
     if declared is not None and window is not None and declared != window:
-        raise UnsupportedModelError(f"{where}: its mask reaches {window} tokens, but it declares a window of {declared}.")
+        raise UnsupportedModelError(
+            f"{where}: its mask reaches {window} tokens, but it declares a window of {declared}."
+        )
     return window
 
 

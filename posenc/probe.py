@@ -5,7 +5,7 @@ rotary modules hand it another rotation: none, a quarter turn, twice nothing, or
 attention function returns the values untouched, so all rows of a token meet every layer with the same
 hidden states, and the difference between the queries and keys that reach it is the rotation alone.
 
-Shape letters: R rows, C the four cases, T tokens, H heads, L tokens of a row, D head_dim, F frequencies.
+Shape letters: R rows (cases x tokens), H heads, L tokens of a row, D head_dim.
 """
 
 from __future__ import annotations
@@ -21,32 +21,14 @@ from torch import Tensor, nn
 
 from posenc.adapter import ArchitectureAdapter, LayerFacts, RotarySource
 from posenc.errors import UnsupportedModelError
-from posenc.masks import logged_masks, logged_strays, measured_window
+from posenc.layers import CASES, POSITION, TOKENS, Call, Kinds, alike, layer_facts
+from posenc.masks import logged_masks, logged_strays
 from posenc.relay import install_relays
-from posenc.rope import Arithmetic, Rotary, Style
+from posenc.rope import Arithmetic
 
 Facts = dict[nn.Module, LayerFacts]
 
-CASES = ("none", "quarter", "double", "own")
-TOKENS = 3
-POSITION = 29
-"""Rotary position of every row: small, so that no module changes its frequencies for it."""
-
 ARITHMETICS: tuple[Arithmetic, ...] = ("native", "mixed", "float32")
-STYLES: tuple[Style, ...] = ("half", "interleaved")
-
-
-@dataclass
-class Call:
-    """One call of the attention function during the probe."""
-
-    module: nn.Module
-    q_RHLD: Tensor
-    k_RHLD: Tensor
-    v_RHLD: Tensor
-    mask: Tensor | None
-    scaling: float | None
-    options: dict[str, Any]
 
 
 @dataclass
@@ -88,16 +70,16 @@ class CaseHook:
         if isinstance(output, tuple) and len(output) == 2 and all(isinstance(x, Tensor) for x in output):
             return _with_cases(output[0], (1, 0, 2)), _with_cases(output[1], (0, 1, 0))
         raise UnsupportedModelError(
-            f"{type(module).__name__} returns neither (cos, sin) nor one complex tensor: posenc cannot take its rotation."
+            f"{type(module).__name__} returns neither (cos, sin) nor one complex tensor: its rotation is out of reach."
         )
 
 
-def _with_cases(table: Tensor, values: tuple[complex, ...]) -> Tensor:
+def _with_cases(table: Tensor, values: tuple[Any, ...]) -> Tensor:
     """The table with the rows of the first cases set to a constant."""
     rows = TOKENS * len(CASES)
     if table.ndim != 3 or table.shape[0] not in (1, rows):
         raise UnsupportedModelError(
-            f"a rotary module returns a table of shape {tuple(table.shape)} where [batch, tokens, channels] was expected."
+            f"a rotary module returns a table of shape {tuple(table.shape)} instead of [batch, tokens, channels]."
         )
     changed = table.expand(rows, *table.shape[1:]).clone()
     for case, value in enumerate(values):
@@ -155,13 +137,14 @@ def probe(model: nn.Module, decoder: Any, adapter: ArchitectureAdapter, step_nam
     _check_calls(decoder, run, sources)
     position_ids = torch.full((1, 1), POSITION, device=run.output.device)
     bases = {source: adapter.rotary(decoder, source, position_ids) for source in sources}
+    ways: dict[RotarySource, tuple[Arithmetic, ...]]
     ways = {source: ("complex",) if isinstance(table, Tensor) else ARITHMETICS for source, table in sources.items()}
     facts: Facts = {}
     for call in run.calls:
         name = name_of(decoder, call.module)
         likely = sorted(bases, key=lambda source: _unlikely(source, decoder, call.module, name))
-        kinds = {source: (bases[source], ways[source]) for source in likely}
-        found = _layer(call, kinds, run.masks, f"{_named(decoder)}, layer {name}")
+        kinds: Kinds = {source: (bases[source], ways[source]) for source in likely}
+        found = layer_facts(call, kinds, run.masks, f"{_named(decoder)}, layer {name}")
         if facts.setdefault(call.module, found) != found:
             raise UnsupportedModelError(f"{_named(decoder)}, layer {name}: attends in different ways in one forward.")
     _check_declaration(adapter, decoder, facts)
@@ -247,8 +230,8 @@ def _check_structure(model: nn.Module, decoder: Any) -> None:
 def _check_calls(decoder: Any, run: Run, sources: dict[RotarySource, Any]) -> None:
     if not run.calls:
         raise UnsupportedModelError(
-            f"no attention layer of {_named(decoder)} hands its queries and keys to transformers' AttentionInterface, so "
-            "they are out of reach."
+            f"no attention layer of {_named(decoder)} hands its queries and keys to transformers' AttentionInterface, "
+            "so they are out of reach."
         )
     if not sources:
         raise UnsupportedModelError(
@@ -261,9 +244,9 @@ def _check_calls(decoder: Any, run: Run, sources: dict[RotarySource, Any]) -> No
                 f"{_named(decoder)}, layer {where}: attention sees {tuple(call.k_RHLD.shape)} keys for one token of "
                 f"{TOKENS * len(CASES)} rows; its keys are not the tokens."
             )
-        if not _alike(call.v_RHLD):
+        if not alike(call.v_RHLD):
             raise UnsupportedModelError(f"{_named(decoder)}, layer {where}: the values depend on the rotation.")
-    if not _alike(run.output):
+    if not alike(run.output):
         raise UnsupportedModelError(
             f"{_named(decoder)} uses rotary positions outside its attention function (a sparse indexer, another "
             "attention that ignores transformers' interface): a remap would not reach them."
@@ -273,26 +256,9 @@ def _check_calls(decoder: Any, run: Run, sources: dict[RotarySource, Any]) -> No
 def _check_strays(decoder: Any, strays: list[nn.Module]) -> None:
     if strays:
         raise UnsupportedModelError(
-            f"{_named(decoder)}: {name_of(decoder, strays[0])} attends without the keyword arguments of the forward, and "
-            "no layer above it gets them either, so posenc cannot tell it the positions."
+            f"{_named(decoder)}: {name_of(decoder, strays[0])} attends without the keyword arguments of the forward, "
+            "and no layer above it gets them either, so posenc cannot tell it the positions."
         )
-
-
-def _alike(x_RX: Tensor) -> bool:
-    """Whether all cases gave the same."""
-    cases = x_RX.unflatten(0, (len(CASES), TOKENS))
-    return _error(cases, cases[:1].expand_as(cases)) < _tolerance(x_RX)
-
-
-def _tolerance(x: Tensor) -> float:
-    """Relative to the largest value; batched products of different rows may round differently."""
-    return 1e-3 if x.dtype in (torch.float32, torch.float64) else 3e-2
-
-
-def _error(got: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative to the largest expected value."""
-    scale = float(expected.abs().max()) or 1.0
-    return float((got.float() - expected.float()).abs().max()) / scale
 
 
 def _unlikely(source: RotarySource, decoder: Any, module: Any, name: str) -> tuple[bool, bool]:
@@ -302,96 +268,12 @@ def _unlikely(source: RotarySource, decoder: Any, module: Any, name: str) -> tup
     return not source.module.startswith(f"{name}."), source.layer_type != declared
 
 
-def _layer(
-    call: Call, kinds: dict[RotarySource, tuple[Rotary, tuple[Arithmetic, ...]]], masks: list[Any], where: str
-) -> LayerFacts:
-    window = measured_window(call.mask, masks, call.options.get("sliding_window"), where)
-    widths = {2 * len(base.inv_freq) for base, _ in kinds.values()}
-    layouts_q, layouts_k = (_layouts(x, widths, where) for x in (call.q_RHLD, call.k_RHLD))
-    if layouts_q is None and layouts_k is None:
-        return LayerFacts(None, window=window)
-    if layouts_q is None or layouts_k is None:
-        raise UnsupportedModelError(f"{where}: only its {'keys' if layouts_q is None else 'queries'} are rotated.")
-    fits = [
-        (facts, _own_error(call, facts.of(base)))
-        for channels, style in layouts_q
-        if (channels, style) in layouts_k
-        for source, (base, arithmetics) in kinds.items()
-        if 2 * len(base.inv_freq) == channels[1] - channels[0]
-        for facts in (LayerFacts(source, style, channels, window, arithmetic) for arithmetic in arithmetics)
-    ]
-    if not fits:
-        raise UnsupportedModelError(f"{where}: queries and keys are rotated differently ({layouts_q}, {layouts_k}).")
-    best, error = min(fits, key=lambda fit: fit[1])
-    if error > _tolerance(call.q_RHLD):
-        raise UnsupportedModelError(
-            f"{where}: the model's rotation at position {POSITION} differs by {error:.2g} from that of every rotary "
-            f"module ({', '.join(f'{s.prefix}{s.module}' for s in kinds)})."
-        )
-    return best
-
-
-def _layouts(x_RHLD: Tensor, widths: set[int], where: str) -> list[tuple[tuple[int, int], Style]] | None:
-    """Channels and styles that explain the quarter turn; None where nothing rotates."""
-    none, quarter, double, own = x_RHLD.unflatten(0, (len(CASES), TOKENS)).unbind(0)
-    tolerance = _tolerance(x_RHLD)
-    smallest = tolerance * (float(none.abs().max()) or 1.0)
-    moved_D = torch.stack([(x - none).abs() > smallest for x in (quarter, double, own)]).flatten(0, 3).any(0)
-    if not bool(moved_D.any()):
-        return None
-    found, dim = moved_D.nonzero().flatten(), x_RHLD.shape[-1]
-    first, last = int(found[0]), int(found[-1])
-    linear, layouts = False, []
-    for width in widths:
-        for start in dict.fromkeys((0, dim - width, first)):
-            if not 0 <= start <= first or not last < start + width <= dim:
-                continue
-            part = slice(start, start + width)
-            if _error(double[..., part], 2 * none[..., part]) > tolerance:
-                continue
-            linear = True
-            layouts += [
-                ((start, start + width), style)
-                for style in STYLES
-                if _error(quarter[..., part], _quarter_turn(none[..., part], style)) < tolerance
-            ]
-    if layouts:
-        return layouts
-    if not linear:
-        raise UnsupportedModelError(
-            f"{where}: doubled cosines do not double the rotated queries and keys (channels {first}..{last}), so "
-            "something between the rotation and the attention is not linear (a norm after the rotation): raw keys in "
-            "the cache cannot stand for rotated ones."
-        )
-    raise UnsupportedModelError(
-        f"{where}: a quarter turn pairs channels {first}..{last} neither as halves nor interleaved: something after the "
-        "rotation changes the queries and keys (a norm, or a weight per channel), or its rotation is of another kind."
-    )
-
-
-def _quarter_turn(x: Tensor, style: Style) -> Tensor:
-    if style == "half":
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat((-second, first), dim=-1)
-    return torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
-
-
-def _own_error(call: Call, rotary: Rotary) -> float:
-    """Largest relative difference between the model's own rotation and ours of its raw tensors."""
-    worst = 0.0
-    for x_RHLD in (call.q_RHLD, call.k_RHLD):
-        cases = x_RHLD.unflatten(0, (len(CASES), TOKENS))
-        position = torch.full((TOKENS, 1), POSITION, device=x_RHLD.device)
-        worst = max(worst, _error(cases[3], rotary.rotate_as_stock(cases[0], position)))
-    return worst
-
-
 def _check_declaration(adapter: ArchitectureAdapter, decoder: Any, facts: Facts) -> None:
     for module, found in facts.items():
         if adapter.style is not None and found.source is not None and found.style != adapter.style:
             raise UnsupportedModelError(
-                f"{_named(decoder)}, layer {name_of(decoder, module)} rotates in style {found.style!r}, and the adapter "
-                f"{adapter.name!r} declares {adapter.style!r}."
+                f"{_named(decoder)}, layer {name_of(decoder, module)} rotates in style {found.style!r}, and the "
+                f"adapter {adapter.name!r} declares {adapter.style!r}."
             )
     if all(found.source is None for found in facts.values()):
         raise UnsupportedModelError(f"no attention layer of {_named(decoder)} uses rotary positions (RoPE).")

@@ -49,7 +49,7 @@ class TakeStep:
         step = _step.get()
         if step is None:
             raise UnsupportedModelError(
-                f"{type(module).__name__} was called outside its decoder while posenc is applied, so it has no positions."
+                f"{type(module).__name__} was called outside its decoder while posenc is applied: it has no positions."
             )
         return args, {**kwargs, self.name: step}
 

@@ -151,7 +151,7 @@ class Rotary:
     def _complex_product(self, part: Tensor, angle_BLF: Tensor) -> Tensor:
         turn = (torch.polar(torch.ones_like(angle_BLF), angle_BLF) * self.attention_scaling)[:, None]
         if self.style == "interleaved":
-            product = torch.view_as_complex(part.float().unflatten(-1, (-1, 2))) * turn
+            product = torch.view_as_complex(part.float().reshape(*part.shape[:-1], -1, 2)) * turn
             return torch.view_as_real(product).flatten(-2).to(part.dtype)
         first, second = part.float().chunk(2, dim=-1)
         product = torch.complex(first, second) * turn

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from posenc.adapter import ArchitectureAdapter
 from posenc.dispatch import attention
 from posenc.errors import UnsupportedModelError
-from posenc.hooks import stock_attention
+from posenc.layers import Call
 from posenc.plan import PositionPlan
 from posenc.plugins import strategy
-from posenc.probe import Call, evaluating, name_of
+from posenc.probe import evaluating, name_of
 from posenc.rope import Rotary
+from posenc.stock import stock_attention
 
 TOKENS = 12
 LOUD = 3.0

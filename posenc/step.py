@@ -5,7 +5,7 @@ Shape letters: B batch, H heads, L new tokens, K cache slots handed to a layer, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,7 @@ from posenc.plan import PositionPlan
 from posenc.record import CacheRecord, Spans, cut_spans, span_count
 from posenc.rope import Rotary
 from posenc.schedule import Planner
-
-StockAttention = Callable[..., tuple[Tensor, Tensor | None]]
+from posenc.stock import StockAttention
 
 
 @dataclass(frozen=True)
@@ -236,7 +235,9 @@ class Step:
                 "Call the model without it."
             )
         if options.get("position_bias") is not None:
-            raise BackendError("this model's attention adds a position_bias, which remapped attention does not compute.")
+            raise BackendError(
+                "this model's attention adds a position_bias, which remapped attention does not compute."
+            )
 
 
 def _gather(x_BHLD: Tensor, spans: Spans) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class Verdict:
     attention: str = ""
     facts: list[str] = field(default_factory=list)
     identity: str = ""
+    identity_bfloat16: str = ""
     remap_error: float | None = None
     remap_effect: float | None = None
 
@@ -42,7 +44,7 @@ def decoded(model: Any, ids: Tensor, prompt: int, mask: Tensor | None = None) ->
     cache, parts = None, []
     positions = torch.arange(ids.shape[1])[None] if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
     cuts = [0, *range(prompt, ids.shape[1] + 1)]
-    for low, high in zip(cuts[:-1], cuts[1:], strict=True):
+    for low, high in pairwise(cuts):
         own = None if mask is None else mask[:, :high]
         at = positions[:, low:high]  # as generate passes them: some families count from 0 without them
         out = model(ids[:, low:high], attention_mask=own, position_ids=at, past_key_values=cache, use_cache=True)
@@ -77,6 +79,24 @@ def difference(one: list[Tensor], other: list[Tensor]) -> float:
 def relative_error(got: Tensor, expected: Tensor) -> float:
     """Largest difference in units of the largest expected logit."""
     return float((got - expected).abs().max() / expected.abs().max())
+
+
+def bfloat16_identity(model: Any) -> str:
+    """How closely the identity plan equals stock in bfloat16, or why it does not run."""
+    model = model.to(torch.bfloat16)
+    try:
+        stock = uses(model)
+    except Exception as error:
+        return f"stock does not run ({type(error).__name__})"
+    try:
+        with posenc.apply(model, "rope", window=64):
+            return _in_words(difference(uses(model), stock))
+    except posenc.UnsupportedModelError as error:
+        return f"refused: {error}"
+
+
+def _in_words(difference: float) -> str:
+    return "bit-equal" if difference == 0 else f"{difference:.2g}"
 
 
 def measure(model_type: str) -> Verdict:
@@ -122,7 +142,8 @@ def _measure(model: Any, verdict: Verdict) -> None:
     expected = dense_logits(model, ids, strategy.plan(PROMPT, PROMPT + STEPS).relative_positions())
     with torch.no_grad(), posenc.apply(model, strategy):
         got = decoded(model, ids, PROMPT)[0]
-    verdict.identity = "bit-equal" if identity == 0 else f"{identity:.2g}"
+    verdict.identity = _in_words(identity)
+    verdict.identity_bfloat16 = bfloat16_identity(model)
     verdict.remap_error = relative_error(got, expected)
     verdict.remap_effect = relative_error(got, plain)
     faults = []

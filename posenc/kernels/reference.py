@@ -14,7 +14,6 @@ from posenc.backend import AttentionBackend, BackendCapabilities
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
 
-
 ROWS = 256
 """Queries handled at a time."""
 

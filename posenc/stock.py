@@ -1,0 +1,49 @@
+"""The attention functions a model runs when it is not patched."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posenc.errors import UnsupportedModelError
+
+STOCK_IMPLEMENTATIONS = ("sdpa", "eager")
+StockAttention = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+def stock_attention(name: str, module: nn.Module) -> StockAttention:
+    """The attention function a model runs when it is not patched."""
+    if name == "eager":
+        eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        if eager is None:
+            raise UnsupportedModelError(f"{type(module).__name__} has no eager attention function: load it with sdpa.")
+        return EagerAttention(eager)
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    function: StockAttention = ALL_ATTENTION_FUNCTIONS[name]
+    return function
+
+
+@dataclass(frozen=True)
+class EagerAttention:
+    """A family's eager attention under the bool masks that the patched model makes."""
+
+    function: StockAttention
+
+    def __call__(
+        self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        if mask is None:
+            q_len, k_len = q.shape[2], k.shape[2]
+            filled = q_len if q_len > 1 else k_len  # a static cache hands over its empty slots in prefill
+            k, v = k[:, :, :filled], v[:, :, :filled]
+            mask = torch.ones((q_len, filled), dtype=torch.bool, device=q.device).tril(filled - q_len)[None, None]
+        if mask.dtype == torch.bool:
+            blocked = torch.finfo(q.dtype).min
+            mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, blocked)
+        return self.function(module, q, k, v, mask, **kwargs)
