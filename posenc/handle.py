@@ -13,12 +13,12 @@ from typing import Any
 from torch import nn
 
 from posenc.adapter import EVERY_FAMILY, ArchitectureAdapter, LayerFacts
+from posenc.attachment import Attachment
 from posenc.config import Config, NamedParams, load_config, read_config
 from posenc.errors import InvalidConfigError, UnsupportedModelError
 from posenc.hooks import (
     IMPLEMENTATION,
     STEP,
-    Attachment,
     find_attachment,
     install,
     register_with_transformers,
@@ -28,7 +28,7 @@ from posenc.plan import Lengths, PositionPlan
 from posenc.plugins import adapters, backends
 from posenc.plugins import strategy as named_strategy
 from posenc.positions import ComposedStrategy, PositionStrategy
-from posenc.probe import probe
+from posenc.probe import check_structure, probe
 from posenc.schedule import Planner
 from posenc.selftest import check_attention, check_identity, forward_of_fixed_tokens
 from posenc.stock import STOCK_IMPLEMENTATIONS
@@ -265,10 +265,7 @@ def _named(value: Any) -> NamedParams:
 
 def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
     """Probe the layers, install the hooks, and prove that the identity plan is stock; undo everything otherwise."""
-    if not hasattr(decoder, "set_attn_implementation"):
-        raise UnsupportedModelError(
-            f"{type(decoder).__name__} is not a model of transformers whose attention can be set."
-        )
+    check_structure(model, decoder)
     register_with_transformers()
     expected = forward_of_fixed_tokens(decoder)
     decoder.set_attn_implementation(IMPLEMENTATION)  # not the whole model: it may hold a vision tower

@@ -11,102 +11,23 @@ copied and pickled.
 from __future__ import annotations
 
 import inspect
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from posenc.adapter import LENGTH_DEPENDENT, ArchitectureAdapter, LayerFacts, RotarySource, rope_type
+from posenc.attachment import Attachment
 from posenc.errors import InvalidInputError, UnsupportedModelError
 from posenc.masks import note_stray, posenc_mask
-from posenc.positions import PositionStrategy
 from posenc.record import ATTRIBUTE, CacheRecord, new_real_tokens, read_record
 from posenc.relay import RELAYS
-from posenc.rope import Rotary
-from posenc.schedule import Planner
 from posenc.step import Step
 from posenc.stock import stock_attention
 
 IMPLEMENTATION = "posenc"
 STEP = "posenc_step"
 CANDIDATES = "posenc_candidates"
-
-
-@dataclass
-class Attachment:
-    """What the hooks of one model share.
-
-    Parameters
-    ----------
-    strategy : PositionStrategy
-        The strategy in force.
-    adapter : ArchitectureAdapter
-        The family's facts.
-    backend : str
-        Backend name or ``"auto"``.
-    original : str
-        The attention implementation to restore.
-    """
-
-    strategy: PositionStrategy
-    adapter: ArchitectureAdapter
-    backend: str
-    original: str
-    announced: int | list[int] | None = None
-    paused: bool = False
-    planner: Planner = field(init=False)
-    facts: dict[nn.Module, LayerFacts] = field(default_factory=dict, repr=False)
-    rotaries: tuple[str, ...] = ()
-    _rotaries: dict[RotarySource, tuple[Tensor, int, Rotary]] = field(default_factory=dict, repr=False)
-    _layouts: dict[LayerFacts, tuple[Rotary, Rotary]] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        self.planner = Planner(self.strategy)
-
-    @property
-    def fingerprint(self) -> str:
-        """What a cache must have been filled by."""
-        return json.dumps({**self.strategy.describe(), "window": self.strategy.window}, sort_keys=True, default=str)
-
-    def bases(self, decoder: nn.Module, position_ids_BL: Tensor) -> dict[LayerFacts, Rotary]:
-        """The model's own frequencies in the layout of every kind of layer, the same objects until they change."""
-        bases = {}
-        for facts in dict.fromkeys(self.facts.values()):
-            if facts.source is not None:
-                base = self._base(decoder, facts.source, position_ids_BL)
-                known = self._layouts.get(facts)
-                if known is None or known[0] is not base:
-                    known = self._layouts[facts] = (base, facts.of(base))
-                bases[facts] = known[1]
-        return bases
-
-    def _base(self, decoder: nn.Module, source: RotarySource, position_ids_BL: Tensor) -> Rotary:
-        module = decoder.get_submodule(source.module)
-        if rope_type(module, source) in LENGTH_DEPENDENT:
-            self.paused = True
-            try:
-                return self.adapter.rotary(decoder, source, position_ids_BL)
-            finally:
-                self.paused = False
-        inv_freq: Any = getattr(module, f"{source.prefix}inv_freq")
-        known = self._rotaries.get(source)
-        if known is None or known[0] is not inv_freq or known[1] != inv_freq._version:
-            known = (inv_freq, inv_freq._version, self.adapter.rotary(decoder, source, position_ids_BL))
-            self._rotaries[source] = known
-        return known[2]
-
-    def announced_rows(self, batch: int) -> list[int] | None:
-        """Announced prompt lengths, one per row."""
-        if self.announced is None or isinstance(self.announced, int):
-            return None if self.announced is None else [self.announced] * batch
-        if len(self.announced) != batch:
-            raise InvalidInputError(
-                f"prompt_length names {len(self.announced)} rows, but the batch has {batch}. "
-                "Give one length, or one per row."
-            )
-        return self.announced
 
 
 def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

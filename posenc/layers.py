@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from posenc.adapter import LayerFacts, RotarySource
 from posenc.errors import UnsupportedModelError
-from posenc.masks import measured_window
+from posenc.masks import NotedMask, measured_window
 from posenc.rope import Arithmetic, Rotary, Style
 
 CASES = ("none", "quarter", "double", "own")
@@ -67,7 +67,7 @@ def _error(got: Tensor, expected: Tensor) -> float:
     return float((got.float() - expected.float()).abs().max()) / scale
 
 
-def layer_facts(call: Call, kinds: Kinds, masks: list[Any], where: str) -> LayerFacts:
+def layer_facts(call: Call, kinds: Kinds, masks: list[NotedMask], where: str) -> LayerFacts:
     """What one call of the attention function reveals about its layer.
 
     Raises

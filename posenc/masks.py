@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +17,22 @@ from posenc.errors import UnsupportedModelError
 FAR = 2**20
 """Query index at which a mask's reach is measured: beyond every sliding window."""
 
-_log: ContextVar[list[tuple[Tensor, Any]] | None] = ContextVar("posenc_masks", default=None)
+
+@dataclass
+class NotedMask:
+    """A mask and the function that says what it allows."""
+
+    mask: Tensor
+    function: Any
+
+    @cached_property
+    def reach(self) -> int | None:
+        """Width of the sliding window, ``FAR`` for plain causal attention, None for anything else."""
+        reaches = {_reach(self.function, query, self.mask.device) for query in (FAR, FAR + 1, FAR + 7)}
+        return reaches.pop() if len(reaches) == 1 else None
+
+
+_log: ContextVar[list[NotedMask] | None] = ContextVar("posenc_masks", default=None)
 _strays: ContextVar[list[torch.nn.Module] | None] = ContextVar("posenc_strays", default=None)
 
 
@@ -28,14 +45,14 @@ def posenc_mask(*args: Any, **kwargs: Any) -> Tensor | None:
         mask: Tensor | None = sdpa_mask(*args, **kwargs)
         return mask
     made: Tensor = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
-    log.append((made, kwargs.get("mask_function")))
+    log.append(NotedMask(made, kwargs.get("mask_function")))
     return made
 
 
 @contextmanager
-def logged_masks() -> Iterator[list[tuple[Tensor, Any]]]:
+def logged_masks() -> Iterator[list[NotedMask]]:
     """Note every mask that is made inside, with the function that says what it allows."""
-    found: list[tuple[Tensor, Any]] = []
+    found: list[NotedMask] = []
     token = _log.set(found)
     try:
         yield found
@@ -61,7 +78,7 @@ def note_stray(module: torch.nn.Module) -> None:
         strays.append(module)
 
 
-def measured_window(mask: Tensor | None, log: list[tuple[Tensor, Any]], declared: int | None, where: str) -> int | None:
+def measured_window(mask: Tensor | None, log: list[NotedMask], declared: int | None, where: str) -> int | None:
     """The sliding window of the mask that reached a layer, or None for plain causal attention.
 
     Raises
@@ -72,20 +89,18 @@ def measured_window(mask: Tensor | None, log: list[tuple[Tensor, Any]], declared
     if mask is None:
         return declared
     storage = mask.untyped_storage().data_ptr()
-    function = next((f for made, f in log if made.untyped_storage().data_ptr() == storage), None)
-    if function is None:
+    noted = next((noted for noted in log if noted.mask.untyped_storage().data_ptr() == storage), None)
+    if noted is None:
         raise UnsupportedModelError(
             f"{where}: its mask is not made by transformers' mask functions, so it may hide keys (sparse or block "
             "attention) in ways a remap would ignore."
         )
-    reaches = [_reach(function, query) for query in (FAR, FAR + 1, FAR + 7)]
-    if None in reaches or len(set(reaches)) != 1:
+    if noted.reach is None:
         raise UnsupportedModelError(
             f"{where}: its mask is not a sliding window of fixed width (chunked or block attention), and plans know "
             "only causal and sliding attention."
         )
-    reach = reaches[0]
-    window = None if reach == FAR else reach
+    window = None if noted.reach == FAR else noted.reach
     if declared is not None and window is not None and declared != window:
         raise UnsupportedModelError(
             f"{where}: its mask reaches {window} tokens, but it declares a window of {declared}."
@@ -93,10 +108,13 @@ def measured_window(mask: Tensor | None, log: list[tuple[Tensor, Any]], declared
     return window
 
 
-def _reach(function: Any, query: int) -> int | None:
+def _reach(function: Any, query: int, device: torch.device) -> int | None:
     """How many of the last ``FAR`` tokens a query sees; None if they are not the last ones, or include the next."""
-    zero = torch.zeros((), dtype=torch.long)
-    key = torch.arange(query + 1, query - FAR, -1)
-    seen = torch.as_tensor(function(zero, zero, torch.tensor(query), key)).expand(key.shape)
+    zero = torch.zeros((), dtype=torch.long, device=device)
+    key = torch.arange(query + 1, query - FAR, -1, device=device)
+    try:
+        seen = torch.as_tensor(function(zero, zero, torch.tensor(query, device=device), key)).expand(key.shape)
+    except (IndexError, RuntimeError, TypeError):  # a pattern made for these very tokens
+        return None
     count = int(seen[1:].sum())
     return count if not bool(seen[0]) and bool(seen[1 : 1 + count].all()) else None

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from posenc.adapter import ArchitectureAdapter, LayerFacts, RotarySource
 from posenc.errors import UnsupportedModelError
 from posenc.layers import CASES, POSITION, TOKENS, Call, Kinds, alike, layer_facts
-from posenc.masks import logged_masks, logged_strays
+from posenc.masks import NotedMask, logged_masks, logged_strays
 from posenc.relay import install_relays
 from posenc.rope import Arithmetic
 
@@ -117,7 +117,6 @@ def probe(model: nn.Module, decoder: Any, adapter: ArchitectureAdapter, step_nam
     UnsupportedModelError
         If any layer cannot be served exactly; the message names the reason found.
     """
-    _check_structure(model, decoder)
     rotaries = adapter.rotary_modules(decoder)
     sources: dict[RotarySource, Any] = {}
     handles = [m.register_forward_hook(CaseHook(n, sources), with_kwargs=True) for n, m in rotaries.items()]
@@ -156,7 +155,7 @@ class Run:
     """One forward of the probe's rows."""
 
     calls: list[Call]
-    masks: list[Any]
+    masks: list[NotedMask]
     output: Tensor
 
 
@@ -208,7 +207,22 @@ def name_of(decoder: nn.Module, module: nn.Module) -> str:
     return next((name for name, part in decoder.named_modules() if part is module), type(module).__name__)
 
 
-def _check_structure(model: nn.Module, decoder: Any) -> None:
+def check_structure(model: nn.Module, decoder: Any) -> None:
+    """What can be said without running the model.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it could not be served whatever it computes.
+    """
+    if not hasattr(decoder, "set_attn_implementation"):
+        raise UnsupportedModelError(
+            f"{type(decoder).__name__} is not a model of transformers whose attention can be replaced."
+        )
+    if hasattr(decoder, "_setup_cache"):
+        raise UnsupportedModelError(
+            f"{_named(decoder)} keeps its cache inside its layers, not in past_key_values that posenc could follow."
+        )
     parameters = inspect.signature(type(decoder).forward).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         raise UnsupportedModelError(

@@ -19,7 +19,9 @@ StockAttention = Callable[..., tuple[Tensor, Tensor | None]]
 def stock_attention(name: str, module: nn.Module) -> StockAttention:
     """The attention function a model runs when it is not patched."""
     if name == "eager":
-        eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        homes = (sys.modules.get(kind.__module__) for kind in type(module).__mro__)
+        found = (getattr(home, "eager_attention_forward", None) for home in homes)
+        eager: Any = next((function for function in found if function is not None), None)
         if eager is None:
             raise UnsupportedModelError(f"{type(module).__name__} has no eager attention function: load it with sdpa.")
         return EagerAttention(eager)

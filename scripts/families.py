@@ -77,33 +77,33 @@ def page(verdicts: list[dict[str, Any]], version: str) -> str:
     text = [
         "# Families",
         "",
-        "Made by `python -m scripts.families`; do not edit. Every causal-LM family of the installed transformers is built",
-        "tiny with random weights, posenc is applied, and what happens is measured.",
+        "Made by `python -m scripts.families`; do not edit. Every causal-LM family of the installed transformers",
+        "is built tiny with random weights, posenc is applied, and what happens is measured.",
         "",
-        f"transformers {version}: {count['exact']} of {len(verdicts)} families are exact, {count['refused']} are refused "
-        "before any hook is installed, and",
-        f"{count['unbuilt'] + count['crashed']} could not be built tiny; "
-        f"{count['wrong'] + count['broken']} are silently wrong or break.",
+        f"transformers {version}: {count['exact']} of {len(verdicts)} families are exact, {count['refused']} are",
+        f"refused before any hook is installed, {count['unbuilt'] + count['crashed']} could not be built tiny, and",
+        f"{count['wrong'] + count['broken']} are wrong or break.",
         "",
-        "*Exact* means: with the identity plan prefill, left-padded batches and decoding equal the unpatched model (the",
-        "column says how closely); one remap (ReRoPE with a small window) equals a dense float64 judge in prefill and five",
-        "decoded tokens, relative to the largest logit; after detaching everything is bit-equal again. The judge knows",
-        "nothing of posenc: it asks the model itself to rotate to every relative position (`scripts/family_reference.py`).",
+        "*Exact* means: with the identity plan prefill, left-padded batches and decoding equal the unpatched model",
+        "(the column says how closely); one remap (ReRoPE with a small window) equals a dense float64 judge in",
+        "prefill and five decoded tokens, relative to the largest logit; after detaching everything is bit-equal",
+        "again. The judge knows nothing of posenc: it asks the model itself to rotate to every relative position",
+        "(`scripts/family_reference.py`).",
         "",
-        "The attention column says under which implementation it was measured: where the one that transformers chooses is",
-        "refused with the advice to load the model with `eager`, it is `eager`.",
+        "The attention column says under which implementation it was measured: `eager` where the one that",
+        "transformers chooses by itself is refused with the advice to load the model so.",
         "",
         "## Exact",
         "",
         "| family | model | attention | identity | identity, bfloat16 | remap error | layers |",
         "|---|---|---|---|---|---|---|",
     ]
-    for v in verdicts:
-        if v["verdict"] == "exact":
-            text.append(
-                f"| {v['model_type']} | {v['model']} | {v['attention']} | {v['identity']} | {v['identity_bfloat16']} | "
-                f"{v['remap_error']:.1e} | {'; '.join(v['facts'])} |"
-            )
+    text += [
+        f"| {v['model_type']} | {v['model']} | {v['attention']} | {v['identity']} | {v['identity_bfloat16']} | "
+        f"{v['remap_error']:.1e} | {'; '.join(v['facts'])} |"
+        for v in verdicts
+        if v["verdict"] == "exact"
+    ]
     for kind, title in (("refused", "Refused"), ("wrong", "Wrong"), ("broken", "Broken"), ("unbuilt", "Not built")):
         rows = [v for v in verdicts if v["verdict"] == kind or (kind == "unbuilt" and v["verdict"] == "crashed")]
         if rows:

@@ -1,11 +1,11 @@
 """A dense judge for any family that knows nothing of posenc: the model's own rotation is its only instrument.
 
-The whole text runs once per *relative* position, as rows of one batch: in row ``r`` every token has
-position ``r``, in row 0 position 0. The attention function takes the logit of a pair from the query of
-row ``rel[i, j]`` and the key of row 0, so rotation style, channels, frequencies, layers without rotary
-positions and the model's own mask need not be known. All rows then continue with the same output.
+The whole text runs once per query, as rows of one batch: row ``i`` is the text as query ``i`` sees it,
+with token ``j`` at position ``i - relative[i, j]``. The attention function takes query ``i`` and its keys
+from row ``i``, so rotation style, channels, frequencies, layers without rotary positions, scales by
+position and the model's own mask need not be known. All rows then continue with the same output.
 
-Shape letters: R relative positions, B batch, H heads, L tokens, D head_dim.
+Shape letters: H heads, L tokens (and rows: one per query), D head_dim.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from posenc.handle import find_adapter
 
 NAME = "dense_relative"
-_relative: ContextVar[Tensor] = ContextVar("relative")
+_attended: ContextVar[Tensor] = ContextVar("attended")
 
 
 def dense_attention(
@@ -34,21 +34,17 @@ def dense_attention(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention in float64 with the relative positions that are set."""
-    relative_LL = _relative.get()
-    rows, heads, length, dim = query.shape
+    """Attention in float64: every query in its own row."""
+    length, heads, _, dim = query.shape
     groups = heads // key.shape[1]
-    q_RHLD = query.double()
-    k_HLD = key[0].double().repeat_interleave(groups, 0)
+    own = torch.arange(length)
+    q_LHD = query.double()[own, :, own]
+    k_LHLD = key.double().repeat_interleave(groups, 1)
     v_HLD = value[0].double().repeat_interleave(groups, 0)
-    seen_LL = relative_LL >= 0
+    seen_LL = _attended.get()
     if attention_mask is not None:
         seen_LL = seen_LL & attention_mask[0, 0]
-    logits_HLL = torch.zeros(heads, length, length, dtype=torch.float64)
-    for row in range(rows):
-        here = relative_LL == row
-        logits_HLL = torch.where(here, q_RHLD[row] @ k_HLD.transpose(-1, -2), logits_HLL)
-    logits_HLL = logits_HLL * (dim**-0.5 if scaling is None else scaling)
+    logits_HLL = torch.einsum("ihd,ihjd->hij", q_LHD, k_LHLD) * (dim**-0.5 if scaling is None else scaling)
     if softcap is not None:
         logits_HLL = softcap * torch.tanh(logits_HLL / softcap)
     logits_HLL = logits_HLL.masked_fill(~seen_LL, float("-inf"))
@@ -56,29 +52,29 @@ def dense_attention(
         logits_HLL = torch.cat((logits_HLL, s_aux.double()[:, None, None].expand(-1, length, 1)), -1)
     weights_HLL = logits_HLL.softmax(-1)[..., :length]
     out_LHD = (weights_HLL @ v_HLD).transpose(0, 1).to(query.dtype)
-    return out_LHD.expand(rows, -1, -1, -1).contiguous(), None
+    return out_LHD.expand(length, -1, -1, -1).contiguous(), None
 
 
 def dense_logits(model: Any, tokens_1L: Tensor, relative_LL: np.ndarray[Any, Any]) -> Tensor:
-    """Logits [L, vocab] of one row under integer relative positions (NaN where a pair is not attended)."""
+    """Logits [L, vocab] of one text under integer relative positions (NaN where a pair is not attended)."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(NAME, dense_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    relative = torch.from_numpy(np.where(np.isnan(relative_LL), -1, relative_LL)).long()
-    rows, length = int(relative.max()) + 1, tokens_1L.shape[1]
-    positions = torch.arange(rows)[:, None].expand(rows, length).contiguous()
-    tokens = tokens_1L.expand(rows, length).contiguous()
-    decoder = find_adapter(model).decoder(model)
+    relative = torch.from_numpy(relative_LL)
+    index = torch.arange(tokens_1L.shape[1])
+    positions_LL = torch.where(relative.isnan(), index.double(), index[:, None] - relative).long()
+    tokens_LL = tokens_1L.expand(len(index), -1).contiguous()
+    decoder: Any = find_adapter(model).decoder(model)
     before = decoder.config._attn_implementation
     decoder.set_attn_implementation(NAME)
-    token = _relative.set(relative)
+    token = _attended.set(~relative.isnan())
     try:
         with torch.no_grad():
-            mask = torch.ones_like(tokens)
-            logits: Tensor = model(tokens, position_ids=positions, attention_mask=mask, use_cache=False).logits
+            mask = torch.ones_like(tokens_LL)
+            logits: Tensor = model(tokens_LL, position_ids=positions_LL, attention_mask=mask, use_cache=False).logits
         return logits[0]
     finally:
-        _relative.reset(token)
+        _attended.reset(token)
         decoder.set_attn_implementation(before)

@@ -218,3 +218,57 @@ def test_float16_overflow_is_an_error() -> None:
     k[0, 0, 5] = 60000.0
     with pytest.raises(posenc.BackendError, match=r"float16 overflow.*bfloat16"):
         run("cpu_flash", q, k, v, plan, posenc.Rotary.from_theta(1e4, 8))
+
+
+@pytest.mark.parametrize("rows", [3, 256])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("sinks", [False, True])
+def test_softcap_and_sinks_follow_the_definition(
+    rows: int, softcap: float | None, sinks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("posenc.kernels.reference.ROWS", rows)
+    plan = posenc.strategy("rerope", window=64, window_size=4).plan(11)
+    rotary = posenc.Rotary.from_theta(1e4, 8)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (3 * torch.randn(2, heads, 11, 8, generator=generator).double() for heads in (4, 2, 2))
+    sink_H = torch.tensor([0.5, -1.0, 30.0, 0.0], dtype=torch.double) if sinks else None
+    relative = torch.from_numpy(plan.relative_positions().copy())
+    first, second = (x.repeat_interleave(4 // x.shape[1], 1).chunk(2, -1) for x in (q, k))
+    q_c, k_c = torch.complex(*first), torch.complex(*second)
+    turn = torch.polar(torch.ones(()).double(), torch.nan_to_num(relative)[..., None] * rotary.inv_freq.double())
+    logits = torch.einsum("bhif,bhjf,ijf->bhij", q_c, k_c.conj(), turn).real * 8**-0.5
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    logits = logits.masked_fill(relative.isnan(), float("-inf"))
+    if sink_H is not None:
+        logits = torch.cat((logits, sink_H[None, :, None, None].expand(2, -1, 11, 1)), -1)
+    expected = logits.softmax(-1)[..., :11] @ v.repeat_interleave(2, 1)
+    lse = logits.logsumexp(-1)
+    for backend in ("auto", "reference"):
+        got, got_lse = posenc.attention(
+            q, k, v, plan, rotary, backend=backend, softcap=softcap, sinks=sink_H, return_lse=True
+        )
+        assert torch.allclose(got, expected, atol=1e-6)
+        assert torch.allclose(got_lse.double(), lse, atol=1e-5)
+
+
+def test_softcap_needs_a_backend_that_computes_it() -> None:
+    plan, rotary = posenc.strategy("rope").plan(4), posenc.Rotary.from_theta(1e4, 8)
+    q = torch.randn(1, 2, 4, 8)
+    with pytest.raises(posenc.BackendError, match="computes no softcap"):
+        posenc.attention(q, q, q, plan, rotary, backend="cpu_flash", softcap=30.0)
+
+
+def test_gradients_through_sinks_are_exact() -> None:
+    plan, rotary = posenc.strategy("rerope", window=64, window_size=4).plan(7), posenc.Rotary.from_theta(1e4, 8)
+    q, k, v = (torch.randn(1, 2, 7, 8, dtype=torch.double, requires_grad=True) for _ in range(3))
+    sink = torch.tensor([0.5, -1.0], dtype=torch.double, requires_grad=True)
+    with pytest.raises(posenc.BackendError, match="attention sinks"):
+        posenc.attention(q, k, v, plan, rotary, backend="cpu_flash", sinks=sink)
+
+    def run(*tensors: torch.Tensor) -> torch.Tensor:
+        out = posenc.attention(*tensors[:3], plan, rotary, sinks=tensors[3])
+        assert isinstance(out, torch.Tensor)
+        return out
+
+    assert torch.autograd.gradcheck(run, (q, k, v, sink), atol=1e-3, eps=3e-3)
