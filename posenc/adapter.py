@@ -135,7 +135,8 @@ class ArchitectureAdapter:
         if rope_type(module, source) in LENGTH_DEPENDENT:
             which = {} if source.layer_type is None else {"layer_type": source.layer_type}
             with torch.no_grad():
-                module(torch.empty(0, device=position_ids_BL.device), position_ids_BL, **which)
+                table = module(torch.empty(0, device=position_ids_BL.device), position_ids_BL, **which)
+            _check_scaling(module, table, float(getattr(module, f"{source.prefix}attention_scaling", 1.0)))
         inv_freq: Any = getattr(module, f"{source.prefix}inv_freq")
         scaling: Any = getattr(module, f"{source.prefix}attention_scaling", 1.0)
         return Rotary(inv_freq.detach().clone(), float(scaling), theta=self.theta(decoder, source))
@@ -172,6 +173,17 @@ def rope_type(module: nn.Module, source: RotarySource) -> str:
 def _frequencies(module: nn.Module) -> list[str]:
     names = [name for name, _ in module.named_buffers(recurse=False)]
     return [name for name in names if name.endswith("inv_freq") and not name.endswith("original_inv_freq")]
+
+
+def _check_scaling(module: nn.Module, table: Any, declared: float) -> None:
+    """Some modules scale by another factor beyond the original window without saying so (Phi-3.5-MoE)."""
+    cos, sin = (table.real, table.imag) if isinstance(table, Tensor) else table
+    scaling = float(torch.hypot(cos[0, -1].float(), sin[0, -1].float()).mean())
+    if abs(scaling - declared) > 1e-3 * declared:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} scales its tables by {scaling:.4g} at this length, and declares "
+            f"attention_scaling={declared:.4g}: posenc cannot follow its frequencies."
+        )
 
 
 def _original(parameters: dict[str, Any]) -> Any:

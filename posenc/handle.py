@@ -90,6 +90,7 @@ class Handle:
             "adapter": self._attachment.adapter.name,
             "strategy": self.strategy.describe(),
             "window": self.strategy.window,
+            "layers": self.layers(),
             "backend": self._attachment.backend,
             "active": self.is_active,
         }

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from posenc.attachment import Attachment
 from posenc.errors import InvalidInputError, UnsupportedModelError
-from posenc.masks import note_stray, posenc_mask
+from posenc.masks import posenc_mask
 from posenc.record import ATTRIBUTE, CacheRecord, new_real_tokens, read_record
 from posenc.relay import RELAYS
 from posenc.step import Step
 from posenc.stock import stock_attention
+from posenc.strays import note_stray
 
 IMPLEMENTATION = "posenc"
 STEP = "posenc_step"

@@ -33,7 +33,6 @@ class NotedMask:
 
 
 _log: ContextVar[list[NotedMask] | None] = ContextVar("posenc_masks", default=None)
-_strays: ContextVar[list[torch.nn.Module] | None] = ContextVar("posenc_strays", default=None)
 
 
 def posenc_mask(*args: Any, **kwargs: Any) -> Tensor | None:
@@ -58,24 +57,6 @@ def logged_masks() -> Iterator[list[NotedMask]]:
         yield found
     finally:
         _log.reset(token)
-
-
-@contextmanager
-def logged_strays() -> Iterator[list[torch.nn.Module]]:
-    """Note every module that calls posenc's attention function without a step."""
-    found: list[torch.nn.Module] = []
-    token = _strays.set(found)
-    try:
-        yield found
-    finally:
-        _strays.reset(token)
-
-
-def note_stray(module: torch.nn.Module) -> None:
-    """Called by the attention function when no step reached it."""
-    strays = _strays.get()
-    if strays is not None:
-        strays.append(module)
 
 
 def measured_window(mask: Tensor | None, log: list[NotedMask], declared: int | None, where: str) -> int | None:

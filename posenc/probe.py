@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from posenc.adapter import ArchitectureAdapter, LayerFacts, RotarySource
 from posenc.errors import UnsupportedModelError
 from posenc.layers import CASES, POSITION, TOKENS, Call, Kinds, alike, layer_facts
-from posenc.masks import NotedMask, logged_masks, logged_strays
+from posenc.masks import NotedMask, logged_masks
 from posenc.relay import install_relays
 from posenc.rope import Arithmetic
+from posenc.strays import logged_strays
 
 Facts = dict[nn.Module, LayerFacts]
 

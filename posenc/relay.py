@@ -1,7 +1,7 @@
 """Handing the step down where a decoder layer drops keyword arguments (Nemotron, StableLM).
 
 The layers above such an attention module note the step they are given, and the module takes it from
-there. Both are forward hooks, so gradient checkpointing, which runs a layer again, is served as well.
+there. Gradient checkpointing runs a layer again without its hooks; such a module then refuses to guess.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from posenc.errors import UnsupportedModelError
+from posenc.strays import probing
 
 _step: ContextVar[Any] = ContextVar("posenc_step", default=None)
 
@@ -47,9 +48,12 @@ class TakeStep:
         if self.name in kwargs:
             return None
         step = _step.get()
+        if step is None and probing():
+            return None  # noted as a stray, and refused with that reason
         if step is None:
             raise UnsupportedModelError(
-                f"{type(module).__name__} was called outside its decoder while posenc is applied: it has no positions."
+                f"{type(module).__name__} was called outside its decoder while posenc is applied: it has no positions. "
+                "If gradient checkpointing is on, switch it off: it runs such layers again without their hooks."
             )
         return args, {**kwargs, self.name: step}
 

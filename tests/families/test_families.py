@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 import posenc
 from scripts.family_measure import PROMPT, STEPS, TOLERANCE, decoded, difference, relative_error, uses
@@ -42,10 +44,14 @@ DEVIATIONS: dict[str, tuple[str, ...]] = {
     ),
 }
 EAGER = ("gemma2",)
+SINCE = {"moshi": "5.23", "beam": "5.23"}
 
 
 @pytest.fixture(scope="module", params=DEVIATIONS)
 def family(request: pytest.FixtureRequest) -> tuple[str, Any]:
+    since = SINCE.get(request.param, "0")
+    if Version(transformers.__version__) < Version(since):
+        pytest.skip(f"served from transformers {since} on")
     return request.param, tiny_model(request.param, "eager" if request.param in EAGER else None)
 
 
@@ -103,3 +109,67 @@ def test_the_judge_agrees_with_stock(family: tuple[str, Any]) -> None:
     with torch.no_grad():
         plain = model(ids, use_cache=False).logits[0]
     assert relative_error(dense_logits(model, ids, rope.relative_positions()), plain) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "gpt_oss", "gemma2"])
+def test_gradients_with_and_without_checkpointing(name: str) -> None:
+    grads = []
+    for checkpointing in (False, True):
+        model, ids = tiny_model(name, "eager" if name in EAGER else None).train(), tokens(2, 30)
+        model.config.use_cache = False
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        with posenc.apply(model, "rerope", window=WINDOW, window_size=6):
+            model(ids, labels=ids).loss.backward()
+        grads.append(torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None]))
+    assert bool((grads[0] != 0).any())
+    assert torch.allclose(grads[0], grads[1], atol=1e-5)
+
+
+def test_frequencies_are_those_of_each_layer_type() -> None:
+    theta = {"sliding_attention": 100.0, "full_attention": 1e6}
+    parameters = {kind: {"rope_type": "default", "rope_theta": value} for kind, value in theta.items()}
+    parameters["full_attention"] |= {"rope_type": "linear", "factor": 4.0}
+    model = tiny_model("olmo3", rope_parameters=parameters)
+    ids = tokens(1, PROMPT + STEPS)
+    strategy = posenc.strategy("rerope", window=WINDOW, window_size=6, replan="never")
+    expected = dense_logits(model, ids, strategy.plan(PROMPT, PROMPT + STEPS).relative_positions())
+    stock = uses(model)
+    with torch.no_grad(), posenc.apply(model, strategy):
+        assert relative_error(decoded(model, ids, PROMPT)[0], expected) < TOLERANCE
+    with posenc.apply(model, "rope", window=WINDOW):
+        assert difference(uses(model), stock) == 0
+
+
+def test_checkpointing_where_layers_drop_keyword_arguments_is_refused() -> None:
+    model, ids = tiny_model("stablelm").train(), tokens(2, 30)
+    model.config.use_cache = False
+    with posenc.apply(model, "rerope", window=WINDOW, window_size=6):
+        model(ids, labels=ids).loss.backward()
+        model.gradient_checkpointing_enable()
+        with pytest.raises(posenc.UnsupportedModelError, match="gradient checkpointing"):
+            model(ids, labels=ids).loss.backward()
+
+
+FOLLOWING_LENGTH = {
+    "llama": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+    "phi3": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0, 2.0, 3.0, 4.0],
+        "original_max_position_embeddings": 20,
+    },
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWING_LENGTH)
+def test_frequencies_that_follow_the_length(name: str) -> None:
+    longest = 80 if name == "phi3" else 20
+    model = tiny_model(name, rope_parameters=FOLLOWING_LENGTH[name], max_position_embeddings=longest)
+    with torch.no_grad():
+        for length in (15, 45):
+            ids = tokens(2, length)
+            stock = model(ids, use_cache=False).logits
+            with posenc.apply(model, "rope", window=20):
+                assert torch.equal(model(ids, use_cache=False).logits, stock)
