@@ -116,6 +116,11 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
+def _short(verdict: dict[str, Any]) -> str:
+    kind = "not measured" if verdict["verdict"] in ("unbuilt", "crashed") else verdict["verdict"]
+    return f"{kind}: {' '.join(verdict['reason'].split())}"
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -136,6 +141,9 @@ def main() -> None:
     results.mkdir(parents=True, exist_ok=True)
     data = {"transformers": transformers.__version__, "families": verdicts}
     (results / "families.json").write_text(json.dumps(data, indent=1) + "\n")
+    short = {v["model_type"]: v["verdict"] if v["verdict"] == "exact" else _short(v) for v in verdicts}
+    shipped = {"transformers": transformers.__version__, "families": short}
+    (ROOT / "adapters" / "posenc_adapters" / "families.json").write_text(json.dumps(shipped, indent=1) + "\n")
     (ROOT / "docs" / "families.md").write_text(page(verdicts, transformers.__version__))
 
 

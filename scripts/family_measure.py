@@ -127,6 +127,8 @@ def _measure(model: Any, verdict: Verdict) -> None:
             pass
     except posenc.UnsupportedModelError as error:
         verdict.verdict, verdict.reason = "refused", str(error)
+        if "does not run on a few tokens" in verdict.reason:  # neither does the unpatched model: sizes do not fit
+            verdict.verdict = "unbuilt"
         return
     stock = uses(model)
     with posenc.apply(model, "rope", window=64) as handle:

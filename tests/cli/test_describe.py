@@ -199,3 +199,15 @@ def test_numbers_are_never_cut(capsys: pytest.CaptureFixture[str], monkeypatch: 
     heads = [f"{number} tokens" for number in range(12)]
     print_table("t", ["strategy", *heads], [["a long label " * 9, *["123.45 ± 67.89"] * 12]], numbers=heads)
     assert capsys.readouterr().out.count("123.45 ± 67.89") == 12
+
+
+def test_adapters_lists_families_with_their_verdict(run):
+    verdicts = {row["family"]: row["verdict"] for row in json.loads(run("adapters", "--json").stdout)}
+    assert verdicts["llama"] == "exact"
+    assert verdicts["falcon"].startswith("refused: ")
+    exact = json.loads(run("adapters", "--exact", "--json").stdout)
+    assert {row["family"] for row in exact} == {name for name, verdict in verdicts.items() if verdict == "exact"}
+    assert "refused" in run("adapters", "gptj").stdout
+    unknown = run("adapters", "lama")
+    assert unknown.exit_code == 2
+    assert "'lama'" in unknown.stderr
