@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from posenc import testing as testing
     from posenc.adapter import ArchitectureAdapter
     from posenc.backend import AttentionBackend, BackendCapabilities
     from posenc.config import Config, load_config
@@ -97,6 +98,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "testing":  # `posenc.testing.StrategyContract` after a bare `import posenc`
+        return import_module("posenc.testing")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'posenc' has no attribute {name!r}")
     value = getattr(import_module(f"posenc.{_HOME_OF[name]}"), name)

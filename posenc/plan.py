@@ -170,6 +170,13 @@ def _range_minimum(values: Positions, start: IntArray, stop: IntArray) -> Positi
         span *= 2
 
 
+def _scale_slice(scale: NDArray[np.float64] | None, rows: slice) -> NDArray[np.float64] | None:
+    """Part of a scale, or None where that part is all ones: what is left may be the identity plan."""
+    if scale is None or bool((scale[rows] == 1.0).all()):
+        return None
+    return scale[rows]
+
+
 @dataclass(frozen=True, eq=False)
 class PositionPlan:
     """Segments that partition the causal plane, and an optional logit scale per query.
@@ -259,7 +266,7 @@ class PositionPlan:
         assert 1 <= total <= self.total
         if total == self.total:
             return self
-        scale = None if self.query_scale is None else self.query_scale[:total]
+        scale = _scale_slice(self.query_scale, slice(0, total))
         kept = tuple(s for s in (s._slice(0, total) for s in self.segments) if not s.is_empty)
         return replace(self, total=total, segments=kept, query_scale=scale, memo={})
 
@@ -268,7 +275,7 @@ class PositionPlan:
         assert 0 <= start < self.total
         if start == 0:
             return self
-        scale = None if self.query_scale is None else self.query_scale[start:]
+        scale = _scale_slice(self.query_scale, slice(start, None))
         kept = tuple(s for s in (s._slice(start, self.total) for s in self.segments) if not s.is_empty)
         return replace(self, total=self.total - start, segments=kept, query_scale=scale, memo={})
 

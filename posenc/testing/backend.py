@@ -1,0 +1,258 @@
+"""The contract of a backend, as a class for pytest.
+
+Shape letters: B batch, H heads, L tokens, D head_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck
+from hypothesis.strategies import SearchStrategy
+
+from posenc.backend import AttentionBackend
+from posenc.errors import BackendError, PluginError
+from posenc.plan import Lengths, PositionPlan, Segment
+from posenc.plugins import backend_info, strategies
+from posenc.positions import FrequencyStrategy
+from posenc.rope import Rotary
+from posenc.testing.generators import banded_plan
+from posenc.testing.tensors import (
+    Call,
+    check_empty_row_gradients,
+    check_empty_rows,
+    check_result,
+    difference,
+    gradients,
+    installed,
+    random_calls,
+    tensors,
+)
+from posenc.testing.violation import violated
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class BackendContract:
+    """Inherit from this in a test module and set :attr:`backend`; every check is one test.
+
+    All calls go through :func:`posenc.attention`, so ``refuses`` is tested with ``attend``. Devices that are
+    declared but absent here are skipped.
+
+    Examples
+    --------
+    >>> class TestMine(posenc.testing.BackendContract):
+    ...     backend = MyBackend()
+    """
+
+    backend: ClassVar[AttentionBackend]
+    """The backend; it need not be registered."""
+
+    head_dim: ClassVar[int] = 8
+    """Channels of a head; a multiple of 4."""
+
+    max_total: ClassVar[int] = 70
+    """Most tokens of a random plan."""
+
+    tolerances: ClassVar[Mapping[torch.dtype, float]] = {
+        torch.float64: 1e-9,
+        torch.float32: 2e-5,
+        torch.bfloat16: 5e-2,
+        torch.float16: 5e-3,
+    }
+    """Largest difference from the float64 definition; for the logsumexp, which is float32, at least 2e-5."""
+
+    gradient_tolerances: ClassVar[Mapping[torch.dtype, float]] = {torch.float64: 1e-8, torch.float32: 1e-4}
+    """Largest difference of a gradient, for the dtypes whose gradients are compared."""
+
+    settings: ClassVar[hypothesis.settings] = hypothesis.settings(
+        max_examples=60,
+        deadline=None,
+        report_multiple_bugs=False,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    """How many cases each check draws."""
+
+    def test_it_can_be_registered(self) -> None:
+        """It is an AttentionBackend with a name, a summary and capabilities."""
+        try:
+            info = backend_info(self.backend, "the distribution under test")
+        except (PluginError, AttributeError) as error:
+            violated(str(error))
+        if not (info.name and info.summary):
+            violated(f"{type(self.backend).__name__}: name and summary must not be empty.")
+
+    def test_matches_the_definition(self) -> None:
+        """Random plans, heads, lengths, rotations and masks, in every declared dtype."""
+        for device, dtype in self._declared():
+
+            @self.settings
+            @hypothesis.given(call=self._calls(dtype, device))
+            def example(call: Call) -> None:
+                with installed(self.backend) as name:
+                    check_result(name, call, *call.run(name), self.tolerances[call.q.dtype])
+
+            example()
+
+    def test_registered_strategies(self) -> None:
+        """The plans of every registered strategy, at a length where each of them acts."""
+        declared = self._declared()
+        device, dtype = next((pair for pair in declared if pair[1] == torch.float32), declared[0])
+        rotary = Rotary.from_theta(1e4, self.head_dim)
+        for info in strategies().values():
+            if issubclass(info.factory, FrequencyStrategy):
+                continue
+            plan = info.factory(window=128).plan(280, 300)
+            for q_len in (300, 77, 1):
+                q, k, v = tensors(plan, q_len, (4, 2), self.head_dim, batch=1, dtype=dtype, device=device)
+                call = Call(q, k, v, plan, rotary, self.head_dim**-0.5)
+                with installed(self.backend) as name:
+                    check_result(f"{name} on {info.name!r}", call, *call.run(name), self.tolerances[dtype])
+
+    def test_value_width(self) -> None:
+        """Values of another width than the keys are attended or refused, never wrong."""
+        plan = banded_plan(60)
+        for device, dtype in self._declared():
+            q, k, v = tensors(plan, 60, (4, 2), 2 * self.head_dim, dtype=dtype, device=device)
+            q, k = q[..., : self.head_dim], k[..., : self.head_dim]
+            for width in (self.head_dim // 2, 2 * self.head_dim):
+                rotary = Rotary.from_theta(1e3, self.head_dim)
+                call = Call(q, k, v[..., :width], plan, rotary, self.head_dim**-0.5)
+                with installed(self.backend) as name:
+                    try:
+                        found = call.run(name)
+                    except BackendError:
+                        continue
+                    check_result(f"{name} with values of {width} channels", call, *found, self.tolerances[dtype])
+
+    def test_gradients(self) -> None:
+        """Gradients of query, key and value are those of the definition, where declared."""
+        if not self.backend.capabilities.gradients:
+            pytest.skip("gradients are not declared")
+        compared = [(device, dtype) for device, dtype in self._declared() if dtype in self.gradient_tolerances]
+        for device, dtype in compared:
+
+            @self.settings
+            @hypothesis.given(call=self._calls(dtype, device, max_total=40))
+            def example(call: Call) -> None:
+                tolerance = self.gradient_tolerances[call.q.dtype]
+                call = replace(call, **{x: getattr(call, x).requires_grad_() for x in ("q", "k", "v")})
+                with installed(self.backend) as name:
+                    grads = [gradients(call, out) for out in (call.run(name)[0], call.expected()[0])]
+                for x, found, expected in zip("qkv", *grads, strict=True):
+                    off = float(difference(found, expected).max())
+                    if off > tolerance:
+                        violated(
+                            f"{name}: the gradient of {x} is off by {off:.2g} (allowed {tolerance:.0e}), "
+                            f"but gradients are declared as exact. Case: {call}."
+                        )
+
+            example()
+
+    def test_rows_that_attend_nothing(self) -> None:
+        """A query without a key gets zeros and ``-inf``, and finite gradients."""
+        index = np.arange(6)
+        starved = [Segment("late", index * 0, np.maximum(index - 2, 0), index, index)]
+        plan = PositionPlan.build(Lengths(6, 6), starved)
+        for device, dtype in self._declared():
+            self._check_empty_rows(self._plain_call(plan, dtype, device), slice(0, 3), "no segment holds a key of")
+            if self.backend.capabilities.masks:
+                call = self._plain_call(PositionPlan.identity(Lengths(6, 6)), dtype, device)
+                mask = torch.ones(2, 1, 6, 6, dtype=torch.bool, device=device)
+                mask[:, :, 2:4] = False
+                self._check_empty_rows(replace(call, mask=mask), slice(2, 4), "the mask leaves nothing to")
+                self._check_empty_rows(replace(call, mask=mask & False), slice(0, 6), "the mask leaves nothing to")
+
+    def test_nan_stays_in_its_batch_row(self) -> None:
+        """A NaN in one sequence of a batch is seen there and nowhere else."""
+        for device, dtype in self._declared():
+            call = self._plain_call(banded_plan(40), dtype, device)
+            bad = call.k.clone()
+            bad[0, 0, 3] = math.nan
+            with installed(self.backend) as name:
+                clean, found = call.run(name)[0], replace(call, k=bad).run(name)[0]
+            if not bool(found[0].isnan().any()):
+                violated(f"{name}: a NaN in a key of batch row 0 is hidden in its output. Case: {call}.")
+            if not torch.equal(found[1], clean[1]):
+                violated(f"{name}: a NaN in batch row 0 changes the output of batch row 1. Case: {call}.")
+
+    def test_inputs_are_left_alone(self) -> None:
+        """Query, key, value and mask are read only."""
+        for device, dtype in self._declared():
+            call = self._plain_call(banded_plan(40), dtype, device)
+            if self.backend.capabilities.masks:
+                call = replace(call, mask=torch.ones(2, 1, 40, 40, dtype=torch.bool, device=device).tril(-1))
+            names = [x for x in ("q", "k", "v", "mask") if getattr(call, x) is not None]
+            before = {x: getattr(call, x).clone() for x in names}
+            with installed(self.backend) as name:
+                call.run(name)
+            for x in names:
+                if not torch.equal(getattr(call, x), before[x]):
+                    violated(f"{name}: attend writes into {x}. Case: {call}.")
+
+    def test_what_is_not_declared_is_refused(self) -> None:
+        """Undeclared dtypes, devices, masks and gradients raise BackendError through ``posenc.attention``."""
+        able, (device, dtype) = self.backend.capabilities, self._declared()[0]
+        call = self._plain_call(banded_plan(9), dtype, device)
+        cases = {
+            f"inputs in {other}": self._plain_call(banded_plan(9), other, device)
+            for other in DTYPES
+            if other not in able.dtypes
+        }
+        if "meta" not in able.devices:
+            cases["tensors on the device 'meta'"] = replace(
+                call, q=call.q.to("meta"), k=call.k.to("meta"), v=call.v.to("meta")
+            )
+        if not able.masks:
+            cases["a mask"] = replace(call, mask=torch.ones(2, 1, 9, 9, dtype=torch.bool, device=device))
+        if not able.gradients:
+            cases["inputs that require gradients"] = replace(call, v=call.v.clone().requires_grad_())
+        with installed(self.backend) as name:
+            for what, refused in cases.items():
+                try:
+                    refused.run(name)
+                except BackendError:
+                    continue
+                except Exception as error:
+                    violated(f"{name}: {what} raises {type(error).__name__}, not BackendError: {error}")
+                violated(f"{name}: {what} is not declared in its capabilities, but accepted.")
+            if not able.gradients:
+                with torch.no_grad():
+                    cases["inputs that require gradients"].run(name)
+
+    def _check_empty_rows(self, call: Call, rows: slice, why: str) -> None:
+        tolerance = self.tolerances[call.q.dtype]
+        with installed(self.backend) as name:
+            check_empty_rows(name, call, rows, why)
+            check_result(name, call, *call.run(name), tolerance)
+            if self.backend.capabilities.gradients:
+                check_empty_row_gradients(name, call)
+
+    def _plain_call(self, plan: PositionPlan, dtype: torch.dtype, device: str) -> Call:
+        q, k, v = tensors(plan, plan.total, (4, 2), self.head_dim, dtype=dtype, device=device)
+        return Call(q, k, v, plan, Rotary.from_theta(1e3, self.head_dim), self.head_dim**-0.5)
+
+    def _calls(self, dtype: torch.dtype, device: str, max_total: int | None = None) -> SearchStrategy[Call]:
+        return random_calls(
+            dim=self.head_dim,
+            masks=self.backend.capabilities.masks,
+            dtype=dtype,
+            device=device,
+            max_total=min(max_total or self.max_total, self.max_total),
+        )
+
+    def _declared(self) -> list[tuple[str, torch.dtype]]:
+        """Every declared device that is present, with every declared dtype, the most precise first."""
+        able = self.backend.capabilities
+        present = [device for device in able.devices if device != "cuda" or torch.cuda.is_available()]
+        found = [(device, dtype) for device in present for dtype in DTYPES if dtype in able.dtypes]
+        if not found:
+            pytest.skip(f"none of the declared devices is here: {', '.join(able.devices)}")
+        return found

@@ -1,0 +1,57 @@
+"""What ``strategy.rotary`` may change."""
+
+from __future__ import annotations
+
+import torch
+
+from posenc.errors import PosencError
+from posenc.positions import PositionStrategy
+from posenc.rope import Rotary
+from posenc.testing.violation import violated
+
+
+def check_rotary(strategy: PositionStrategy) -> None:
+    """Frequencies, their factor and their dependence on length are as declared, and the layout is the model's."""
+    able, count = strategy.capabilities, _frequencies(strategy)
+    window = strategy.window or 512
+    base = Rotary.from_theta(1e4, 2 * count, style="interleaved", channels=(8, 8 + 2 * count))
+    before = base.inv_freq.clone()
+    prompts = (1, window // 5 or 1, window, window + 1, 6 * window, 60 * window)
+    found = {prompt: _rotary(strategy, base, prompt) for prompt in prompts}
+    if not torch.equal(before, base.inv_freq):
+        violated(f"{strategy!r}.rotary() writes into the frequencies it is given.")
+    for prompt, rotary in found.items():
+        where = f"{strategy!r}.rotary(base, {prompt})"
+        if (rotary.style, rotary.rotated, len(rotary.inv_freq)) != (base.style, base.rotated, count):
+            violated(f"{where} changes the layout of the rotation: use base.with_frequencies(...).")
+        if not (bool(rotary.inv_freq.isfinite().all()) and 0 < rotary.attention_scaling < float("inf")):
+            violated(f"{where} has a frequency or an attention_scaling that is not finite and positive.")
+        if not (able.changes_frequencies or _same(rotary, base)):
+            violated(f"{where} returns other frequencies, but Capabilities(changes_frequencies=True) is not declared.")
+        if not (able.frequencies_by_length or _same(rotary, found[1])):
+            violated(
+                f"{where} and rotary(base, 1) differ, but Capabilities(frequencies_by_length=True) is not declared."
+            )
+        if not _same(rotary, _rotary(strategy, base, prompt)):
+            violated(f"{where} differs when it is called again.")
+    if able.changes_frequencies and all(_same(rotary, base) for rotary in found.values()):
+        violated(f"{strategy!r} declares changes_frequencies, but rotary() returns the model's own at every length.")
+    if able.frequencies_by_length and all(_same(rotary, found[1]) for rotary in found.values()):
+        violated(f"{strategy!r} declares frequencies_by_length, but rotary() is the same at every length.")
+
+
+def _frequencies(strategy: PositionStrategy) -> int:
+    """As many frequencies as the plan has columns, else 16."""
+    arrays = (a for s in strategy.plan(200).segments for a in (s.query_positions, s.key_positions))
+    return max((a.shape[1] for a in arrays if a.ndim == 2 and a.shape[1] > 1), default=16)
+
+
+def _rotary(strategy: PositionStrategy, base: Rotary, prompt: int) -> Rotary:
+    try:
+        return strategy.rotary(base, prompt)
+    except PosencError as error:
+        violated(f"{strategy!r}.rotary(base, {prompt}) raises {type(error).__name__}: {error}")
+
+
+def _same(one: Rotary, other: Rotary) -> bool:
+    return torch.equal(one.inv_freq, other.inv_freq) and one.attention_scaling == other.attention_scaling

@@ -1,0 +1,237 @@
+"""One attention call of a backend, what it must return, and what its mistakes look like.
+
+Shape letters: B batch, H heads, L tokens, D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from posenc.backend import AttentionBackend
+from posenc.dispatch import attention
+from posenc.plan import PositionPlan
+from posenc.plugins import backend_info, backends
+from posenc.rope import Rotary
+from posenc.testing.definition import attend_by_logits, attention_by_definition, logits_by_definition
+from posenc.testing.generators import random_plans
+from posenc.testing.violation import violated
+
+HEADS = ((4, 2), (4, 4), (6, 2), (8, 1), (3, 3))
+LSE = 2e-5
+"""Least tolerance of a logsumexp: it is float32 whatever the input."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """Everything that is handed to ``posenc.attention``."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    plan: PositionPlan
+    rotary: Rotary
+    scale: float
+    mask: Tensor | None = None
+
+    def run(self, name: str) -> tuple[Tensor, Tensor]:
+        """The backend's output and logsumexp."""
+        found = attention(
+            self.q,
+            self.k,
+            self.v,
+            self.plan,
+            self.rotary,
+            backend=name,
+            scale=self.scale,
+            mask=self.mask,
+            return_lse=True,
+        )
+        assert isinstance(found, tuple)
+        return found
+
+    def expected(self) -> tuple[Tensor, Tensor]:
+        """Output and logsumexp by definition, float64."""
+        return attention_by_definition(self.q, self.k, self.v, self.plan, self.rotary, scale=self.scale, mask=self.mask)
+
+    def logits(self, **changes: Any) -> Tensor:
+        """Logits by definition, of this call or of one with other fields."""
+        call = replace(self, **changes)
+        return logits_by_definition(call.q, call.k, call.plan, call.rotary, scale=call.scale, mask=call.mask)
+
+    def __str__(self) -> str:
+        parts = [
+            f"{self.q.shape[1]} query heads, {self.k.shape[1]} key heads, Lq={self.q.shape[2]}, Lk={self.k.shape[2]}",
+            str(self.q.dtype).removeprefix("torch."),
+            f"segments {[segment.name for segment in self.plan.segments]}",
+            f"scale {self.scale:.3g}",
+            f"{self.rotary.style} rotation of channels {self.rotary.rotated}",
+        ]
+        if self.plan.query_scale is not None:
+            parts.append("a query_scale")
+        if self.mask is not None:
+            parts.append("a mask")
+        return ", ".join(parts)
+
+
+@contextmanager
+def installed(backend: AttentionBackend) -> Iterator[str]:
+    """The backend under its name in ``posenc.backends()``, whether its package is installed or not."""
+    registry = backends()
+    before = registry.get(backend.name)
+    registry[backend.name] = backend_info(backend, "the distribution under test")
+    try:
+        yield backend.name
+    finally:
+        if before is None:
+            del registry[backend.name]
+        else:
+            registry[backend.name] = before
+
+
+def tensors(
+    plan: PositionPlan,
+    q_len: int,
+    heads: tuple[int, int],
+    dim: int,
+    *,
+    batch: int = 2,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random queries, keys and values for the last ``q_len`` tokens of a plan."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (
+        torch.randn(batch, h, n, dim, generator=generator).to(dtype).to(device)
+        for h, n in ((heads[0], q_len), (heads[1], plan.total), (heads[1], plan.total))
+    )
+    return q, k, v
+
+
+@st.composite
+def random_calls(
+    draw: st.DrawFn, *, dim: int, masks: bool, dtype: torch.dtype, device: str, max_total: int = 70
+) -> Call:
+    """Random plans, heads, lengths, rotations and, where ``masks`` allows it, masks."""
+    width = draw(st.sampled_from([dim, dim // 2])) // 2 * 2
+    plan = draw(random_plans(max_total, frequencies=width // 2))
+    q_len = max(1, round(draw(st.floats(0, 1)) * plan.total))
+    seed = draw(st.integers(0, 3))
+    start = draw(st.sampled_from([0, dim - width]))
+    rotary = Rotary.from_theta(
+        1e3,
+        width,
+        attention_scaling=draw(st.sampled_from([1.0, 1.1])),
+        style=draw(st.sampled_from(["half", "interleaved"])),
+        channels=(start, start + width),
+    )
+    mask = None
+    if masks and draw(st.booleans()):
+        generator = torch.Generator().manual_seed(seed)
+        mask = (torch.rand(2, 1, q_len, plan.total, generator=generator) < 0.4).to(device)
+    q, k, v = tensors(plan, q_len, draw(st.sampled_from(HEADS)), dim, dtype=dtype, device=device, seed=seed)
+    return Call(q, k, v, plan, rotary, draw(st.sampled_from([dim**-0.5, 0.7])), mask)
+
+
+def check_result(name: str, call: Call, out: Tensor, lse: Tensor, tolerance: float) -> None:
+    """Output and logsumexp are those of the definition, in the right dtype and shape."""
+    expected_out, expected_lse = call.expected()
+    if out.shape != expected_out.shape or out.dtype != call.q.dtype:
+        violated(
+            f"{name}: the output is {out.dtype} {list(out.shape)}, "
+            f"and should be {call.q.dtype} {list(expected_out.shape)}. Case: {call}."
+        )
+    if lse.shape != expected_lse.shape or lse.dtype != torch.float32:
+        violated(
+            f"{name}: the logsumexp is {lse.dtype} {list(lse.shape)}, "
+            f"and should be torch.float32 {list(expected_lse.shape)}. Case: {call}."
+        )
+    wrong = {
+        "output": (difference(out, expected_out).amax(-1), tolerance),
+        "logsumexp": (difference(lse, expected_lse), max(tolerance, LSE)),
+    }
+    for what, (off, allowed) in wrong.items():
+        if bool((off > allowed).any()):
+            b, h, row = (int(x) for x in (off > allowed).nonzero()[0])
+            i = call.plan.total - call.q.shape[2] + row
+            like = _likeness(call, out, lse, (b, h, row), allowed)
+            violated(
+                f"{name}: the {what} differs from the definition at batch {b}, head {h}, query i={i} by "
+                f"{float(off[b, h, row]):.2g} (allowed {allowed:.0e}).{like} "
+                f"Case: {call}."
+            )
+
+
+def difference(found: Tensor, expected: Tensor) -> Tensor:
+    """Absolute difference in float64; equal infinities differ by 0, NaN by infinity."""
+    found, expected = found.detach().double(), expected.detach().double()
+    return torch.where(found == expected, 0.0, (found - expected).abs().nan_to_num(torch.inf))
+
+
+def _likeness(call: Call, out: Tensor, lse: Tensor, at: tuple[int, int, int], tolerance: float) -> str:
+    """What mistake would give this result, if a plain one does."""
+    variants: dict[str, dict[str, Any]] = {}
+    if call.mask is not None:
+        variants["the mask were ignored"] = {"mask": None}
+    if call.plan.query_scale is not None:
+        variants["query_scale were forgotten"] = {"plan": replace(call.plan, query_scale=None, memo={})}
+    if call.rotary.attention_scaling != 1:
+        variants["attention_scaling were forgotten"] = {"rotary": replace(call.rotary, attention_scaling=1.0)}
+    variants["scale were head_dim ** -0.5"] = {"scale": call.q.shape[-1] ** -0.5}
+    variants["scale were 1"] = {"scale": 1.0}
+    for number, segment in enumerate(call.plan.segments):
+        rest = call.plan.segments[:number] + call.plan.segments[number + 1 :]
+        variants[f"segment {segment.name!r} were left out"] = {"plan": replace(call.plan, segments=rest, memo={})}
+    for what, changes in variants.items():
+        if _fits(call.logits(**changes), call.v, out, lse, tolerance):
+            return f" It is what it would be if {what}."
+    b, h, row = at
+    logits = call.logits()[b : b + 1, h : h + 1, row : row + 1]
+    i, group = call.plan.total - call.q.shape[2] + row, call.q.shape[1] // call.k.shape[1]
+    value = call.v[b : b + 1, h // group : h // group + 1]
+    own = out[b : b + 1, h : h + 1, row : row + 1], lse[b : b + 1, h : h + 1, row : row + 1]
+    for j in range(i + 1):
+        for what, change in (("were not attended", float("-inf")), ("were attended twice", 0.6931471805599453)):
+            other = logits.clone()
+            other[..., j] += change
+            if _fits(other, value, *own, tolerance):
+                return f" It is what it would be if pair (i={i}, j={j}) {what}."
+    if _fits(call.logits(), call.v, out, None, tolerance):
+        return " The output is right."
+    return ""
+
+
+def _fits(logits: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, tolerance: float) -> bool:
+    expected_out, expected_lse = attend_by_logits(logits, v)
+    fits = bool((difference(out, expected_out) <= tolerance).all())
+    return fits and (lse is None or bool((difference(lse, expected_lse) <= max(tolerance, LSE)).all()))
+
+
+def gradients(call: Call, out: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of a fixed weighted sum of the output."""
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
+    return torch.autograd.grad((out * weights).sum(), (call.q, call.k, call.v))
+
+
+def check_empty_rows(name: str, call: Call, rows: slice, why: str) -> None:
+    """The queries of ``rows`` get zeros and ``-inf``; the others are right."""
+    out, lse = call.run(name)
+    if not bool((out[:, :, rows] == 0).all()):
+        violated(f"{name}: {why} query i={rows.start}, so its output must be zeros. Case: {call}.")
+    if not bool((lse[:, :, rows] == float("-inf")).all()):
+        violated(f"{name}: {why} query i={rows.start}, so its logsumexp must be -inf. Case: {call}.")
+
+
+def check_empty_row_gradients(name: str, call: Call) -> None:
+    """Queries without a key do not put a NaN into any gradient."""
+    call = replace(call, **{x: getattr(call, x).clone().requires_grad_() for x in ("q", "k", "v")})
+    for x, found in zip("qkv", gradients(call, call.run(name)[0]), strict=True):
+        if not bool(found.isfinite().all()):
+            violated(f"{name}: a query without a key puts a NaN or an infinity into the gradient of {x}.")
