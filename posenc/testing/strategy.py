@@ -142,10 +142,14 @@ class StrategyContract:
         example()
 
     def test_prefill_equals_decode(self) -> None:
-        """The plan of ``shorter`` tokens begins the plan of more tokens with the same prompt, scale included."""
-        self._for_every_case(
-            lambda case: invariants.check_prefill_equals_decode(case.plan(), case.plan(total=case.shorter), case.where)
-        )
+        """The plan of the prompt, and of a few tokens more, begins the plan of all tokens, scale included."""
+
+        def check(case: Case) -> None:
+            full = case.plan()
+            for total in sorted({case.prompt, case.shorter, case.total - 1} - {case.prompt - 1}):
+                invariants.check_prefill_equals_decode(full, case.plan(total=total), case.where)
+
+        self._for_every_case(check)
 
     def test_uses_prompt(self) -> None:
         """Without ``uses_prompt`` the plan depends on ``total`` alone."""

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 import posenc
@@ -52,6 +53,8 @@ OTHER_PARAMETERS: list[tuple[str, tuple[dict[str, Any], ...]]] = [
 
 @pytest.mark.parametrize(("name", "params"), OTHER_PARAMETERS)
 class TestOtherParameters(posenc.testing.StrategyContract):
+    settings = hypothesis.settings(posenc.testing.StrategyContract.settings, max_examples=10)
+
     @pytest.fixture(autouse=True)
     def _choose(self, name: str, params: tuple[dict[str, Any], ...]) -> None:
         self.strategy = posenc.strategies()[name].factory

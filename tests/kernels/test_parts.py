@@ -16,11 +16,11 @@ from posenc.kernels.merge import merge
 from posenc.kernels.rotated import layout
 from posenc.kernels.tiles import tile
 from posenc.plan import PositionPlan
-from tests.kernels.cases import plans
+from posenc.testing import random_plans
 
 
 @settings(max_examples=100)
-@given(plans(), st.floats(0, 1))
+@given(random_plans(), st.floats(0, 1))
 def test_tiles_cover_every_pair_once(plan: PositionPlan, share: float) -> None:
     q_len = max(1, round(share * plan.total))
     for work in layout(plan, q_len).work:

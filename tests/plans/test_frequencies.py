@@ -143,17 +143,6 @@ def test_lists_must_fit_the_model() -> None:
         assert cos.shape == (100, 16)
 
 
-def test_length_dependence_is_declared() -> None:
-    base = Rotary.from_theta(THETA, DIM)
-    for name, info in posenc.strategies().items():
-        strategy = posenc.strategy(name, window=WINDOW)
-        short, long = (strategy.rotary(base, prompt) for prompt in (100, 3000))
-        by_length = not torch.equal(short.inv_freq, long.inv_freq)
-        changed = by_length or not torch.equal(long.inv_freq, base.inv_freq) or long.attention_scaling != 1
-        assert info.capabilities.frequencies_by_length == by_length, name
-        assert info.capabilities.changes_frequencies == changed, name
-
-
 def test_the_built_in_strategies_load_without_torch() -> None:
     code = (
         "import sys, posenc_plugins; from posenc.positions import ComposedStrategy; "

@@ -1,0 +1,68 @@
+"""The suite as a third party runs it: what docs/testing.md shows, with plain pytest."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def write_blocks(page: str, folder: Path) -> None:
+    """Every code block that begins with its file name."""
+    for name, code in re.findall(
+        r"```python\n# (\w+\.py)\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL
+    ):
+        (folder / name).write_text(code)
+
+
+def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    for page in ("write-a-strategy.md", "testing.md"):
+        write_blocks(page, tmp_path)
+    return tmp_path
+
+
+def test_the_guide_works_as_shown(project: Path) -> None:
+    assert {file.name for file in project.iterdir()} == {"halved.py", "test_halved.py", "test_backend.py"}
+    done = run_pytest(project)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"\d\d passed", done.stdout)
+
+
+def test_a_mistake_is_shown_in_words(project: Path) -> None:
+    source = (project / "halved.py").read_text()
+    (project / "halved.py").write_text(source.replace("lengths.total, near, None", "lengths.total, near - 1, None"))
+    done = run_pytest(project, "test_halved.py", "-k", "partition")
+    assert done.returncode == 1
+    shown = (DOCS / "testing.md").read_text(encoding="utf-8").split("```text\n")[1].splitlines()[0]
+    pattern = re.sub(r"\d+", r"\\d+", re.escape(shown))
+    assert re.search(pattern, done.stdout), done.stdout
+
+
+@pytest.mark.parametrize("missing", ["hypothesis", "pytest"])
+def test_what_is_missing_is_named(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; import posenc; posenc.testing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"posenc.testing needs pytest and hypothesis, and {missing!r} is not installed" in done.stderr
+    assert "pip install 'posenc[testing]'" in done.stderr
+
+
+def test_posenc_alone_does_not_load_it() -> None:
+    code = "import sys, posenc; posenc.strategies(); assert not {'hypothesis', 'pytest'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
