@@ -79,6 +79,15 @@ def test_prefix_and_suffix_are_corners_of_the_dense_plan(data: st.DataObject, pl
         part.check()
 
 
+def test_a_part_whose_scale_is_all_ones_has_none() -> None:
+    plan = posenc.strategy("rerope", window=64, window_size=10).plan(5, 80)
+    assert plan.query_scale is not None
+    assert plan.prefix(11).query_scale is None
+    assert plan.prefix(10).is_identity
+    assert plan.prefix(80).query_scale is plan.query_scale
+    assert plan.suffix(70).query_scale is not None
+
+
 @some
 @given(plan=random_plans(), window=st.integers(1, 45))
 def test_clipped_drops_exactly_the_far_pairs(plan: PositionPlan, window: int) -> None:
