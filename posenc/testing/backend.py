@@ -18,7 +18,7 @@ from hypothesis import HealthCheck
 from hypothesis.strategies import SearchStrategy
 
 from posenc.backend import AttentionBackend
-from posenc.errors import BackendError, PluginError
+from posenc.errors import BackendError, InvalidConfigError, PluginError
 from posenc.plan import Lengths, PositionPlan, Segment
 from posenc.plugins import backend_info, strategies
 from posenc.positions import FrequencyStrategy
@@ -69,11 +69,16 @@ class BackendContract:
     }
     """Largest difference from the float64 definition; for the logsumexp, which is float32, at least 2e-5."""
 
-    gradient_tolerances: ClassVar[Mapping[torch.dtype, float]] = {torch.float64: 1e-8, torch.float32: 1e-4}
-    """Largest difference of a gradient, for the dtypes whose gradients are compared."""
+    gradient_tolerances: ClassVar[Mapping[torch.dtype, float]] = {
+        torch.float64: 1e-8,
+        torch.float32: 2e-5,
+        torch.bfloat16: 5e-2,
+        torch.float16: 6e-3,
+    }
+    """Largest difference of a gradient, as a part of its largest value where that is above 1."""
 
     settings: ClassVar[hypothesis.settings] = hypothesis.settings(
-        max_examples=60,
+        max_examples=40,
         deadline=None,
         report_multiple_bugs=False,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -109,7 +114,10 @@ class BackendContract:
         for info in strategies().values():
             if issubclass(info.factory, FrequencyStrategy):
                 continue
-            plan = info.factory(window=128).plan(280, 300)
+            try:
+                plan = info.factory(window=128).plan(280, 300)
+            except InvalidConfigError:  # it has parameters without a default
+                continue
             for q_len in (300, 77, 1):
                 q, k, v = tensors(plan, q_len, (4, 2), self.head_dim, batch=1, dtype=dtype, device=device)
                 call = Call(q, k, v, plan, rotary, self.head_dim**-0.5)
@@ -136,21 +144,20 @@ class BackendContract:
         """Gradients of query, key and value are those of the definition, where declared."""
         if not self.backend.capabilities.gradients:
             pytest.skip("gradients are not declared")
-        compared = [(device, dtype) for device, dtype in self._declared() if dtype in self.gradient_tolerances]
-        for device, dtype in compared:
+        for device, dtype in self._declared():
 
             @self.settings
             @hypothesis.given(call=self._calls(dtype, device, max_total=40))
             def example(call: Call) -> None:
-                tolerance = self.gradient_tolerances[call.q.dtype]
                 call = replace(call, **{x: getattr(call, x).requires_grad_() for x in ("q", "k", "v")})
                 with installed(self.backend) as name:
                     grads = [gradients(call, out) for out in (call.run(name)[0], call.expected()[0])]
                 for x, found, expected in zip("qkv", *grads, strict=True):
+                    allowed = self.gradient_tolerances[call.q.dtype] * max(1.0, float(expected.abs().max()))
                     off = float(difference(found, expected).max())
-                    if off > tolerance:
+                    if off > allowed:
                         violated(
-                            f"{name}: the gradient of {x} is off by {off:.2g} (allowed {tolerance:.0e}), "
+                            f"{name}: the gradient of {x} is off by {off:.2g} (allowed {allowed:.0e}), "
                             f"but gradients are declared as exact. Case: {call}."
                         )
 

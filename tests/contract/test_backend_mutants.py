@@ -50,6 +50,13 @@ def mistaken(**changes: Callable[..., Any]) -> posenc.AttentionBackend:
     return backend(mistake=staticmethod(mistake))
 
 
+def mistaken_in(dtype: torch.dtype, **changes: Callable[..., Any]) -> posenc.AttentionBackend:
+    """The same for a backend of one dtype."""
+    made = mistaken(**changes)
+    type(made).capabilities = replace(ReferenceBackend.capabilities, dtypes=(dtype,))
+    return made
+
+
 def drop_a_key(plan: PositionPlan, **call: Any) -> PositionPlan:
     """The last key of the first segment, as an interval that ends one too early does."""
     first, *rest = plan.segments
@@ -128,6 +135,11 @@ BACKEND_MUTANTS: dict[str, tuple[posenc.AttentionBackend, str, str]] = {
         mistaken(plan=lambda plan, **_: replace(plan, segments=plan.segments[:-1] or plan.segments, memo={})),
         "registered_strategies",
         "mutant on 'lampe': .* if segment 'tail' were left out",
+    ),
+    "gradients not exact in bfloat16": (
+        mistaken_in(torch.bfloat16, v=lambda v, **_: v.detach() + 0.5 * (v - v.detach())),
+        "gradients",
+        r"the gradient of v is off by .*bfloat16",
     ),
     "gradients not exact": (
         mistaken(k=lambda k, **_: k.detach() + 0.5 * (k - k.detach())),
