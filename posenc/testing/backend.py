@@ -141,7 +141,7 @@ class BackendContract:
                     check_result(f"{name} with values of {width} channels", call, *found, self.tolerances[dtype])
 
     def test_gradients(self) -> None:
-        """Gradients of query, key and value are those of the definition, where declared."""
+        """Where declared, gradients are exact; with ``lse_gradients`` those through the logsumexp too."""
         if not self.backend.capabilities.gradients:
             pytest.skip("gradients are not declared")
         for device, dtype in self._declared():
@@ -151,7 +151,10 @@ class BackendContract:
             def example(call: Call) -> None:
                 call = replace(call, **{x: getattr(call, x).requires_grad_() for x in ("q", "k", "v")})
                 with installed(self.backend) as name:
-                    grads = [gradients(call, out) for out in (call.run(name)[0], call.expected()[0])]
+                    both = self.backend.capabilities.lse_gradients
+                    grads = [
+                        gradients(call, out, lse if both else None) for out, lse in (call.run(name), call.expected())
+                    ]
                 for x, found, expected in zip("qkv", *grads, strict=True):
                     allowed = self.gradient_tolerances[call.q.dtype] * max(1.0, float(expected.abs().max()))
                     off = float(difference(found, expected).max())
@@ -205,7 +208,7 @@ class BackendContract:
                     violated(f"{name}: attend writes into {x}. Case: {call}.")
 
     def test_what_is_not_declared_is_refused(self) -> None:
-        """Undeclared dtypes, devices, masks and gradients raise BackendError through ``posenc.attention``."""
+        """Undeclared dtypes, devices, masks, softcaps and gradients raise BackendError through ``posenc.attention``."""
         able, (device, dtype) = self.backend.capabilities, self._declared()[0]
         call = self._plain_call(banded_plan(9), dtype, device)
         cases = {
@@ -219,6 +222,8 @@ class BackendContract:
             )
         if not able.masks:
             cases["a mask"] = replace(call, mask=torch.ones(2, 1, 9, 9, dtype=torch.bool, device=device))
+        if not able.softcap:
+            cases["a softcap"] = replace(call, softcap=30.0)
         if not able.gradients:
             cases["inputs that require gradients"] = replace(call, v=call.v.clone().requires_grad_())
         with installed(self.backend) as name:
@@ -249,7 +254,7 @@ class BackendContract:
     def _calls(self, dtype: torch.dtype, device: str, max_total: int | None = None) -> SearchStrategy[Call]:
         return random_calls(
             dim=self.head_dim,
-            masks=self.backend.capabilities.masks,
+            able=self.backend.capabilities,
             dtype=dtype,
             device=device,
             max_total=min(max_total or self.max_total, self.max_total),

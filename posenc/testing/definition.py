@@ -25,6 +25,7 @@ def logits_by_definition(
     *,
     scale: float,
     mask: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Logits of every pair, float64 [B, Hq, Lq, Lk]; ``-inf`` where the pair is not attended."""
     q = q_BHLD.double()
@@ -43,6 +44,8 @@ def logits_by_definition(
             (q1 * k1 + q2 * k2) * turn.cos() + (q1 * k2 - q2 * k1) * turn.sin()
         )
     logits = logits * torch.from_numpy(dense.scale[first:].copy()).to(q.device)[:, None] * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
     attended = torch.from_numpy(dense.owner[first:] >= 0).to(q.device)
     return logits.masked_fill(~(attended if mask is None else attended & mask), float("-inf"))
 
@@ -64,6 +67,7 @@ def attention_by_definition(
     *,
     scale: float | None = None,
     mask: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What :func:`posenc.attention` must return for one plan, in float64: the judge of every backend.
 
@@ -72,5 +76,5 @@ def attention_by_definition(
     (Tensor, Tensor)
         Output [B, Hq, Lq, Dv] and natural-log logsumexp [B, Hq, Lq], both float64 and differentiable.
     """
-    logits = logits_by_definition(q, k, plan, rotary, scale=q.shape[-1] ** -0.5 if scale is None else scale, mask=mask)
-    return attend_by_logits(logits, v)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return attend_by_logits(logits_by_definition(q, k, plan, rotary, scale=scale, mask=mask, softcap=softcap), v)

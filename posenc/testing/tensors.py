@@ -14,12 +14,12 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from posenc.backend import AttentionBackend
+from posenc.backend import AttentionBackend, BackendCapabilities
 from posenc.dispatch import attention
 from posenc.plan import PositionPlan
 from posenc.plugins import backend_info, backends
 from posenc.rope import Rotary
-from posenc.testing.definition import attend_by_logits, attention_by_definition, logits_by_definition
+from posenc.testing.definition import attend_by_logits, logits_by_definition
 from posenc.testing.generators import random_plans
 from posenc.testing.violation import violated
 
@@ -39,6 +39,7 @@ class Call:
     rotary: Rotary
     scale: float
     mask: Tensor | None = None
+    softcap: float | None = None
 
     def run(self, name: str) -> tuple[Tensor, Tensor]:
         """The backend's output and logsumexp."""
@@ -51,6 +52,7 @@ class Call:
             backend=name,
             scale=self.scale,
             mask=self.mask,
+            softcap=self.softcap,
             return_lse=True,
         )
         assert isinstance(found, tuple)
@@ -58,12 +60,14 @@ class Call:
 
     def expected(self) -> tuple[Tensor, Tensor]:
         """Output and logsumexp by definition, float64."""
-        return attention_by_definition(self.q, self.k, self.v, self.plan, self.rotary, scale=self.scale, mask=self.mask)
+        return attend_by_logits(self.logits(), self.v)
 
     def logits(self, **changes: Any) -> Tensor:
         """Logits by definition, of this call or of one with other fields."""
         call = replace(self, **changes)
-        return logits_by_definition(call.q, call.k, call.plan, call.rotary, scale=call.scale, mask=call.mask)
+        return logits_by_definition(
+            call.q, call.k, call.plan, call.rotary, scale=call.scale, mask=call.mask, softcap=call.softcap
+        )
 
     def __str__(self) -> str:
         parts = [
@@ -77,6 +81,8 @@ class Call:
             parts.append("a query_scale")
         if self.mask is not None:
             parts.append("a mask")
+        if self.softcap is not None:
+            parts.append(f"softcap {self.softcap}")
         return ", ".join(parts)
 
 
@@ -117,9 +123,15 @@ def tensors(
 
 @st.composite
 def random_calls(
-    draw: st.DrawFn, *, dim: int, masks: bool, dtype: torch.dtype, device: str, max_total: int = 70
+    draw: st.DrawFn,
+    *,
+    dim: int,
+    able: BackendCapabilities,
+    dtype: torch.dtype,
+    device: str,
+    max_total: int = 70,
 ) -> Call:
-    """Random plans, heads, lengths, rotations and, where ``masks`` allows it, masks."""
+    """Random plans, heads, lengths, rotations and, where they are declared, masks and softcaps."""
     width = draw(st.sampled_from([dim, dim // 2])) // 2 * 2
     plan = draw(random_plans(max_total, frequencies=width // 2))
     q_len = max(1, round(draw(st.floats(0, 1)) * plan.total))
@@ -133,11 +145,12 @@ def random_calls(
         channels=(start, start + width),
     )
     mask = None
-    if masks and draw(st.booleans()):
+    if able.masks and draw(st.booleans()):
         generator = torch.Generator().manual_seed(seed)
         mask = (torch.rand(2, 1, q_len, plan.total, generator=generator) < 0.4).to(device)
     q, k, v = tensors(plan, q_len, draw(st.sampled_from(HEADS)), dim, dtype=dtype, device=device, seed=seed)
-    return Call(q, k, v, plan, rotary, draw(st.sampled_from([dim**-0.5, 0.7])), mask)
+    softcap = draw(st.sampled_from([None, 1.5])) if able.softcap else None
+    return Call(q, k, v, plan, rotary, draw(st.sampled_from([dim**-0.5, 0.7])), mask, softcap)
 
 
 def check_result(name: str, call: Call, out: Tensor, lse: Tensor, tolerance: float) -> None:
@@ -180,6 +193,8 @@ def _likeness(call: Call, out: Tensor, lse: Tensor, at: tuple[int, int, int], to
     variants: dict[str, dict[str, Any]] = {}
     if call.mask is not None:
         variants["the mask were ignored"] = {"mask": None}
+    if call.softcap is not None:
+        variants["softcap were ignored"] = {"softcap": None}
     if call.plan.query_scale is not None:
         variants["query_scale were forgotten"] = {"plan": replace(call.plan, query_scale=None, memo={})}
     if call.rotary.attention_scaling != 1:
@@ -214,10 +229,13 @@ def _fits(logits: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, tolerance:
     return fits and (lse is None or bool((difference(lse, expected_lse) <= max(tolerance, LSE)).all()))
 
 
-def gradients(call: Call, out: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of a fixed weighted sum of the output."""
+def gradients(call: Call, out: Tensor, lse: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Gradients of a fixed weighted sum of the output and, where given, of the finite logsumexps."""
     weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
-    return torch.autograd.grad((out * weights).sum(), (call.q, call.k, call.v))
+    total = (out * weights).sum()
+    if lse is not None:
+        total = total + lse.where(lse.isfinite(), 0.0).sum()
+    return torch.autograd.grad(total, (call.q, call.k, call.v))
 
 
 def check_empty_rows(name: str, call: Call, rows: slice, why: str) -> None:

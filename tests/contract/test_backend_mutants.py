@@ -30,7 +30,7 @@ class GoodBackend(ReferenceBackend):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: PositionPlan, rotary: Rotary, **rest: Any) -> Result:
         call = self.mistake(q=q, k=k, v=v, plan=plan, rotary=rotary, **rest)
         q, k, v, plan, rotary = (call.pop(key) for key in ("q", "k", "v", "plan", "rotary"))
-        return self.finish(*super().attend(q, k, v, plan, rotary, **call))
+        return self.finish(*ReferenceBackend().attend(q, k, v, plan, rotary, **call))
 
     def finish(self, out: Tensor, lse: Tensor) -> Result:
         return out, lse
@@ -112,6 +112,16 @@ BACKEND_MUTANTS: dict[str, tuple[posenc.AttentionBackend, str, str]] = {
         mistaken(mask=lambda **_: None),
         "matches_the_definition",
         "It is what it would be if the mask were ignored",
+    ),
+    "softcap ignored": (
+        mistaken(softcap=lambda **_: None),
+        "matches_the_definition",
+        "It is what it would be if softcap were ignored",
+    ),
+    "lse carries no gradient": (
+        backend(finish=lambda self, out, lse: (out, lse.detach())),
+        "gradients",
+        r"the gradient of [qk] is off by",
     ),
     "one key dropped": (
         mistaken(plan=drop_a_key),
