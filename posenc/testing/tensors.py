@@ -28,7 +28,7 @@ LSE = 2e-5
 """Least tolerance of a logsumexp: it is float32 whatever the input."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Call:
     """Everything that is handed to ``posenc.attention``."""
 
@@ -68,6 +68,10 @@ class Call:
         return logits_by_definition(
             call.q, call.k, call.plan, call.rotary, scale=call.scale, mask=call.mask, softcap=call.softcap
         )
+
+    def __repr__(self) -> str:
+        # hypothesis prints the failing call; its tensors would bury the message.
+        return f"Call({self})"
 
     def __str__(self) -> str:
         parts = [
