@@ -70,8 +70,11 @@ class Call:
         )
 
     def __repr__(self) -> str:
-        # hypothesis prints the failing call; its tensors would bury the message.
         return f"Call({self})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        # hypothesis prints the failing call; its tensors would bury the message.
+        printer.text(repr(self))
 
     def __str__(self) -> str:
         parts = [
