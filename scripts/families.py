@@ -1,6 +1,6 @@
 """Build every causal-LM family of the installed transformers tiny, apply posenc, and measure what happens.
 
-    python -m scripts.families               # all families: docs/families.md and docs/results/families.json
+    python -m scripts.families               # all families: docs/families.md and docs/families.json
     python -m scripts.families gemma2 llama  # print some of them
 
 Every family runs in a process of its own, so that one that crashes or grows too large does not stop the rest.
@@ -137,10 +137,8 @@ def main() -> None:
         return
     import transformers
 
-    results = ROOT / "docs" / "results"
-    results.mkdir(parents=True, exist_ok=True)
     data = {"transformers": transformers.__version__, "families": verdicts}
-    (results / "families.json").write_text(json.dumps(data, indent=1) + "\n")
+    (ROOT / "docs" / "families.json").write_text(json.dumps(data, indent=1) + "\n")
     short = {v["model_type"]: v["verdict"] if v["verdict"] == "exact" else _short(v) for v in verdicts}
     shipped = {"transformers": transformers.__version__, "families": short}
     (ROOT / "adapters" / "posenc_adapters" / "families.json").write_text(json.dumps(shipped, indent=1) + "\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TABLE = json.loads((ROOT / "docs" / "results" / "families.json").read_text())
+TABLE = json.loads((ROOT / "docs" / "families.json").read_text())
 VERDICTS = {row["model_type"]: row for row in TABLE["families"]}
 
 PROMISED = (
