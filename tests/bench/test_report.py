@@ -112,6 +112,5 @@ def test_a_folder_without_results_is_refused(run, tmp_path: Path):
     assert "no result files" in ran.stderr
 
 
-@pytest.mark.skipif(not (COMMITTED / PAGE).is_file(), reason="no results are committed yet")
 def test_the_committed_page_is_made_of_the_committed_files():
     assert (COMMITTED / PAGE).read_text(encoding="utf-8") == page(results.read_folder(COMMITTED))

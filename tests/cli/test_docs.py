@@ -13,7 +13,6 @@ import pytest
 
 from posenc.cli._group import group
 from posenc.cli._strategy import read_configs
-from posenc.evaluate.models import tiny_folder
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -59,7 +58,6 @@ def test_every_command_line_in_the_documentation_parses(line: str):
         verb.make_context(arguments[0], arguments[1:], parent=outer)
 
 
-@pytest.mark.skipif(not (tiny_folder() / "config.json").is_file(), reason="the shipped model is not in this tree")
 def test_the_quickstart_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(ROOT)
     exec(blocks("README.md", "python")[0], {})

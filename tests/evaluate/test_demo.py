@@ -8,7 +8,7 @@ import pytest
 
 from posenc.cli._strategy import choose_configs, labels, read_configs
 from posenc.evaluate import demo
-from posenc.evaluate.models import TINY, load, tiny_folder
+from posenc.evaluate.models import TINY, load
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FILES = sorted(EXAMPLES.glob("*.yaml"))
@@ -38,7 +38,6 @@ def test_the_demo_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
     assert demo.find_config().is_file()
 
 
-@pytest.mark.skipif(not (tiny_folder() / "config.json").is_file(), reason="the shipped model is not in this tree")
 def test_the_shipped_model_breaks_natively_and_lampe_repairs_it():
     from posenc.evaluate.compare import Task, compare
     from posenc.evaluate.texts import cut_documents, read_text, tokenize

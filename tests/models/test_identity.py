@@ -140,3 +140,13 @@ def test_a_model_that_declares_dynamic_ntk_keeps_it() -> None:
         with posenc.apply(dynamic, "rope"):
             for n, expected in zip((40, 150, 40), stock, strict=True):
                 assert torch.equal(dynamic(tiny.tokens(1, n)).logits, expected)
+
+
+@pytest.mark.parametrize("name", ["rerope", "self_extend", "string"])
+def test_decoding_inside_the_untouched_window_is_bit_equal(name: str) -> None:
+    model = tiny.make("llama")
+    size = {"shift": 50} if name == "string" else {"window_size": 50}
+    with torch.no_grad():
+        stock = turns(model, DynamicCache(config=model.config))
+        with posenc.apply(model, name, **size):
+            assert torch.equal(turns(model, DynamicCache(config=model.config)), stock)
