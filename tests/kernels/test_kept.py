@@ -1,4 +1,4 @@
-"""Rotated keys that are kept between decoding steps: always those of the raw keys, and only the new ones are rotated."""
+"""Rotated keys kept between decoding steps: always those of the raw keys, and a step rotates new ones only."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import posenc
-from posenc.kernels.kept import KeptKeys
 from posenc.kept_layers import ATTRIBUTE
+from posenc.kernels.kept import KeptKeys
 from posenc.rope import Rotary
 from tests.models import tiny
 
@@ -68,7 +68,9 @@ def test_a_step_rotates_new_tokens_only(name: str, rotated_tokens: list[int]) ->
     whole = strategy.plan(PROMPT, PROMPT + 9)
     for length in range(PROMPT + 1, PROMPT + 10):
         rotated_tokens.clear()
-        posenc.attention(x[:, :, length - 1 : length], *(x[:, :, :length],) * 2, whole.prefix(length), rotary, kept=kept)
+        posenc.attention(
+            x[:, :, length - 1 : length], *(x[:, :, :length],) * 2, whole.prefix(length), rotary, kept=kept
+        )
         assert sum(rotated_tokens) <= (9 if length > PROMPT + 1 else 2 * length)
     assert kept.bytes >= (0 if name == "rerope" else PROMPT * 16 * 4)
 
