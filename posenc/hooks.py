@@ -93,16 +93,18 @@ class DecoderHook:
         config: Any = module.config
         window = getattr(config, "sliding_window", None)
         real = new_real_tokens(kwargs.get("attention_mask"), past, batch, new, record, window)
+        past -= record.dropped  # slots that a bounded cache still holds
+        retain = getattr(cache, "retain", None)  # a bounded cache, see posenc/bounded.py: its plans know no prompt
         record = record.extended(
             past,
             position_ids,
             real,
             attachment.planner,
             candidates=candidates,
-            announced=attachment.announced_rows(batch),
+            announced=None if retain else attachment.announced_rows(batch),
         )
         if cache is not None:
-            setattr(cache, ATTRIBUTE, record)
+            setattr(cache, ATTRIBUTE, retain(record) if retain else record)
         kwargs[STEP] = Step(
             record,
             past,
