@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posenc import continuous
 from posenc.attachment import Attachment
 from posenc.errors import InvalidInputError, UnsupportedModelError
 from posenc.masks import posenc_mask
@@ -89,6 +90,10 @@ class DecoderHook:
             )
         position_ids = position_ids.expand(batch, -1)
         attachment = self.attachment
+        if kwargs.get("cache") is not None:  # the paged cache of continuous batching, holding many sequences
+            kwargs[STEP] = attachment.batches.step(attachment, module, kwargs, position_ids)
+            kwargs["attention_mask"] = tokens.new_ones((1, 1, 1, 1), dtype=torch.bool)  # each sequence gets its own
+            return (), kwargs
         record = read_record(cache, past, attachment.fingerprint, batch, tokens.device)
         config: Any = module.config
         window = getattr(config, "sliding_window", None)
@@ -172,7 +177,7 @@ def posenc_attention_forward(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function registered with transformers; without a step it is transformers' sdpa."""
-    step: Step | None = kwargs.pop(STEP, None)
+    step: Step | continuous.PagedStep | None = kwargs.pop(STEP, None)
     if step is None:
         note_stray(module)
         return stock_attention("sdpa", module)(
@@ -200,6 +205,7 @@ def register_with_transformers() -> None:
 
 def install(model: nn.Module, decoder: nn.Module, attachment: Attachment) -> None:
     """Put the hooks on a model."""
+    continuous.install(model, attachment)
     if model is not decoder:
         model.register_forward_pre_hook(HeadHook(), with_kwargs=True)
     decoder.register_forward_pre_hook(DecoderHook(attachment), with_kwargs=True)
@@ -210,6 +216,7 @@ def install(model: nn.Module, decoder: nn.Module, attachment: Attachment) -> Non
 
 def uninstall(model: nn.Module) -> None:
     """Remove every hook of ours from a model and its sub-modules."""
+    continuous.uninstall(model)
     for module in model.modules():
         for hooks, flags in (
             (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
