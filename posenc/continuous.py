@@ -241,11 +241,10 @@ class PagedStep:
         q_len, k_len = q.shape[2], k.shape[2]
         key = (q_len, k_len, window)
         if key not in self._masks:
-            distance = torch.arange(k_len - q_len, k_len, device=q.device)[:, None] - torch.arange(
-                k_len, device=q.device
-            )
+            key_index = torch.arange(k_len, device=q.device)
+            distance = key_index[k_len - q_len :, None] - key_index
             allowed = (distance >= 0) & (distance < (window or k_len))
-            plain = q_len == k_len <= (window or k_len) or bool(allowed.all())
+            plain = q_len in (1, k_len) and k_len <= (window or k_len)
             self._masks[key] = None if plain else allowed[None, None]
         return self._masks[key]
 
