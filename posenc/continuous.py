@@ -58,11 +58,9 @@ class OpenBatches:
         self.managers: WeakSet[Any] = WeakSet()
         self.schedules: dict[int, tuple[int, Schedule]] = {}
 
-    def __deepcopy__(self, memo: dict[int, object]) -> OpenBatches:
-        return OpenBatches()
-
-    def __getstate__(self) -> dict[str, object]:
-        return vars(OpenBatches())
+    def __reduce__(self) -> tuple[type[OpenBatches], tuple[()]]:
+        """Copies and pickles of a model start without managers."""
+        return OpenBatches, ()
 
     def step(
         self, attachment: Attachment, decoder: nn.Module, kwargs: Mapping[str, Any], position_ids_1L: Tensor
@@ -141,7 +139,8 @@ class InitContinuousBatching:
             If compiled or asynchronous batching was asked for.
         """
         self._check()
-        asked = continuous_batching_config or getattr(generation_config, "continuous_batching_config", None)
+        generation = generation_config or self.model.generation_config
+        asked = continuous_batching_config or getattr(generation, "continuous_batching_config", None)
         with _shown_as_sdpa(self.model.config):
             manager = getattr(type(self.model), METHOD)(
                 self.model,

@@ -5,7 +5,7 @@ it down as a keyword argument, so that it reaches every attention layer (also wh
 checkpointing runs the layer again); the rotary hook turns the architecture's own rotation into a
 no-op, so that raw keys are cached. An attention layer that gets no step is not patched and runs
 transformers' own attention. Hooks are instances of classes, not closures, so that a model can be
-copied and pickled.
+copied and pickled. How continuous batching starts is in ``posenc/continuous.py``.
 """
 
 from __future__ import annotations
