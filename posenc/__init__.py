@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from posenc.hub import from_pretrained
     from posenc.plan import Lengths, PositionPlan, Segment
     from posenc.plugins import StrategyInfo, adapters, backends, strategies, strategy
-    from posenc.positions import Capabilities, FrequencyStrategy, KeptKeys, PositionStrategy, RemapParams
+    from posenc.positions import Capabilities, FrequencyStrategy, PositionStrategy, RemapParams, Retention
     from posenc.rope import Rotary
 
 __version__ = "0.1.0"
@@ -47,13 +47,13 @@ __all__ = [
     "Handle",
     "InvalidConfigError",
     "InvalidInputError",
-    "KeptKeys",
     "Lengths",
     "PluginError",
     "PosencError",
     "PositionPlan",
     "PositionStrategy",
     "RemapParams",
+    "Retention",
     "Rotary",
     "Segment",
     "StrategyInfo",
@@ -92,7 +92,7 @@ _HOMES = {
     "hub": ("from_pretrained",),
     "plan": ("Lengths", "PositionPlan", "Segment"),
     "plugins": ("StrategyInfo", "adapters", "backends", "strategies", "strategy"),
-    "positions": ("Capabilities", "FrequencyStrategy", "KeptKeys", "PositionStrategy", "RemapParams"),
+    "positions": ("Capabilities", "FrequencyStrategy", "PositionStrategy", "RemapParams", "Retention"),
     "rope": ("Rotary",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -1,7 +1,7 @@
 """A cache that forgets the keys its strategy never attends again: bounded memory in endless generation.
 
 What stays is the beginning of every row and its nearest tokens, joined as if the text between them had
-never been there. A strategy with :class:`~posenc.positions.KeptKeys` plans that shorter text exactly as it
+never been there. A strategy with :class:`~posenc.positions.Retention` plans that shorter text exactly as it
 plans the whole one, so plans, records and masks stay as short as the cache.
 
 Shape letters: B batch, H heads, L new tokens, K slots that stay, T slots before some are dropped, D head_dim.
@@ -18,12 +18,12 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from posenc.errors import CacheMismatchError, InvalidConfigError, UnsupportedModelError
-from posenc.positions import KeptKeys, PositionStrategy
+from posenc.positions import PositionStrategy, Retention
 from posenc.record import CacheRecord, Row
 from posenc.schedule import Schedule
 
 
-def kept_keys(strategy: PositionStrategy) -> KeptKeys:
+def retention(strategy: PositionStrategy) -> Retention:
     """What a bounded cache keeps under a strategy.
 
     Raises
@@ -31,7 +31,7 @@ def kept_keys(strategy: PositionStrategy) -> KeptKeys:
     InvalidConfigError
         If a key that was dropped could be attended again, or the plan could depend on the dropped length.
     """
-    kept = strategy.kept_keys
+    kept = strategy.retention
     if kept is None:
         raise InvalidConfigError(
             f"strategy {strategy.name!r} may attend every key again, so no cache can drop any. Use DynamicCache, or a "
@@ -109,7 +109,7 @@ class BoundedCache(DynamicCache):  # type: ignore[misc]
     ----------
     config : PreTrainedConfig
         The decoder's configuration.
-    kept : KeptKeys
+    kept : Retention
         What each row keeps once slots are dropped.
     slack : int
         Slots to gather before dropping, so that not every token moves the whole cache.
@@ -122,7 +122,7 @@ class BoundedCache(DynamicCache):  # type: ignore[misc]
         If a layer keeps its keys in another form.
     """
 
-    def __init__(self, config: PreTrainedConfig, *, kept: KeptKeys, slack: int, fingerprint: str) -> None:
+    def __init__(self, config: PreTrainedConfig, *, kept: Retention, slack: int, fingerprint: str) -> None:
         super().__init__(config=config)
         self.kept, self.slack, self.fingerprint = kept, slack, fingerprint
         self.dropping = Dropping()

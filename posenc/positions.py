@@ -48,7 +48,7 @@ class Capabilities:
 
 
 @dataclass(frozen=True)
-class KeptKeys:
+class Retention:
     """The keys that a strategy still attends however long the text grows; a cache may forget all others.
 
     A strategy that returns it promises two things of every query ``i >= first + last``: it attends only
@@ -147,7 +147,7 @@ class PositionStrategy(ABC):
         return base
 
     @property
-    def kept_keys(self) -> KeptKeys | None:
+    def retention(self) -> Retention | None:
         """Which keys a cache must keep, or None where every key may be attended again."""
         return None
 
@@ -229,8 +229,8 @@ class ComposedStrategy(PositionStrategy):
         return self.frequencies.rotary(self.positions.rotary(base, prompt), prompt)
 
     @property
-    def kept_keys(self) -> KeptKeys | None:
-        return self.positions.kept_keys
+    def retention(self) -> Retention | None:
+        return self.positions.retention
 
     @property
     def replan(self) -> str | int:

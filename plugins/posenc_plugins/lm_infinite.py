@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from posenc.plan import Lengths, Segment
-from posenc.positions import Capabilities, KeptKeys, PositionStrategy, RemapParams
+from posenc.positions import Capabilities, PositionStrategy, RemapParams, Retention
 
 
 class LMInfiniteParams(RemapParams):
@@ -33,8 +33,8 @@ class LMInfinite(PositionStrategy):
         self.window_size = self.tokens("window_size", 1 / 2)
 
     @property
-    def kept_keys(self) -> KeptKeys:
-        return KeptKeys(self.params.sinks, self.window_size)
+    def retention(self) -> Retention:
+        return Retention(self.params.sinks, self.window_size)
 
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         index, reach = lengths.indices, self.window_size

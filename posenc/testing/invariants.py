@@ -81,7 +81,7 @@ def check_bounded(plan: PositionPlan, where: str, *, window: int) -> None:
         )
 
 
-def check_kept_keys(plan: PositionPlan, where: str, *, first: int, last: int) -> None:
+def check_retention(plan: PositionPlan, where: str, *, first: int, last: int) -> None:
     """From query ``first + last`` on, only the kept keys are attended, and always as by that query."""
     dense = DensePlan.of(plan, where)
     full = first + last
@@ -89,7 +89,7 @@ def check_kept_keys(plan: PositionPlan, where: str, *, first: int, last: int) ->
         forgotten = dense.owner[i, first : i - last + 1] >= 0
         if forgotten.any():
             pair = (i, first + int(forgotten.argmax()))
-            violated(f"{where}pair {shown(pair)} is attended, but kept_keys(first={first}, last={last}) drops it.")
+            violated(f"{where}pair {shown(pair)} is attended, but retention(first={first}, last={last}) drops it.")
         for keys, alike in (
             (range(first), range(first)),
             (range(i - last + 1, i + 1), range(full - last + 1, full + 1)),
@@ -99,13 +99,13 @@ def check_kept_keys(plan: PositionPlan, where: str, *, first: int, last: int) ->
                 if not np.array_equal(dense.relative[pair], dense.relative[before], equal_nan=True):
                     violated(
                         f"{where}pair {shown(pair)} is {_seen(dense.relative, pair)}, and pair {shown(before)} "
-                        f"{_seen(dense.relative, before)}: with kept_keys, later queries see the kept keys as query "
+                        f"{_seen(dense.relative, before)}: with retention, later queries see the kept keys as query "
                         f"first + last = {full} does."
                     )
         if dense.scale[i] != dense.scale[full]:
             violated(
                 f"{where}query_scale is {dense.scale[i]:g} at query {i} and {dense.scale[full]:g} at query {full}: "
-                "with kept_keys it stays the same from query first + last on."
+                "with retention it stays the same from query first + last on."
             )
 
 

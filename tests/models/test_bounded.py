@@ -11,7 +11,8 @@ import torch
 from transformers import DynamicCache, SmolLM3Config, SmolLM3ForCausalLM
 
 import posenc
-from posenc import KeptKeys, Lengths, Segment
+from posenc import Lengths, Retention, Segment
+from posenc.kernels.kept import ROOM
 from tests.models import tiny
 
 STRATEGIES: list[tuple[str, dict[str, Any]]] = [
@@ -34,8 +35,8 @@ class NearestOnly(posenc.PositionStrategy):
         return (Segment.band("near", lengths.total, 0, 9, 2 * index, 2 * index),)
 
     @property
-    def kept_keys(self) -> KeptKeys:
-        return KeptKeys(0, 9)
+    def retention(self) -> Retention:
+        return Retention(0, 9)
 
 
 def held(cache: Any) -> int:
@@ -90,10 +91,11 @@ def test_logits_are_those_of_a_cache_of_all_tokens(family: str, name: str, param
     assert most == params["sinks"] + last + 10
 
 
-def test_short_rows_and_long_generation() -> None:
+@pytest.mark.parametrize(("cache", "slack"), [("rotated", 0), ("rotated", 7), ("raw", 7)])
+def test_short_rows_and_long_generation(cache: str, slack: int) -> None:
     model = tiny.make("llama")
-    with torch.no_grad(), posenc.apply(model, "streaming_llm", window_size=8, sinks=2) as handle:
-        assert both(model, handle, [left_padded(4, 12, 1)], decoded=400, slack=0) == 10
+    with torch.no_grad(), posenc.apply(model, "streaming_llm", cache=cache, window_size=8, sinks=2) as handle:
+        assert both(model, handle, [left_padded(4, 12, 1)], decoded=250, slack=slack) == 10 + slack
 
 
 def test_padding_inside_a_row_is_dropped_too() -> None:
@@ -144,12 +146,18 @@ def test_nothing_of_ours_grows_with_the_text() -> None:
         cache = handle.bounded_cache(slack=4)
         for i in range(700):
             model(tiny.tokens(2, 3, seed=i), past_key_values=cache)
+        copies = 0
+        for i in range(300):
+            model(tiny.tokens(2, 1, seed=i), past_key_values=cache)
+            copies = max(copies, cache._posenc_kept.bytes)
         record, planner = cache._posenc_record, handle._attachment.planner
-    assert cache.get_seq_length() == 2100
-    assert record.rows[0].dropped + record.rows[0].length == 2100
+    assert cache.get_seq_length() == 2400
+    assert record.rows[0].dropped + record.rows[0].length == 2400
     assert record.position_ids_BT.shape[1] <= 14
     assert max(len(row.schedule.entries) for row in record.rows) <= 14
     assert max(plan.total for plan in planner._plans.values()) < 400
+    one_copy = 14 + ROOM  # slots of a buffer of rotated keys
+    assert 0 < copies <= 2 * 2 * one_copy * cache.layers[0].keys[:, :, :1].nbytes
 
 
 def test_copies_and_padding_that_changes() -> None:
