@@ -77,7 +77,7 @@ def attention(
     plans = [plan] if isinstance(plan, PositionPlan) else list(plan)
     _check_tensors(q, k, v, mask)
     _check_plans(plans, q.shape[0], k.shape[2], one=isinstance(plan, PositionPlan))
-    chosen = choose_backend(q, k, v, mask, backend, softcap=softcap, sinks=sinks)
+    chosen = choose_backend(q, k, v, mask, backend, plans, softcap=softcap, sinks=sinks)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     options = {} if softcap is None else {"softcap": softcap}
     if len({id(p) for p in plans}) == 1:
@@ -102,6 +102,7 @@ def choose_backend(
     v: Tensor,
     mask: Tensor | None,
     name: str,
+    plans: Sequence[PositionPlan],
     *,
     softcap: float | None = None,
     sinks: Tensor | None = None,
@@ -113,13 +114,13 @@ def choose_backend(
     asked = name if name != "auto" else os.environ.get("POSENC_BACKEND", "auto")
     if asked != "auto":
         backend: AttentionBackend = backends()[asked].backend
-        reason = backend.refuses(q, k, v, mask) or _lacks(backend, q, k, softcap, sinks)
+        reason = backend.refuses(q, k, v, mask) or _lacks(backend, q, k, plans, softcap, sinks)
         if reason is not None:
             raise BackendError(f"backend {asked!r} cannot run this case: {reason}. Choose another, or backend='auto'.")
         return backend
     refusals = []
     for info in sorted(backends().values(), key=lambda info: -info.backend.priority):
-        reason = info.backend.refuses(q, k, v, mask) or _lacks(info.backend, q, k, softcap, sinks)
+        reason = info.backend.refuses(q, k, v, mask) or _lacks(info.backend, q, k, plans, softcap, sinks)
         if reason is None:
             level = logging.INFO if os.environ.get("POSENC_TRACE") == "1" else logging.DEBUG
             logger.log(level, "backend auto -> %s (%s, %s)", info.name, q.device.type, q.dtype)
@@ -129,7 +130,16 @@ def choose_backend(
     raise BackendError(f"no installed backend can run this case. {'; '.join(refusals)}.")
 
 
-def _lacks(backend: AttentionBackend, q: Tensor, k: Tensor, softcap: float | None, sinks: Tensor | None) -> str | None:
+def _lacks(
+    backend: AttentionBackend,
+    q: Tensor,
+    k: Tensor,
+    plans: Sequence[PositionPlan],
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> str | None:
+    if not backend.capabilities.logit_interpolation and any(plan.interpolates_logits for plan in plans):
+        return "it does not interpolate logits"
     if softcap is not None and not backend.capabilities.softcap:
         return "it computes no softcap"
     if sinks is None or backend.capabilities.lse_gradients or not torch.is_grad_enabled():

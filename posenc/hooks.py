@@ -107,8 +107,8 @@ class DecoderHook:
             record,
             past,
             attachment.facts,
+            attachment.planners(),
             attachment.bases(module, position_ids),
-            attachment.planner,
             attachment.backend,
             stock_attention(attachment.original, module),
         )

@@ -59,6 +59,7 @@ def describe(plan: PositionPlan) -> dict[str, Any]:
             {
                 "name": segment.name,
                 "pairs": segment_pairs(segment),
+                "interpolation": segment.interpolation,
                 "last_query_keys": [start, stop] if stop > start else None,
                 "last_query_relative": [edge[1] for edge in edges if edge is not None] or None,
             }

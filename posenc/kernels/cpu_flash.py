@@ -67,6 +67,7 @@ class CpuFlashBackend(AttentionBackend):
         dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16),
         gradients=True,
         masks=True,
+        logit_interpolation=True,
     )
     priority = 10
 

@@ -77,7 +77,7 @@ def _layout(plan: PositionPlan, q_len: int) -> Layout:
         for copy, owner in enumerate(owners):
             if low > ranges[copy][1] or high < ranges[copy][0]:
                 continue  # sharing would rotate the keys between, which nobody reads
-            shift = _constant_shift(segment.key_positions, owner.key_positions)
+            shift = _constant_shift(segment, owner)
             if shift is not None:
                 query = query - shift if shift else query
                 ranges[copy] = [min(ranges[copy][0], low), max(ranges[copy][1], high)]
@@ -101,14 +101,19 @@ def _layout(plan: PositionPlan, q_len: int) -> Layout:
     return Layout(work, tuple(KeyCopy(s, slice(*r)) for s, r in zip(owners, ranges, strict=True)))
 
 
-def _constant_shift(positions: Positions, others: Positions) -> float | None:
-    """``c`` with ``positions == others + c`` everywhere, or None."""
+def _constant_shift(segment: Segment, owner: Segment) -> float | None:
+    """``c`` with which the segment's key positions are the owner's plus ``c`` everywhere, or None."""
+    positions, others = segment.key_positions, owner.key_positions
+    if segment.interpolation != owner.interpolation:
+        return None
     if positions is others:
         return 0.0
     if positions.shape != others.shape:
         return None
     difference = positions - others
     shift = difference.flat[0]
+    if segment.interpolation == "logits" and shift % 1:
+        return None  # a query moved by a fraction would be mixed as well
     return float(shift) if bool((difference == shift).all()) else None
 
 
@@ -120,7 +125,9 @@ def rotated_keys(copy: KeyCopy, k_BHLD: Tensor, rotary: Rotary) -> Tensor:
     if key not in root.memo:
         while len(root.memo) >= KEPT_TABLES:  # frequencies that follow the length come anew with every token
             root.memo.pop(next(iter(root.memo)))
-        root.memo[key] = rotary.tables(root.key_positions, dtype=dtype, device=k_BHLD.device)
+        root.memo[key] = rotary.tables(
+            root.key_positions, interpolation=root.interpolation, dtype=dtype, device=k_BHLD.device
+        )
     cos_LF, sin_LF = root.memo[key]
     rows = slice(offset + copy.keys.start, offset + copy.keys.stop)
     return checked(rotary.rotate(k_BHLD[:, :, copy.keys], cos_LF[rows], sin_LF[rows]), k_BHLD, "key")
@@ -131,7 +138,9 @@ def rotated_queries(work: Work, q_BHLD: Tensor, rotary: Rotary, plan: PositionPl
     dtype = table_dtype(q_BHLD)
     key = ("queries", work, rotary, dtype, str(q_BHLD.device))
     if key not in plan.memo:
-        plan.memo[key] = rotary.tables(work.query_positions, dtype=dtype, device=q_BHLD.device)
+        plan.memo[key] = rotary.tables(
+            work.query_positions, interpolation=work.segment.interpolation, dtype=dtype, device=q_BHLD.device
+        )
     cos_LF, sin_LF = plan.memo[key]
     rows = q_BHLD[:, :, work.rows]
     if plan.query_scale is not None:
