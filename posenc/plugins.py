@@ -179,6 +179,8 @@ def backend_info(backend: Any, distribution: str) -> BackendInfo:
     _check_texts("backend", backend, ("name", "summary"))
     if not isinstance(getattr(backend, "capabilities", None), BackendCapabilities):
         raise PluginError(f"backend {backend.name!r}: capabilities must be a posenc.BackendCapabilities.")
+    if not isinstance(backend.priority, int):
+        raise PluginError(f"backend {backend.name!r}: priority must be a whole number, got {backend.priority!r}.")
     return BackendInfo(backend.name, backend.summary, backend.capabilities, distribution, backend)
 
 

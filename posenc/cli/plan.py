@@ -33,7 +33,7 @@ def command(
     """Explain the plan of strategy NAME: its segments, and which distance is seen as which."""
     from posenc.plugins import strategy
 
-    plan = strategy(name, window=window, **read_pairs(params)).plan(prompt, total)
+    plan = strategy(name, window=window, **read_pairs(params)).checked_plan(prompt, total)
     if plot is not None:
         from posenc.viz import plot_plan
 
