@@ -12,7 +12,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 def example(name: str) -> Any:
     """The module of an example."""
-    spec = spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    file = EXAMPLES / f"{name}.py"
+    spec = spec_from_file_location(f"example_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
