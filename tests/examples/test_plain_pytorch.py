@@ -59,12 +59,3 @@ def test_prefill_and_decode_equal_a_dense_computation(name: str, params: dict[st
     assert (torch.cat(got, 1)[0] - expected).abs().max() < 2e-5
     rope = posenc.strategy("rope").plan(prompt + new)
     assert (dense(model, ids[0], rope) - expected).abs().max() > 1e-2
-
-
-def test_no_example_imports_a_private_module() -> None:
-    from tests.examples.load import EXAMPLES
-
-    for file in EXAMPLES.glob("*.py"):
-        source = file.read_text(encoding="utf-8")
-        assert "posenc." in source
-        assert "from posenc" not in source, file.name
