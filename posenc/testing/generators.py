@@ -52,7 +52,7 @@ def random_plans(
         maps["per frequency"] = index[:, None] // (1 + np.arange(frequencies))
     kinds: list[Interpolation] = ["positions", "logits"] if interpolated else ["positions"]
     if interpolated:
-        maps |= {"sevenths, one on": index / 7 + 1, "sevenths, a half on": index / 7 + 0.5}
+        maps |= {"eighths": index / 8, "eighths, one on": index / 8 + 1, "eighths, a half on": index / 8 + 0.5}
     names, kind = st.sampled_from(sorted(maps)), st.sampled_from(kinds)
     segments = [
         Segment(f"s{number}", low, high, maps[draw(names)], maps[draw(names)], draw(kind))
