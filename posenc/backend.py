@@ -36,6 +36,8 @@ class BackendCapabilities:
         The logsumexp carries gradients too, which attention sinks need in training.
     logit_interpolation : bool
         Runs segments with ``interpolation="logits"``, as a backend does that hands it to ``rotary.tables``.
+    keeps_keys : bool
+        Accepts ``kept``, a :class:`~posenc.kernels.kept.KeptKeys`, and leaves the rotated keys there for the next step.
     """
 
     devices: tuple[str, ...]
@@ -45,6 +47,7 @@ class BackendCapabilities:
     softcap: bool = False
     lse_gradients: bool = False
     logit_interpolation: bool = False
+    keeps_keys: bool = False
 
 
 class AttentionBackend(ABC):
@@ -71,7 +74,7 @@ class AttentionBackend(ABC):
     ) -> tuple[Tensor, Tensor]:
         """Attention of the last ``Lq`` of ``plan.total == Lk`` positions over raw keys.
 
-        ``options`` holds ``softcap`` where the capabilities name it and the model has one, else nothing.
+        ``options`` holds ``softcap`` and ``kept`` where the capabilities name them and there are any, else nothing.
 
         Returns
         -------
