@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -207,6 +208,17 @@ def test_doctor_survives_a_broken_backend(run, monkeypatch: pytest.MonkeyPatch):
     data = json.loads(result.stdout)
     assert data["self_test"]["reason"] == "not right: reference, cpu_flash"
     assert data["backends"]["cpu_flash"] == "fails on cpu: RuntimeError: no such kernel"
+
+
+def test_doctor_names_gpus(monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    from posenc.cli import doctor
+
+    card = SimpleNamespace(name="Accelerator 9", major=9, minor=1, total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    assert doctor.machine()["gpus"] == ["Accelerator 9, compute capability 9.1, 80 GiB"]
 
 
 def test_doctor_says_why_a_backend_cannot_run_here(run):
