@@ -9,7 +9,7 @@ JOBS ?= 2
 BENCH = $(BIN)/posenc bench --out docs/results
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-smollm2 test lint format bench bench-full clean
+.PHONY: help demo demo-smollm2 test lint format package bench bench-full clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,14 +23,18 @@ demo-smollm2: $(SMOLLM2) ## the same job on the real SmolLM2-135M (fetches 93 MB
 test: $(INSTALLED) ## the whole test suite (JOBS=2 processes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-lint: $(INSTALLED) ## style and types
+lint: $(INSTALLED) ## style, types and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 format: $(INSTALLED) ## rewrite files in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+package: $(INSTALLED) ## build sdist and wheel, check them, and try the wheel in a clean environment
+	$(BIN)/python -m scripts.package
 
 bench: $(INSTALLED) ## time and memory against plain attention (15 minutes on 2 idle cores), into docs/results
 	$(BENCH) attention --heads 9/3x64 --lengths 2048,4096,8192,16384 --rounds 5 --seconds 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +36,7 @@ class Attachment:
     paused : bool
         True while the model's own rotary modules are asked for their frequencies.
     facts : dict of LayerFacts
-        What the probe measured, by attention module.
+        What the probe measured, by attention module, in the order of the forward pass.
     rotaries : tuple of str
         Names of the decoder's rotary modules that are hooked.
     batches : OpenBatches
@@ -64,7 +63,11 @@ class Attachment:
     @property
     def fingerprint(self) -> str:
         """What a cache must have been filled by."""
-        return json.dumps({**self.strategy.describe(), "window": self.strategy.window}, sort_keys=True, default=str)
+        return self.strategy.fingerprint
+
+    def planners(self) -> dict[nn.Module, Planner]:
+        """The planner of every attention module."""
+        return {module: self.planner.of(layer) for layer, module in enumerate(self.facts)}
 
     def bases(self, decoder: nn.Module, position_ids_BL: Tensor) -> dict[LayerFacts, Rotary]:
         """The model's own frequencies in the layout of every kind of layer, the same objects until they change."""

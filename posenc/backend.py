@@ -34,6 +34,8 @@ class BackendCapabilities:
         Accepts ``softcap``: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
     lse_gradients : bool
         The logsumexp carries gradients too, which attention sinks need in training.
+    logit_interpolation : bool
+        Runs segments with ``interpolation="logits"``, as a backend does that hands it to ``rotary.tables``.
     keeps_keys : bool
         Accepts ``kept``, a :class:`~posenc.kernels.kept.KeptKeys`, and leaves the rotated keys there for the next step.
     """
@@ -44,6 +46,7 @@ class BackendCapabilities:
     masks: bool
     softcap: bool = False
     lse_gradients: bool = False
+    logit_interpolation: bool = False
     keeps_keys: bool = False
 
 

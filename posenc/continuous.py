@@ -80,8 +80,8 @@ class OpenBatches:
         ]
         shared = (
             attachment.facts,
+            attachment.planners(),
             attachment.bases(decoder, position_ids_1L),
-            attachment.planner,
             attachment.backend,
             stock_attention(attachment.original, decoder),
         )

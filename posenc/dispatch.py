@@ -85,7 +85,7 @@ def attention(
     plans = [plan] if isinstance(plan, PositionPlan) else list(plan)
     _check_tensors(q, k, v, mask)
     _check_plans(plans, q.shape[0], k.shape[2], one=isinstance(plan, PositionPlan))
-    chosen = choose_backend(q, k, v, mask, backend, softcap=softcap, sinks=sinks)
+    chosen = choose_backend(q, k, v, mask, backend, softcap=softcap, sinks=sinks, plans=plans)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     options: dict[str, Any] = {} if softcap is None else {"softcap": softcap}
     if len({id(p) for p in plans}) == 1:
@@ -115,6 +115,7 @@ def choose_backend(
     *,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    plans: Sequence[PositionPlan] = (),
 ) -> AttentionBackend:
     """The named backend if it can run the case, or for ``"auto"`` the best one that can.
 
@@ -123,13 +124,13 @@ def choose_backend(
     asked = name if name != "auto" else os.environ.get("POSENC_BACKEND", "auto")
     if asked != "auto":
         backend: AttentionBackend = backends()[asked].backend
-        reason = backend.refuses(q, k, v, mask) or _lacks(backend, q, k, softcap, sinks)
+        reason = _cannot_run(backend, q, k, v, mask, softcap, sinks, plans)
         if reason is not None:
             raise BackendError(f"backend {asked!r} cannot run this case: {reason}. Choose another, or backend='auto'.")
         return backend
     refusals = []
     for info in sorted(backends().values(), key=lambda info: -info.backend.priority):
-        reason = info.backend.refuses(q, k, v, mask) or _lacks(info.backend, q, k, softcap, sinks)
+        reason = _cannot_run(info.backend, q, k, v, mask, softcap, sinks, plans)
         if reason is None:
             level = logging.INFO if os.environ.get("POSENC_TRACE") == "1" else logging.DEBUG
             logger.log(level, "backend auto -> %s (%s, %s)", info.name, q.device.type, q.dtype)
@@ -137,6 +138,26 @@ def choose_backend(
             return chosen
         refusals.append(f"{info.name}: {reason}")
     raise BackendError(f"no installed backend can run this case. {'; '.join(refusals)}.")
+
+
+def _cannot_run(
+    backend: AttentionBackend,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    plans: Sequence[PositionPlan],
+) -> str | None:
+    """Why a backend cannot run the case, or None when it can."""
+    try:
+        reason = backend.refuses(q, k, v, mask)
+    except Exception as error:  # a broken backend must not keep ``auto`` from the others
+        return f"it fails to say whether it can: {type(error).__name__}: {error}"
+    if reason is None and not backend.capabilities.logit_interpolation and any(p.interpolates_logits for p in plans):
+        return "it does not interpolate logits"
+    return reason or _lacks(backend, q, k, softcap, sinks)
 
 
 def _lacks(backend: AttentionBackend, q: Tensor, k: Tensor, softcap: float | None, sinks: Tensor | None) -> str | None:

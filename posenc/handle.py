@@ -15,7 +15,7 @@ from torch import nn
 from posenc.adapter import EVERY_FAMILY, ArchitectureAdapter, LayerFacts
 from posenc.attachment import Attachment
 from posenc.config import CacheMode, Config, NamedParams, load_config, read_config
-from posenc.errors import InvalidConfigError, UnsupportedModelError
+from posenc.errors import InvalidConfigError, InvalidInputError, UnsupportedModelError
 from posenc.hooks import (
     IMPLEMENTATION,
     STEP,
@@ -56,9 +56,25 @@ class Handle:
         """True until the handle is removed."""
         return find_attachment(self.model) is self._attachment
 
-    def plan(self, prompt: int, total: int | None = None) -> PositionPlan:
-        """The plan the model uses for a prompt of ``prompt`` tokens, ``total`` tokens present."""
-        return self.strategy.plan(prompt, total)
+    def plan(self, prompt: int, total: int | None = None, *, layer: int | None = None) -> PositionPlan:
+        """The plan the model uses for a prompt of ``prompt`` tokens, ``total`` tokens present.
+
+        Parameters
+        ----------
+        layer : int, optional
+            Of which attention layer, for strategies whose layers see different positions.
+
+        Raises
+        ------
+        InvalidInputError
+            If the model has no such attention layer.
+        """
+        if layer is None:
+            return self.strategy.plan(prompt, total)
+        layers = len(self._attachment.facts)
+        if not 0 <= layer < layers:
+            raise InvalidInputError(f"layer must be 0 .. {layers - 1}: the model has {layers} attention layers.")
+        return self.strategy.for_layer(layer, layers).plan(prompt, total)
 
     @contextlib.contextmanager
     def prompt_length(self, tokens: int | Sequence[int]) -> Iterator[Handle]:
@@ -108,6 +124,11 @@ class Handle:
         kept = retention(self.strategy)
         if slack < 0:
             raise InvalidConfigError(f"slack: must be 0 or more tokens, got {slack}.")
+        layers = len(self._attachment.facts)
+        if any(self.strategy.for_layer(layer, layers).retention != kept for layer in range(layers)):
+            raise InvalidConfigError(
+                f"strategy {self.strategy.name!r} keeps other keys in other layers, which one bounded cache cannot."
+            )
         facts = self._attachment.facts.values()
         if any(layer.source is None for layer in facts):
             raise UnsupportedModelError(
@@ -332,7 +353,8 @@ def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
         attachment.planner = Planner(named_strategy("rope"))
         install(model, decoder, attachment)
         check_identity(decoder, expected, attachment.adapter)
-        attachment.planner = Planner(attachment.strategy)
+        attachment.planner = Planner(attachment.strategy, len(attachment.facts))
+        attachment.planner.try_out()
     except BaseException:
         _restore(model, attachment)
         raise

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from posenc.errors import InvalidInputError
+from posenc.plan import Interpolation
 
 Style = Literal["half", "interleaved"]
 Arithmetic = Literal["native", "mixed", "float32", "complex"]
@@ -81,7 +82,12 @@ class Rotary:
         return replace(self, inv_freq=inv_freq, attention_scaling=attention_scaling)
 
     def tables(
-        self, positions: Any, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self,
+        positions: Any,
+        *,
+        interpolation: Interpolation = "positions",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> tuple[Tensor, Tensor]:
         """cos and sin of the given positions; angles are float64, so long positions stay exact.
 
@@ -89,6 +95,9 @@ class Rotary:
         ----------
         positions : int or float, [L] or [L, F]
             Rotary positions, fractional and negative ones included.
+        interpolation : {"positions", "logits"}
+            With ``"logits"`` the tables of a fraction are those of its whole neighbours, mixed linearly. A rotation
+            is linear in them, and a logit in the rotated key, so this interpolates the logits (Li et al. 2025, GALI).
 
         Returns
         -------
@@ -96,9 +105,16 @@ class Rotary:
             cos and sin, each [L, F] of ``dtype``, ``attention_scaling`` included.
         """
         position = torch.as_tensor(np.ascontiguousarray(positions)).to(device=device, dtype=torch.float64)
-        angle_LF = (position if position.ndim == 2 else position[:, None]) * self.inv_freq.to(device).double()
-        cos, sin = angle_LF.cos() * self.attention_scaling, angle_LF.sin() * self.attention_scaling
-        return cos.to(dtype), sin.to(dtype)
+        position = position if position.ndim == 2 else position[:, None]
+        inv_freq = self.inv_freq.to(device).double()
+        if interpolation == "logits":
+            lower, share = position.floor(), position - position.floor()
+            below, above = lower * inv_freq, (lower + 1) * inv_freq
+            cos, sin = torch.lerp(below.cos(), above.cos(), share), torch.lerp(below.sin(), above.sin(), share)
+        else:
+            angle_LF = position * inv_freq
+            cos, sin = angle_LF.cos(), angle_LF.sin()
+        return (cos * self.attention_scaling).to(dtype), (sin * self.attention_scaling).to(dtype)
 
     def rotate(self, x_BHLD: Tensor, cos_LF: Tensor, sin_LF: Tensor, *, out: Tensor | None = None) -> Tensor:
         """Rotate in the precision of the tables and return the dtype of ``x``.

@@ -48,6 +48,7 @@ class Layer:
 
     window: int | None
     base: Rotary
+    planner: Planner
     scaling: float | None
     softcap: float | None
     sinks: Tensor | None
@@ -65,10 +66,10 @@ class Step:
         Slots in the cache before it.
     facts : dict of LayerFacts
         What the probe measured on every attention module.
+    planners : dict of Planner
+        Makes the plans of every attention module.
     bases : dict of Rotary
         The model's own frequencies, in the layout of each kind of layer.
-    planner : Planner
-        Makes plans.
     backend : str
         Backend name or ``"auto"``.
     stock : callable
@@ -80,12 +81,12 @@ class Step:
     record: CacheRecord
     past: int
     facts: Mapping[torch.nn.Module, LayerFacts]
+    planners: Mapping[torch.nn.Module, Planner]
     bases: Mapping[LayerFacts, Rotary]
-    planner: Planner
     backend: str
     stock: StockAttention
     kept: KeptLayers | None = None
-    _plans: dict[tuple[int, ...], PositionPlan] = field(default_factory=dict)
+    _plans: dict[tuple[Planner, int, int, int, int], PositionPlan] = field(default_factory=dict)
     _groups: list[Group] | None = None
 
     @property
@@ -123,10 +124,10 @@ class Step:
         base = self.bases.get(facts)
         if base is None:  # no rotary positions: nothing to remap
             return self.stock(module, q_BHLD, k_BHKD, v_BHKD, mask, dropout=dropout, scaling=scaling, **options)
-        window = facts.window
+        window, planner = facts.window, self.planners[module]
         total = self.record.slots
         offset = max(0, total - k_BHKD.shape[2])  # a sliding cache hands over its last slots only
-        rotaries = {self._stock_rotary(group, window, base) for group in self.groups}
+        rotaries = {self._stock_rotary(group, window, base, planner) for group in self.groups}
         if len(rotaries) == 1 and None not in rotaries:
             (rotary,) = rotaries
             assert rotary is not None
@@ -134,7 +135,7 @@ class Step:
                 module, q_BHLD, k_BHKD, v_BHKD, mask, rotary, offset, scaling=scaling, dropout=dropout, options=options
             )
         self._refuse(dropout, options)
-        layer = Layer(window, base, scaling, options.get("softcap"), options.get("s_aux"))
+        layer = Layer(window, base, planner, scaling, options.get("softcap"), options.get("s_aux"))
         index: int | None = getattr(module, "layer_idx", None) if offset == 0 else None
         out_BHLD: Tensor | None = None
         for group in self.groups:
@@ -173,13 +174,13 @@ class Step:
         kept: KeptKeys | None,
     ) -> Tensor:
         low, high, prompt = piece
-        plan = self._plan(prompt, high, layer.window, skipped)
+        plan = self._plan(layer.planner, prompt, high, layer.window, skipped)
         out = attention(
             q[:, :, low - before : high - before],
             k[:, :, : high - skipped],
             v[:, :, : high - skipped],
             plan,
-            self.planner.rotary(layer.base, prompt),
+            layer.planner.rotary(layer.base, prompt),
             backend=self.backend,
             scale=layer.scaling,
             softcap=layer.softcap,
@@ -189,25 +190,25 @@ class Step:
         assert isinstance(out, Tensor)
         return out
 
-    def _plan(self, prompt: int, total: int, window: int | None, skipped: int) -> PositionPlan:
+    def _plan(self, planner: Planner, prompt: int, total: int, window: int | None, skipped: int) -> PositionPlan:
         """The plan of a layer: clipped to its sliding window, without keys its cache dropped."""
-        key = (prompt, total, window or 0, skipped)
+        key = (planner, prompt, total, window or 0, skipped)
         if key not in self._plans:
-            plan = self.planner.plan(prompt, total)
+            plan = planner.plan(prompt, total)
             if window is not None:
                 plan = plan.clipped(window)
             self._plans[key] = plan.suffix(skipped)
         return self._plans[key]
 
-    def _stock_rotary(self, group: Group, window: int | None, base: Rotary) -> Rotary | None:
+    def _stock_rotary(self, group: Group, window: int | None, base: Rotary, planner: Planner) -> Rotary | None:
         """The rotary with which the model's own attention computes this group exactly, or None."""
         if len(group.pieces) != 1:
             return None
         _, high, prompt = group.pieces[0]
-        plan = self._plan(prompt, high, window, 0)
+        plan = self._plan(planner, prompt, high, window, 0)
         identity = plan.is_sliding(window) if window is not None and window < high else plan.is_identity
         if identity and not self.record.dropped:  # else the model's mask does not know which keys are left
-            return self.planner.rotary(base, prompt)
+            return planner.rotary(base, prompt)
         if not group.consecutive:
             raise InvalidInputError(
                 "position_ids must count up by one inside every row: packed sequences and gaps cannot be remapped. "

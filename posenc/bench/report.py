@@ -99,7 +99,15 @@ def _cell(goal: Goal, strategy: str, results: dict[str, Result], numbered: dict[
 
 def _run(number: int, name: str, result: Result) -> str:
     kinds = dict.fromkeys(row.kind for row in result.rows)
-    lines = [f"### {number}. [{name}]({name})", "", "```", result.command, "```", "", describe_machine(result.machine)]
+    lines = [
+        f"### {number}. [{name}]({name})",
+        "",
+        "```bash",
+        result.command,
+        "```",
+        "",
+        describe_machine(result.machine),
+    ]
     lines += ["", *(f"- `{kind}`: {KINDS[kind].what}; plain is {KINDS[kind].baseline}." for kind in kinds), ""]
     lines += [_markdown(COLUMNS, table_rows(result)), ""]
     return "\n".join(lines)

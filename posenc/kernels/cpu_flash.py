@@ -45,6 +45,7 @@ class CpuFlashBackend(AttentionBackend):
         dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16),
         gradients=True,
         masks=True,
+        logit_interpolation=True,
         keeps_keys=True,
     )
     priority = 10

@@ -37,6 +37,8 @@ class _Copy:
         like = self.buffer_BHLD
         if rotary is not self.rotary or not self.first <= first <= self.stop:
             return False
+        if segment.interpolation != self.segment.interpolation:
+            return False
         if like.dtype != k_BHLD.dtype or like.device != k_BHLD.device or like.shape[:2] != k_BHLD.shape[:2]:
             return False
         if _root(segment) == _root(self.segment):

@@ -79,7 +79,7 @@ def _layout(plan: PositionPlan, q_len: int) -> Layout:
         for copy, owner in enumerate(owners):
             if low > ranges[copy][1] or high < ranges[copy][0]:
                 continue  # sharing would rotate the keys between, which nobody reads
-            shift = _constant_shift(segment.key_positions, owner.key_positions)
+            shift = _constant_shift(segment, owner)
             if shift is not None:
                 query = query - shift if shift else query
                 ranges[copy] = [min(ranges[copy][0], low), max(ranges[copy][1], high)]
@@ -107,14 +107,19 @@ def _layout(plan: PositionPlan, q_len: int) -> Layout:
     return Layout(work, tuple(copies))
 
 
-def _constant_shift(positions: Positions, others: Positions) -> float | None:
-    """``c`` with ``positions == others + c`` everywhere, or None."""
+def _constant_shift(segment: Segment, owner: Segment) -> float | None:
+    """``c`` with which the segment's key positions are the owner's plus ``c`` everywhere, or None."""
+    positions, others = segment.key_positions, owner.key_positions
+    if segment.interpolation != owner.interpolation:
+        return None
     if positions is others:
         return 0.0
     if positions.shape != others.shape:
         return None
     difference = positions - others
     shift = difference.flat[0]
+    if segment.interpolation == "logits" and shift % 1:
+        return None  # a query moved by a fraction would be mixed as well
     return float(shift) if bool((difference == shift).all()) else None
 
 
@@ -131,7 +136,9 @@ def rotated_keys(copy: KeyCopy, k_BHLD: Tensor, rotary: Rotary, kept: KeptKeys |
     if key not in root.memo:
         while len(root.memo) >= KEPT_TABLES:  # frequencies that follow the length come anew with every token
             root.memo.pop(next(iter(root.memo)))
-        cos_LF, sin_LF = rotary.tables(root.key_positions, dtype=dtype, device=k_BHLD.device)
+        cos_LF, sin_LF = rotary.tables(
+            root.key_positions, interpolation=root.interpolation, dtype=dtype, device=k_BHLD.device
+        )
         root.memo[key] = rotary.both(cos_LF), sin_LF
     cos_LF, sin_LF = root.memo[key]
 
@@ -178,7 +185,9 @@ def _query_tables(
     dtype, scale = compute_dtype(q_BHLD), plan.query_scale
     key = ("queries", work, rotary, dtype, str(q_BHLD.device))
     if key not in plan.memo:
-        cos_LF, sin_LF = rotary.tables(work.query_positions, dtype=dtype, device=q_BHLD.device)
+        cos_LF, sin_LF = rotary.tables(
+            work.query_positions, interpolation=work.segment.interpolation, dtype=dtype, device=q_BHLD.device
+        )
         factor_L1 = None
         if scale is not None:
             own = np.ascontiguousarray(scale[plan.total - q_BHLD.shape[2] :][work.rows])

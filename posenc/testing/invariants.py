@@ -129,6 +129,12 @@ def check_same(one: PositionPlan, other: PositionPlan, where: str, *, what: str,
             f"{where}{what} at query {pair[0]}: pair {shown(pair)} is {_seen(a, pair)} {names[0]} "
             f"and {_seen(b, pair)} {names[1]}."
         )
+    pair = first_pair(left.mixed[:total, :total] != right.mixed)
+    if pair is not None:
+        there, here = names if left.mixed[pair] else reversed(names)
+        violated(
+            f"{where}{what} at query {pair[0]}: the logit of pair {shown(pair)} is interpolated {there}, not {here}."
+        )
     scaled = left.scale[:total] != right.scale
     if scaled.any():
         i = int(scaled.argmax())
@@ -199,7 +205,8 @@ def keeps_every_distance(plan: PositionPlan, where: str) -> bool:
     index = np.arange(plan.total)
     causal = np.tri(plan.total, dtype=bool)
     true = (index[:, None] - index)[causal, None]
-    return bool((DensePlan.of(plan, where).relative[causal] == true).all())
+    dense = DensePlan.of(plan, where)
+    return bool((dense.relative[causal] == true).all()) and not dense.mixed.any()
 
 
 def _broadcast(relative: Dense, like: Dense) -> Dense:

@@ -136,6 +136,28 @@ class ActiveFromIgnored(Good):
         return PositionPlan.build(lengths, self.segments(lengths), query_scale=self.query_scale(lengths))
 
 
+class LayerMisses(Good):
+    def for_layer(self, layer: int, layers: int) -> posenc.PositionStrategy:
+        return Missed(window=self.window) if layer == 1 else self
+
+
+class LayersIgnoreActiveFrom(Good):
+    def for_layer(self, layer: int, layers: int) -> posenc.PositionStrategy:
+        return Good(window=self.window, near=layer + 1)
+
+
+class NoLayer(Good):
+    def for_layer(self, layer: int, layers: int) -> posenc.PositionStrategy:
+        return None  # type: ignore[return-value]
+
+
+class MixesInDecode(Good):
+    def segments(self, lengths: Lengths) -> Sequence[Segment]:
+        kind: Any = "logits" if lengths.total > lengths.prompt else "positions"
+        index = lengths.indices
+        return (Segment.band("all", lengths.total, 0, None, index, index / 2, kind),)
+
+
 class UsesThePrompt(Good):
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         head, middle = super().segments(lengths)
@@ -232,6 +254,14 @@ MUTANTS: list[tuple[type[Good], str, str]] = [
     ),
     (ScaleOnTheIdentity, "identity", r"every pair keeps its true distance, but query_scale is 1\.1 at query 0"),
     (ActiveFromIgnored, "active_from", r"active_from is \d+, but pair \(i=7, j=0\) is seen at 6"),
+    (LayerMisses, "layers", r"layer 1 of 3: pair \(i=\d+, j=0\) is attended by no segment"),
+    (LayersIgnoreActiveFrom, "layers", r"layer \d of 3: active_from is \d+, but pair"),
+    (NoLayer, "layers", r"for_layer\(0, 3\) returns None, not a strategy"),
+    (
+        MixesInDecode,
+        "prefill_equals_decode",
+        r"at query \d+: the logit of pair \(i=1, j=1\) is interpolated in the plan of \d+ tokens, not in",
+    ),
     (
         UsesThePrompt,
         "uses_prompt",

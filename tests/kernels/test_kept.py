@@ -46,6 +46,18 @@ def test_every_step_equals_the_reference(name: str, new: int) -> None:
         assert (got - expected).abs().max() < TOLERANCE, length
 
 
+def test_a_change_of_what_fractions_mean_is_noticed() -> None:
+    lengths = posenc.Lengths(60, 60)
+    index = lengths.indices
+    rotary, kept = Rotary.from_theta(1e4, 16), KeptKeys()
+    q, k, v = torch.randn(3, 1, 2, 60, 16, generator=torch.Generator().manual_seed(0))
+    for kind in ("positions", "logits", "logits", "positions"):
+        segment = posenc.Segment.band("all", 60, 0, None, index, index / 7, kind)
+        case = q[:, :, -1:], k, v, posenc.PositionPlan.build(lengths, [segment]), rotary
+        got = posenc.attention(*case, backend="cpu_flash", kept=kept)
+        assert (got - posenc.attention(*case, backend="reference")).abs().max() < TOLERANCE
+
+
 @pytest.fixture
 def rotated_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each call of ``Rotary.rotate`` turns."""

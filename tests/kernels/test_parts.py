@@ -19,7 +19,8 @@ from posenc.kernels.merge import merge
 from posenc.kernels.rotated import Work, layout
 from posenc.kernels.tiles import LEAF, tile
 from posenc.plan import PositionPlan
-from posenc.testing import random_plans
+from posenc.testing import attention_by_definition, random_plans
+from posenc.testing.generators import interpolating_plan
 
 
 def intervals(work: Work) -> np.ndarray:
@@ -77,6 +78,51 @@ def test_decoding_rotates_every_key_once() -> None:
         plan = posenc.strategy(name, window=512, **params).plan(2000, 2100)
         copies = layout(plan, 1).copies
         assert sum(copy.keys.stop - copy.keys.start for copy in copies) == 2100, name
+
+
+@pytest.mark.parametrize("shift", [0.5, 2.0])
+def test_a_shift_by_a_fraction_is_not_moved_to_interpolated_queries(shift: float) -> None:
+    lengths = posenc.Lengths(40, 40)
+    index = lengths.indices
+    segments = [
+        posenc.Segment.band("near", 40, 0, 9, index, index / 8 + shift, "logits"),
+        posenc.Segment.band("far", 40, 9, None, index, index / 8, "logits"),
+    ]
+    plan = PositionPlan.build(lengths, segments)
+    assert len(layout(plan, 40).copies) == (1 if shift == 2.0 else 2)
+    q, k, v = torch.randn(3, 1, 2, 40, 8, generator=torch.Generator().manual_seed(0))
+    rotary = posenc.Rotary.from_theta(50.0, 8)
+    expected, _ = attention_by_definition(q, k, v, plan, rotary)
+    assert (posenc.attention(q, k, v, plan, rotary, backend="cpu_flash") - expected).abs().max() < 2e-5
+
+
+def test_every_part_of_an_interpolating_plan_interpolates() -> None:
+    plan = interpolating_plan(300)
+    q, k, v = torch.randn(3, 1, 1, 300, 8, generator=torch.Generator().manual_seed(0))
+    rotary = posenc.Rotary.from_theta(50.0, 8)
+    for part, at in (
+        (plan.prefix(70), slice(0, 70)),
+        (plan.suffix(250), slice(250, 300)),
+        (plan.clipped(9), slice(0, 300)),  # and in blocks: the reference slices what is longer than a block
+    ):
+        own = [x[:, :, at] for x in (q, k, v)]
+        expected, _ = attention_by_definition(*own, dense_part(plan, part, at), rotary)
+        for backend in ("reference", "cpu_flash"):
+            assert (posenc.attention(*own, part, rotary, backend=backend) - expected).abs().max() < 2e-5
+
+
+def dense_part(plan: PositionPlan, part: PositionPlan, at: slice) -> PositionPlan:
+    """The part with the positions, and what they mean, written out of the whole plan."""
+    (whole,), (own,) = plan.segments, part.segments
+    positions = (whole.query_positions[at], whole.key_positions[at])
+    segment = posenc.Segment("s", own.key_start, own.key_stop, *positions, interpolation="logits")
+    return PositionPlan(part.prompt, part.total, (segment,))
+
+
+def test_equal_fractions_do_not_keep_the_distance_of_interpolated_logits() -> None:
+    index = posenc.Lengths(9, 9).indices
+    halves = [posenc.Segment.band("s", 9, 0, None, index + 0.5, index + 0.5, kind) for kind in ("positions", "logits")]
+    assert [segment.keeps_distance for segment in halves] == [True, False]
 
 
 lse_values = st.one_of(st.just(-math.inf), st.floats(-50, 50))
