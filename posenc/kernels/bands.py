@@ -10,6 +10,7 @@ Shape letters: R queries and K keys of one call.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,7 +157,7 @@ def _merges(calls: tuple[Call, ...]) -> tuple[tuple[slice, tuple[int, ...]], ...
     """Ranges of queries between which the set of calls changes; queries that attend nothing are in none."""
     edges = sorted({edge for call in calls for edge in (call.rows.start, call.rows.stop)})
     found = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         inside = tuple(n for n, call in enumerate(calls) if call.rows.start <= low and high <= call.rows.stop)
         if inside:
             found.append((slice(low, high), inside))

@@ -100,7 +100,7 @@ class WindowedBackend(AttentionBackend):
 def attend_allowed(q_BRHD: Tensor, k_BKHD: Tensor, v_BKHD: Tensor, allowed_RK: Tensor, scale: float) -> Part:
     """Dense attention over the allowed pairs, in float32: for the few bands that follow no window."""
     groups = k_BKHD.shape[2]
-    q = q_BRHD.float().unflatten(2, (groups, -1))
+    q = q_BRHD.float().view(*q_BRHD.shape[:2], groups, -1, q_BRHD.shape[3])
     logits = torch.einsum("brghd,bkgd->bghrk", q, k_BKHD.float()) * scale
     logits = logits.masked_fill(~allowed_RK, float("-inf"))
     lse = logits.logsumexp(-1)

@@ -92,7 +92,7 @@ class XformersBackend(WindowedBackend):
             out, lse = self.window(*turned, left=None, right=0, scale=scale)
             return out.flip(1), lse.flip(2)
         groups = k_BKHD.shape[2]
-        q = q_BRHD.unflatten(2, (groups, -1))
+        q = q_BRHD.view(*q_BRHD.shape[:2], groups, -1, q_BRHD.shape[3])
         k, v = (x.unsqueeze(3).expand(-1, -1, -1, q.shape[3], -1) for x in (k_BKHD, v_BKHD))
         bias = _bias(self.fmha.attn_bias, left, right, q.shape[1] + k.shape[1])
         if q.dtype == torch.float32:

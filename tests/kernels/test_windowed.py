@@ -24,6 +24,7 @@ from posenc.testing import random_plans
 from posenc.testing.tensors import Call, check_result, installed, tensors
 from tests.kernels import stand_ins
 
+
 class TestXformers(posenc.testing.BackendContract):
     backend = stand_ins.SimulatedXformers()
 
