@@ -159,6 +159,15 @@ def test_xformers_has_every_symbol_that_is_used() -> None:
     assert torch.float32 in module.cutlass.FwOp.SUPPORTED_DTYPES
 
 
+def test_this_torch_has_the_operators_that_xformers_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """xformers compares their schemas when it is imported beside a CUDA torch, and gives up where they differ."""
+    from xformers.ops.fmha import torch_attention_compat
+
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    torch_attention_compat.ensure_pt_flash_ok()
+    assert torch_attention_compat.is_pt_cutlass_compatible(force=True)
+
+
 def test_a_package_without_the_symbols_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xformers_segments, "HOMES", ("posenc.rope", "no.such.package", "xformers.ops.fmha"))
     assert find_fmha.__wrapped__() == (fmha, "")
