@@ -15,7 +15,11 @@ import posenc
 from tests.models.tiny import WINDOW, make, tokens
 
 DEVICE = os.environ.get("POSENC_TEST_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
-BACKENDS = [name for name, info in posenc.backends().items() if DEVICE in info.capabilities.devices]
+BACKENDS = [
+    name
+    for name, info in posenc.backends().items()
+    if DEVICE in info.capabilities.devices and (name, DEVICE) != ("triton", "cpu")  # interpreted: minutes a model
+]
 STRATEGIES = ("lampe", "self_extend", "dca", "string", "rerope")
 LENGTH, NEW = 150, 4
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.4}

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,6 +170,25 @@ def test_this_torch_has_the_operators_that_xformers_calls(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     torch_attention_compat.ensure_pt_flash_ok()
     assert torch_attention_compat.is_pt_cutlass_compatible(force=True)
+
+
+def test_the_merge_of_xformers_is_that_of_its_stand_in() -> None:
+    """Its Triton kernel under the interpreter."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.interpret_merge"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout.splitlines()[-1])
+    allowed = {"torch.float32": 2e-6, "torch.bfloat16": 1.6e-2, "torch.float16": 2e-3}
+    assert found.keys() == allowed.keys()
+    for dtype, differences in found.items():
+        for out, lse in differences:
+            assert out <= allowed[dtype]
+            assert lse <= 1e-5
 
 
 def test_a_package_without_the_symbols_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
