@@ -35,6 +35,7 @@ class TorchFlashBackend(WindowedBackend):
         dtypes=(torch.bfloat16, torch.float16),
         gradients=False,
         masks=False,
+        keeps_keys=True,
     )
     priority = 15
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from posenc.backend import AttentionBackend
 from posenc.kernels.bands import Call, schedule
+from posenc.kernels.kept import KeptKeys
 from posenc.kernels.merge import merge
 from posenc.kernels.rotated import layout, rotated_keys, rotated_queries
 from posenc.plan import PositionPlan
@@ -72,13 +73,14 @@ class WindowedBackend(AttentionBackend):
         *,
         scale: float,
         mask: Tensor | None,
+        kept: KeptKeys | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
         arranged, planned = layout(plan, q_BHLD.shape[2]), schedule(plan, q_BHLD.shape[2])
         value_dim = v_BHLD.shape[-1]
         width = -max(q_BHLD.shape[-1], value_dim) // ALIGNMENT * -ALIGNMENT
         queries = [_for_kernel(rotated_queries(work, q_BHLD, rotary, plan), width) for work in arranged.work]
-        keys = [_for_kernel(rotated_keys(copy, k_BHLD, rotary), width) for copy in arranged.copies]
+        keys = [_for_kernel(rotated_keys(copy, k_BHLD, rotary, kept), width) for copy in arranged.copies]
         values = _for_kernel(v_BHLD, width)
         parts = [self._run(call, queries[call.work], keys[call.copy], values, scale) for call in planned.calls]
         out_BLHD = values.new_zeros((q_BHLD.shape[0], q_BHLD.shape[2], q_BHLD.shape[1], value_dim))

@@ -70,6 +70,7 @@ class XformersBackend(WindowedBackend):
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         gradients=False,
         masks=False,
+        keeps_keys=True,
     )
     priority = 20
 

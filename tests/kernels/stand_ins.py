@@ -5,6 +5,7 @@ Shape letters: B batch, H heads, G key/value heads, R queries and K keys of one 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,8 +78,8 @@ FMHA = SimpleNamespace(
 
 
 def on_cpu(backend: type[Any]) -> BackendCapabilities:
-    able = backend.capabilities
-    return BackendCapabilities(("cpu",), able.dtypes, gradients=able.gradients, masks=able.masks)
+    able: BackendCapabilities = replace(backend.capabilities, devices=("cpu",))
+    return able
 
 
 class SimulatedXformers(XformersBackend):
