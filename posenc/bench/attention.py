@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import posenc
 from posenc.bench.cases import Case, Heads
 from posenc.bench.timing import Pair
+from posenc.kernels.kept import KeptKeys
 
 THETA = 1e4
 
@@ -98,13 +99,22 @@ def build(case: Case) -> Pair:
     base = posenc.Rotary.from_theta(THETA, heads.dim)
     strategy = case.make_strategy()
     plan = strategy.plan(case.length)
-    remapped = partial(_attention, q, k, v, plan, strategy.rotary(base, case.length), case.backend)
+    kept = KeptKeys() if one else None
+    remapped = partial(_attention, q, k, v, plan, strategy.rotary(base, case.length), case.backend, kept)
     return Pair((PlainQuery if one else PlainAttention)(q, k, v), remapped)
 
 
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, plan: posenc.PositionPlan, rotary: posenc.Rotary, backend: str
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: posenc.PositionPlan,
+    rotary: posenc.Rotary,
+    backend: str,
+    kept: KeptKeys | None,
 ) -> Tensor:
-    out = posenc.attention(q, k, v, plan, rotary, backend=backend)
+    if kept is not None:
+        kept.truncate(k.shape[2] - 1)  # as in decoding, the newest key is not rotated yet
+    out = posenc.attention(q, k, v, plan, rotary, backend=backend, kept=kept)
     assert isinstance(out, Tensor)
     return out

@@ -44,7 +44,9 @@ class Kind:
 KINDS = {
     "attention": Kind("attention of L queries over L raw keys", "rotation and one causal SDPA call", False),
     "query": Kind(
-        "attention of one query over L raw keys", "rotation of the new token, SDPA over L rotated keys", False
+        "attention of one query over L raw keys, with kept rotated ones where the backend can use them",
+        "rotation of the new token, SDPA over L rotated keys",
+        False,
     ),
     "prefill": Kind("model forward of a prompt of L tokens", "the same model, not patched", True),
     "decode": Kind("model forward of one token at L cached ones", "the same model, not patched", True),

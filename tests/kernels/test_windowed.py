@@ -19,6 +19,7 @@ import posenc
 import posenc.testing
 from posenc.kernels import xformers_segments
 from posenc.kernels.bands import Band, bands, schedule
+from posenc.kernels.kept import KeptKeys
 from posenc.kernels.rotated import layout
 from posenc.kernels.torch_flash import TorchFlashBackend
 from posenc.kernels.windowed import WindowedBackend
@@ -58,6 +59,22 @@ def test_a_window_open_to_the_right(backend: WindowedBackend, monkeypatch: pytes
         call = Call(q, k, v, plan, posenc.Rotary.from_theta(1e3, 8), 0.5)
         with installed(backend) as name:
             check_result(name, call, *call.run(name), TestXformers.tolerances[dtype])
+
+
+@pytest.mark.parametrize("backend", [stand_ins.SimulatedXformers(), stand_ins.SimulatedTorchFlash()])
+def test_decoding_with_kept_keys(backend: WindowedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("posenc.kernels.torch_flash.forward", stand_ins.flash_forward)
+    strategy = posenc.strategy("lampe", window=64, mapping=40, head=12, tail=6)
+    whole, rotary, kept = strategy.plan(90, 100), posenc.Rotary.from_theta(1e4, 16), KeptKeys()
+    q, k, v = tensors(whole, 100, (4, 2), 16, dtype=torch.bfloat16)
+    for length in range(91, 101):
+        new = q[:, :, length - 1 : length]
+        call = Call(new, k[:, :, :length], v[:, :, :length], whole.prefix(length), rotary, 0.25)
+        with installed(backend) as name:
+            given = (call.q, call.k, call.v, call.plan, rotary)
+            out, lse = posenc.attention(*given, backend=name, scale=0.25, kept=kept, return_lse=True)
+        check_result(name, call, out, lse, 2e-2)
+    assert kept.bytes > 0
 
 
 def seen(band: Band, key_start: np.ndarray, key_stop: np.ndarray) -> np.ndarray:
