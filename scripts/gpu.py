@@ -152,15 +152,19 @@ def check(names: tuple[str, ...], device: str, seconds: float) -> list[Check]:
             )
     ends = time.monotonic() + seconds
     found = []
-    for name, process in started.items():
-        problem = None
-        try:
-            process.wait(max(0.0, ends - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            problem = f"the tests were stopped after {seconds:.0f} s"
-        found.append(verdict(name, folder / f"{name}.xml", problem))
+    try:
+        for name, process in started.items():
+            problem = None
+            try:
+                process.wait(max(0.0, ends - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                problem = f"the tests were stopped after {seconds:.0f} s"
+                process.kill()
+                process.wait()
+            found.append(verdict(name, folder / f"{name}.xml", problem))
+    finally:
+        for process in started.values():
+            process.kill()  # interrupted: no test outlives this
     return found
 
 
