@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from xformers.ops import fmha
 
@@ -98,8 +98,15 @@ def intervals(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return start, stop + draw(st.integers(0, 12))
 
 
+def jumping() -> tuple[np.ndarray, np.ndarray]:
+    """A causal run and then a band, whose far end jumps where they meet."""
+    row = np.arange(24)
+    return np.maximum(row - 11, 0), row + 1 + 5 * (row >= 12)
+
+
 @settings(max_examples=300, deadline=None)
 @given(intervals())
+@example(jumping())
 def test_bands_cover_every_pair_once(bounds: tuple[np.ndarray, np.ndarray]) -> None:
     key_start, key_stop = bounds
     covered = np.zeros((len(key_start), max(1, int(key_stop.max()))), dtype=int)
