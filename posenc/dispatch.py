@@ -5,7 +5,6 @@ Shape letters: B batch, H heads, L tokens, D head_dim.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from posenc.backend import AttentionBackend
+from posenc.backend import AttentionBackend, needs_gradient
 from posenc.errors import BackendError, InvalidInputError
 from posenc.plan import PositionPlan
 from posenc.plugins import backends
 from posenc.rope import Rotary
+from posenc.trace import trace, tracing
 
 if TYPE_CHECKING:
     from posenc.kernels.kept import KeptKeys
-
-logger = logging.getLogger("posenc")
 
 
 def attention(
@@ -117,9 +115,9 @@ def choose_backend(
     sinks: Tensor | None = None,
     plans: Sequence[PositionPlan] = (),
 ) -> AttentionBackend:
-    """The named backend if it can run the case, or for ``"auto"`` the best one that can.
+    """The named backend if it can run the case, or for ``"auto"`` the first in order of priority that can.
 
-    ``POSENC_BACKEND`` names the default for ``"auto"``; ``POSENC_TRACE=1`` logs what was chosen.
+    ``POSENC_BACKEND`` names the default for ``"auto"``; ``POSENC_TRACE=1`` shows what was chosen, and why no other.
     """
     asked = name if name != "auto" else os.environ.get("POSENC_BACKEND", "auto")
     if asked != "auto":
@@ -127,17 +125,30 @@ def choose_backend(
         reason = _cannot_run(backend, q, k, v, mask, softcap, sinks, plans)
         if reason is not None:
             raise BackendError(f"backend {asked!r} cannot run this case: {reason}. Choose another, or backend='auto'.")
+        if tracing():
+            trace("backend %s, as asked: %s", asked, _case(q, k, v, mask))
         return backend
-    refusals = []
+    refusals: list[str] = []
     for info in sorted(backends().values(), key=lambda info: -info.backend.priority):
         reason = _cannot_run(info.backend, q, k, v, mask, softcap, sinks, plans)
         if reason is None:
-            level = logging.INFO if os.environ.get("POSENC_TRACE") == "1" else logging.DEBUG
-            logger.log(level, "backend auto -> %s (%s, %s)", info.name, q.device.type, q.dtype)
+            if tracing():
+                why = "; ".join(refusals) or "nothing comes before it"
+                trace("backend auto -> %s: %s (%s)", info.name, _case(q, k, v, mask), why)
             chosen: AttentionBackend = info.backend
             return chosen
         refusals.append(f"{info.name}: {reason}")
     raise BackendError(f"no installed backend can run this case. {'; '.join(refusals)}.")
+
+
+def _case(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> str:
+    """What the choice depends on, in words."""
+    dtype = str(q.dtype).removeprefix("torch.")
+    gradient = "with" if needs_gradient(q, k, v) else "no"
+    masked = "no" if mask is None else "with a"
+    return (
+        f"{dtype} on {q.device.type}, {q.shape[2]} queries over {k.shape[2]} keys, {gradient} gradient, {masked} mask"
+    )
 
 
 def _cannot_run(
@@ -163,9 +174,9 @@ def _cannot_run(
 def _lacks(backend: AttentionBackend, q: Tensor, k: Tensor, softcap: float | None, sinks: Tensor | None) -> str | None:
     if softcap is not None and not backend.capabilities.softcap:
         return "it computes no softcap"
-    if sinks is None or backend.capabilities.lse_gradients or not torch.is_grad_enabled():
+    if sinks is None or backend.capabilities.lse_gradients or not needs_gradient(q, k, sinks):
         return None
-    return "it has no backward pass for attention sinks" if any(x.requires_grad for x in (q, k, sinks)) else None
+    return "it has no backward pass for attention sinks"
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,11 +31,10 @@ from posenc.probe import check_structure, probe
 from posenc.schedule import Planner
 from posenc.selftest import check_attention, check_identity, forward_of_fixed_tokens
 from posenc.stock import STOCK_IMPLEMENTATIONS
+from posenc.trace import trace
 
 if TYPE_CHECKING:
     from posenc.bounded import BoundedCache
-
-logger = logging.getLogger("posenc")
 
 
 class Handle:
@@ -257,8 +255,7 @@ def apply(
         )
     attachment = Attachment(chosen, adapter, backend, original, cache)
     _attach(model, decoder, attachment)
-    level = logging.INFO if os.environ.get("POSENC_TRACE") == "1" else logging.DEBUG
-    logger.log(level, "applied %r to %s (adapter %s)", chosen, type(model).__name__, adapter.name)
+    trace("applied %r to %s (adapter %s)", chosen, type(model).__name__, adapter.name)
     return Handle(model, attachment)
 
 

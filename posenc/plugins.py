@@ -23,6 +23,7 @@ import pluggy
 from posenc import hookspecs
 from posenc.errors import InvalidConfigError, PluginError, UnknownNameError
 from posenc.hookspecs import GROUP
+from posenc.trace import trace
 
 if TYPE_CHECKING:
     from posenc.adapter import ArchitectureAdapter
@@ -298,8 +299,7 @@ class Discovery:
                 if callable(getattr(plugin.module, hook, None)):
                     plugin.call(hook, found)
                 found.failed += [f"{plugin.point.name} ({reason})" for reason in plugin.failures]
-            level = logging.INFO if os.environ.get("POSENC_TRACE") == "1" else logging.DEBUG
-            logger.log(level, "%s plugins: %s", kind, ", ".join(found))
+            trace("%s plugins: %s", kind, ", ".join(found))
             self._registries[hook] = found
         return self._registries[hook]
 

@@ -76,12 +76,12 @@ def tile(key_start: IntArray, key_stop: IntArray) -> list[Tile]:
     pending: list[int] = []  # rows of short runs, waiting for a masked tile
 
     def flush() -> None:
-        for block in _consecutive(pending):
+        for block in blocks_of(pending):
             low, high = key_start[block[0]], max(int(key_stop[row]) for row in block)
             tiles.append(Tile("masked", (block[0], block[-1] + 1), (int(low), int(high))))
         pending.clear()
 
-    for first, last, advance_start, advance_stop in _runs(key_start, key_stop):
+    for first, last, advance_start, advance_stop in runs(key_start, key_stop):
         rows = last - first
         if rows < SHORT_RUN and len(key_start) > SHORT_RUN:
             pending.extend(range(first, last))
@@ -91,7 +91,7 @@ def tile(key_start: IntArray, key_stop: IntArray) -> list[Tile]:
     return tiles
 
 
-def _runs(key_start: IntArray, key_stop: IntArray) -> list[tuple[int, int, int, int]]:
+def runs(key_start: IntArray, key_stop: IntArray) -> list[tuple[int, int, int, int]]:
     """Maximal runs ``(first row, end row, advance of start, advance of stop)`` of non-empty intervals."""
     rows = len(key_start)
     live = key_stop > key_start
@@ -178,7 +178,7 @@ def _triangle(row: int, key: int, size: int, *, upper: bool) -> list[Tile]:
     return tiles
 
 
-def _consecutive(rows: list[int]) -> list[list[int]]:
+def blocks_of(rows: list[int]) -> list[list[int]]:
     """Split sorted rows where they are not neighbours, and into blocks of at most ``MASKED_ROWS``."""
     blocks: list[list[int]] = []
     for row in rows:

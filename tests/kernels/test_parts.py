@@ -231,3 +231,52 @@ def test_backend_choice(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
     with pytest.raises(posenc.BackendError, match="out of order"):
         call(backend="cpu_flash")
     call()  # auto goes on to the next one
+
+
+def test_the_trace_says_what_was_chosen_and_why_nothing_better_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("posenc").setLevel(logging.NOTSET)
+    call()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("POSENC_TRACE", "1")
+    call(q=torch.randn(2, 4, 3, 8, requires_grad=True), mask=torch.ones(2, 1, 3, 9, dtype=torch.bool))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("posenc: backend auto -> cpu_flash: float32 on cpu, 3 queries over 9 keys, with gradient")
+    assert "with a mask (" in line
+    for better in ("xformers", "torch_flash"):
+        assert f"{better}: it runs on cuda, not on cpu" in line
+    assert "reference:" not in line
+    call(softcap=2.0)
+    assert "auto -> reference" in (line := capsys.readouterr().err)
+    assert "cpu_flash: it computes no softcap" in line
+    monkeypatch.setenv("POSENC_BACKEND", "reference")
+    call()
+    assert "backend reference, as asked" in capsys.readouterr().err
+    with caplog.at_level(logging.INFO, logger="posenc"):
+        call()  # an application that shows INFO gets it there, and once
+    assert "as asked" in caplog.text
+    assert capsys.readouterr().err == ""
+
+
+def test_a_third_backend_needs_no_more_than_its_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written against the seam as it was published: attend, capabilities and a priority."""
+    from posenc.kernels.reference import ReferenceBackend
+    from posenc.testing.tensors import installed
+
+    class Third(ReferenceBackend):
+        name = "third"
+        summary = "a third party's"
+        priority = 12
+        calls = 0
+
+        def attend(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+            Third.calls += 1
+            return super().attend(*args, **kwargs)  # type: ignore[arg-type]
+
+    with installed(Third()):
+        call()
+        assert Third.calls == 1
+        Third.priority = 9  # after cpu_flash
+        call()
+        assert Third.calls == 1
