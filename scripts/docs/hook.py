@@ -1,0 +1,56 @@
+"""What mkdocs calls while it builds the site (``hooks`` in mkdocs.yml)."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+from posenc.cli._group import group
+from scripts.docs.parts import ROOT, fill
+from scripts.docs.sources import outside, rewrite
+
+DOCS = ROOT / "docs"
+PLOT = re.compile(r"^posenc plan .*--plot (\w+\.png)$", re.MULTILINE)
+drawn = tempfile.TemporaryDirectory(prefix="posenc-docs-")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add what pages link to outside of docs/, and the pictures that their commands draw."""
+    pages = [Path(file.abs_src_path) for file in files.documentation_pages() if file.abs_src_path]
+    for uri, text in outside(pages, ROOT).items():
+        files.append(File.generated(config, uri, content=text))
+    for page in pages:
+        for command in PLOT.finditer(page.read_text(encoding="utf-8")):
+            place = page.parent.relative_to(DOCS) / command[1]
+            files.append(File.generated(config, place.as_posix(), abs_src_path=str(draw(command[0], place.name))))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Fill in the generated parts, show what a command draws below it, and mend links that leave docs/."""
+    source = page.file.abs_src_path
+    if source is None or page.file.generated_by:
+        return markdown
+    shown = re.sub(
+        r"^```bash\n(.*?)^```$",
+        lambda block: block[0] + "".join(f"\n\n![What this draws]({name})" for name in PLOT.findall(block[1])),
+        fill(markdown),
+        flags=re.MULTILINE | re.DOTALL,
+    )
+    return rewrite(shown, Path(source), ROOT)
+
+
+def draw(command: str, name: str) -> Path:
+    """Run a ``posenc plan`` that the page shows, for its picture."""
+    words = shlex.split(command)[1:]
+    target = Path(drawn.name) / name
+    words[words.index("--plot") + 1] = str(target)
+    with contextlib.redirect_stdout(None):
+        group.main(words, standalone_mode=False)
+    return target

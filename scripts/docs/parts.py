@@ -1,0 +1,149 @@
+"""The mechanical parts of a page: ``<!-- posenc: PART [NAME] -->`` becomes what the function PART returns.
+
+A comment, so that a page also reads well where nothing generates it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import click
+
+import posenc
+from posenc.cli import show
+from posenc.cli._group import group
+from posenc.cli._strategy import kind_of
+
+ROOT = Path(__file__).parents[2]
+MARK = re.compile(r"^<!-- posenc: (\w+)(?: (\w+))? -->$", re.MULTILINE)
+SIZE = 16
+"""Head channels of the model whose frequencies are shown."""
+
+
+def fill(markdown: str) -> str:
+    """A page with its generated parts in place.
+
+    Raises
+    ------
+    KeyError
+        If a mark names no part.
+    """
+    return MARK.sub(lambda mark: PARTS[mark[1]](*([mark[2]] if mark[2] else [])), markdown)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *([_cell(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|")
+
+
+def strategies() -> str:
+    """Every built-in strategy with a link to its page."""
+    infos = (info for info in posenc.strategies().values() if info.distribution == "posenc")
+    rows = ((f"[`{info.name}`]({info.name}.md)", kind_of(info), info.summary, info.paper) for info in infos)
+    return table(["name", "changes", "what the model sees", "paper"], rows)
+
+
+def facts(name: str) -> str:
+    """Paper and capabilities of a strategy."""
+    data = show.describe(posenc.strategies()[name])
+    held = ", ".join(f"`{key}`" for key, value in data["capabilities"].items() if value)
+    return f"{data['paper']}.\n\nCapabilities: {held or 'none'} ([what they promise](../write-a-strategy.md))."
+
+
+def parameters(name: str) -> str:
+    """The parameters of a strategy, from its pydantic model."""
+    found = show.describe(posenc.strategies()[name])["params"]
+    rows = ((f"`{p['name']}`", f"`{p['type']}`", _default(p["default"]), p["description"]) for p in found)
+    return table(["name", "type", "default", "meaning"], rows) if found else "None."
+
+
+def _default(value: object) -> str:
+    return "" if value is None else f"`{value:.6g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def frequencies(name: str) -> str:
+    """By what a frequency strategy divides each frequency, for a prompt of four windows."""
+    window = 256
+    base = posenc.Rotary.from_theta(10_000.0, SIZE)
+    changed = posenc.strategy(name, window=window).rotary(base, 4 * window)
+    rows = []
+    for number, (old, new) in enumerate(zip(base.inv_freq.tolist(), changed.inv_freq.tolist(), strict=True)):
+        length = 2 * 3.141592653589793 / old
+        rows.append([number, f"{length:.4g}", f"{window / length:.3g}", f"{old / new:.4g}"])
+    shown = table(["frequency", "wavelength in tokens", "turns in the window", "divided by"], rows)
+    factor = changed.attention_scaling / base.attention_scaling
+    return f"{shown}\n\ncos and sin are multiplied by {factor:.5g}, logits by its square, {factor**2:.5g}."
+
+
+def measured(name: str) -> str:
+    """The rows of a strategy in docs/results/results.md, else in the demo's output in README.md."""
+    page = ROOT / "docs" / "results" / "results.md"
+    found = _rows_of_results(page.read_text(encoding="utf-8"), name) if page.exists() else []
+    if found:
+        return "\n\n".join(found) + "\n\nMore of them, with standard errors, are in [results](../results/results.md)."
+    found = _rows_of_demo((ROOT / "README.md").read_text(encoding="utf-8"), name)
+    return "\n\n".join(found) or f"Not measured yet: `posenc ppl --strategy {name} --lengths 256,1024` does it."
+
+
+def _rows_of_results(text: str, name: str) -> list[str]:
+    """Main tables of the page that hold a row of the strategy, cut down to it; the command stands above each."""
+    found = []
+    for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        command = re.search(r"^```\w*\n(.+?)\n```", section, re.MULTILINE | re.DOTALL)
+        if not section.startswith("main\n") or command is None:
+            continue
+        for heading, body in re.findall(r"^### (.+?)\n\n(\|.+?)(?:\n\n|\Z)", section, re.MULTILINE | re.DOTALL):
+            head, rule, *rows = body.splitlines()
+            mine = [row for row in rows if re.match(rf"\| {name}\b(?!\+)", row)]
+            if mine and "depth" not in heading:
+                found.append(f"{heading} (`{command[1]}`):\n\n" + "\n".join([head, rule, *mine]))
+    return found
+
+
+def _rows_of_demo(text: str, name: str) -> list[str]:
+    found, heading, columns = [], "", []
+    for line in text.splitlines():
+        if line.startswith(("perplexity of", "retrieval:")):
+            heading = line
+        elif line.startswith(" strategy "):
+            columns = re.split(r"\s{2,}", line.strip())
+        elif heading and line.startswith(f" {name} "):
+            found.append(f"{heading} (`make demo`):\n\n" + table(columns, [re.split(r"\s{2,}", line.strip())]))
+            heading = ""
+    return found
+
+
+def commands() -> str:
+    """What every verb prints for --help."""
+    parts = []
+    with click.Context(group, info_name="posenc", max_content_width=100, terminal_width=100) as outer:
+        for verb in group.list_commands(outer):
+            command = group.get_command(outer, verb)
+            assert command is not None
+            parts += _help(command, verb, outer)
+    return "\n\n".join(parts)
+
+
+def _help(command: click.Command, name: str, outer: click.Context) -> list[str]:
+    """Help of a command, and of the commands below it."""
+    settings = {**command.context_settings, "max_content_width": 100, "terminal_width": 100}
+    with click.Context(command, info_name=name, parent=outer, **settings) as context:
+        parts = [f"## {context.command_path}\n\n```text\n{command.get_help(context)}\n```"]
+        if isinstance(command, click.Group):
+            for inner in command.list_commands(context):
+                found = command.get_command(context, inner)
+                assert found is not None
+                parts += _help(found, inner, context)
+    return parts
+
+
+PARTS: dict[str, Callable[..., str]] = {
+    part.__name__: part for part in (strategies, facts, parameters, frequencies, measured, commands)
+}

@@ -1,0 +1,92 @@
+"""Links that work on GitHub and on the site: what pages name outside of docs/ becomes a page of the site.
+
+Markdown stays Markdown, a file is shown as code, a folder as its files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+LINK = re.compile(r"(?<=\]\()([^)#\s]+)((?:#[^)\s]*)?)(?=\))")
+FENCE = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
+LANGUAGES = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
+SHELF = "source"
+
+
+def site_uri(path: Path, root: Path) -> str:
+    """Where the site has a file of the repository."""
+    inside = path.relative_to(root)
+    if inside.parts[0] == "docs":
+        return Path(*inside.parts[1:]).as_posix()
+    return f"{SHELF}/{inside.as_posix()}" + ("" if inside.suffix == ".md" else ".md")
+
+
+def targets(markdown: str, page: Path, root: Path) -> Iterator[Path]:
+    """Files and folders of the repository that a page links to."""
+    for link in LINK.finditer(FENCE.sub("", markdown)):
+        if found := _resolve(link[1], page, root):
+            yield found
+
+
+def rewrite(markdown: str, page: Path, root: Path) -> str:
+    """A page of the repository as it stands on the site: its links lead to the site's pages."""
+    here = os.path.dirname(site_uri(page, root))
+
+    def replace(link: re.Match[str]) -> str:
+        found = _resolve(link[1], page, root)
+        if found is None or (_is_docs(page, root) and _is_docs(found, root)):
+            return link[0]
+        return os.path.relpath(site_uri(found, root), here or ".") + link[2]
+
+    pieces, end = [], 0
+    for fence in FENCE.finditer(markdown):
+        pieces += [LINK.sub(replace, markdown[end : fence.start()]), fence[0]]
+        end = fence.end()
+    return "".join([*pieces, LINK.sub(replace, markdown[end:])])
+
+
+def outside(pages: list[Path], root: Path) -> dict[str, str]:
+    """Pages to add to the site, by their place there: everything outside of docs/ that can be reached by links."""
+    found: dict[str, str] = {}
+    waiting = list(pages)
+    while waiting:
+        page = waiting.pop()
+        for target in targets(page.read_text(encoding="utf-8"), page, root):
+            uri = site_uri(target, root)
+            if _is_docs(target, root) or uri in found:
+                continue
+            found[uri] = as_page(target, root)
+            if target.suffix == ".md":
+                waiting.append(target)
+    return found
+
+
+def as_page(path: Path, root: Path) -> str:
+    """A file or a folder of the repository as Markdown."""
+    if path.suffix == ".md":
+        return rewrite(path.read_text(encoding="utf-8"), path, root)
+    title = f"# {path.relative_to(root).as_posix()}\n\n"
+    if path.is_file():
+        return title + _as_code(path)
+    kept = sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    texts = [file for file in kept if file.suffix in (*LANGUAGES, ".md")]
+    return title + "\n\n".join(f"## {file.relative_to(path).as_posix()}\n\n{_as_code(file)}" for file in texts)
+
+
+def _as_code(path: Path) -> str:
+    return f"````{LANGUAGES.get(path.suffix, 'text')}\n{path.read_text(encoding='utf-8').rstrip()}\n````"
+
+
+def _resolve(link: str, page: Path, root: Path) -> Path | None:
+    """The file a link means, None for an address elsewhere or a file that is not there (mkdocs will say so)."""
+    if re.match(r"[a-z]+:", link):
+        return None
+    found = Path(os.path.normpath(page.parent / link))
+    return found if found.is_relative_to(root) and found.exists() else None
+
+
+def _is_docs(path: Path, root: Path) -> bool:
+    return path.relative_to(root).parts[0] == "docs"
