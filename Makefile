@@ -12,7 +12,7 @@ GPU_LACKS ?= annotated-types pydantic pydantic_core typing-inspection xformers
 BENCH = $(BIN)/posenc bench --out docs/results
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-smollm2 test lint format package bench bench-full gpu gpu-wheels clean
+.PHONY: help demo demo-smollm2 test lint format docs package bench bench-full gpu gpu-wheels clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ lint: $(INSTALLED) ## style, types and spelling
 format: $(INSTALLED) ## rewrite files in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED) ## the documentation as a site, built strictly, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 package: $(INSTALLED) ## build sdist and wheel, check them, and try the wheel in a clean environment
 	$(BIN)/python -m scripts.package
@@ -78,7 +81,7 @@ gpu-wheels: $(INSTALLED) ## what such a machine lacks (GPU_LACKS, for Python GPU
 	    -c constraints.txt -d $(WHEELS) $(GPU_LACKS)
 
 clean: ## remove what the targets above made
-	rm -rf $(VENV) $(WHEELS) out .cache
+	rm -rf $(VENV) $(WHEELS) out site .cache
 
 # A stamp, so that a second run starts at once, and a changed dependency installs again.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -183,6 +183,11 @@ class Handle:
         state = "active" if self.is_active else "removed"
         return f"<posenc.Handle {self.strategy!r} on {type(self.model).__name__}, {state}>"
 
+    def _repr_html_(self) -> str:
+        from posenc.notebook import handle_html
+
+        return handle_html(self)
+
 
 def apply(
     model: nn.Module,

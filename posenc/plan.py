@@ -421,3 +421,8 @@ class PositionPlan:
         from posenc.explain import explain
 
         return explain(self)
+
+    def _repr_html_(self) -> str:
+        from posenc.notebook import plan_html
+
+        return plan_html(self)

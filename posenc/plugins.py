@@ -126,6 +126,11 @@ class Registry(dict[str, T]):
             return default
         return self[name]
 
+    def _repr_html_(self) -> str:
+        from posenc.notebook import registry_html
+
+        return registry_html(self)
+
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())

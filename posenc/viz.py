@@ -5,7 +5,10 @@ Long plans are sampled: no picture ever allocates an L x L array for large L.
 
 from __future__ import annotations
 
+import base64
+import io
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,8 @@ FORMATS = (".png", ".pdf", ".svg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 BEYOND = "0.7"
 MARKERS = "osD^vPX"
+
+_drawing = threading.Lock()
 
 
 def sample_map(plan: PositionPlan, side: int = MAP_SIDE) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -76,11 +81,16 @@ def plot_plan(plan: PositionPlan, path: str | Path) -> Path:
     InvalidInputError
         If the file cannot be written; no half-written file is left.
     """
+    return save(plan_figure(plan), path)
+
+
+def plan_figure(plan: PositionPlan) -> Any:
+    """The position map and the distance curve of a plan, side by side."""
     figure = new_figure(11, 4.6)
     left, right = figure.subplots(1, 2)
-    draw_map(left, plan, title=_title(plan))
+    draw_map(left, plan, title=title(plan))
     draw_curve(right, plan)
-    return save(figure, path)
+    return figure
 
 
 def plot_maps(plans: Mapping[str, PositionPlan], path: str | Path) -> Path:
@@ -183,6 +193,15 @@ def save(figure: Any, path: str | Path) -> Path:
     return target
 
 
-def _title(plan: PositionPlan) -> str:
+def data_uri(figure: Any, dpi: int = 100) -> str:
+    """A figure as the address of a PNG picture that holds it, for pages without files."""
+    content = io.BytesIO()
+    with _drawing:  # figures share matplotlib's font cache, and threads draw
+        figure.savefig(content, format="png", dpi=dpi)
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode("ascii")
+
+
+def title(plan: PositionPlan) -> str:
+    """A plan in a few words."""
     total = "" if plan.total == plan.prompt else f", total {plan.total}"
     return f"{plan.strategy or 'plan'}: prompt {plan.prompt}{total}"

@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[1]
 MUST_HOLD = (
     "posenc/py.typed",
     "posenc/evaluate/demo.yaml",
+    "posenc/explore/static/page.css",
+    "posenc/explore/templates/page.html",
     "posenc/models/tiny/model.safetensors",
     "posenc/scaffold/plugin/module.py.template",
     "posenc_adapters/families.json",

@@ -22,21 +22,27 @@ def command(name: str, window: int, prompt: int, port: int, no_browser: bool) ->
         raise PosencError(
             f"posenc explore needs {error.name}, which is not installed. Run: pip install 'posenc[explore]'"
         ) from None
+    import os
     import socket
     import webbrowser
 
-    from werkzeug.serving import make_server
+    from werkzeug.serving import WSGIRequestHandler, make_server
 
     from posenc.explore.app import make_app
+
+    class Quiet(WSGIRequestHandler):
+        def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+            """Say nothing of requests; errors are still shown."""
 
     app = make_app(name=name, window=window, prompt=prompt)
     try:
         listening = socket.create_server(("127.0.0.1", port))  # werkzeug would print and leave by itself
     except OSError as error:
-        raise PosencError(f"port {port} cannot be used ({error.strerror}). Choose another one with --port.") from None
+        raise PosencError(f"port {port} cannot be used ({os.strerror(error.errno or 0)}). Choose another one with --port.") from None
     with listening:
         address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        server = make_server("127.0.0.1", listening.getsockname()[1], app, threaded=True, fd=listening.fileno())
+        place = ("127.0.0.1", listening.getsockname()[1])
+        server = make_server(*place, app, threaded=True, request_handler=Quiet, fd=listening.fileno())
         click.echo(f"posenc explore: {address} (stop it with Ctrl+C)")
         if not no_browser:
             webbrowser.open(address)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 
 from posenc.errors import InvalidConfigError
+from posenc.positions import RemapParams
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ class Control:
 
 
 def controls(params: type[Any]) -> list[Control]:
-    """One control per field of a parameter model, in its order."""
-    return [_control(name, field) for name, field in params.model_fields.items()]
+    """One control per field of a parameter model: those of the strategy itself, then those that every remap has."""
+    own = sorted(params.model_fields.items(), key=lambda item: item[0] in RemapParams.model_fields)
+    return [_control(name, field) for name, field in own]
 
 
 def _control(name: str, field: Any) -> Control:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +16,6 @@ from posenc.plugins import strategy
 
 LONGEST = 2**20
 """Tokens; a plan of this length takes a second."""
-
-drawing = threading.Lock()  # matplotlib shares its font cache between figures
 
 
 @dataclass(frozen=True)
@@ -51,8 +46,8 @@ def look(name: str, *, window: int, prompt: int, params: dict[str, Any]) -> View
         plan,
         cost(plan),
         leaves,
-        _picture(5.2, 4.2, lambda axis: viz.draw_map(axis, plan, title="position map")),
-        _picture(5.2, 4.2, lambda axis: viz.draw_curve(axis, plan)),
+        _picture(lambda axis: viz.draw_map(axis, plan, title="position map")),
+        _picture(lambda axis: viz.draw_curve(axis, plan)),
         configuration(name, params),
     )
 
@@ -63,10 +58,7 @@ def configuration(name: str, params: dict[str, Any]) -> str:
     return yaml.safe_dump({"strategy": chosen}, sort_keys=False, allow_unicode=True)
 
 
-def _picture(width: float, height: float, draw: Callable[[Any], None]) -> str:
-    with drawing:
-        figure = viz.new_figure(width, height)
-        draw(figure.subplots())
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode("ascii")
+def _picture(draw: Callable[[Any], None]) -> str:
+    figure = viz.new_figure(5.2, 4.2)
+    draw(figure.subplots())
+    return viz.data_uri(figure, dpi=110)

@@ -30,7 +30,7 @@ def test_hooks_run_the_tools_of_lint_without_network() -> None:
 
 def test_ci_checks_the_package() -> None:
     steps = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-    assert {"make lint", "make package", "make test"} <= set(steps)
+    assert {"scripts/ci-packages.sh", "make lint", "make docs", "make package", "make test"} <= set(steps)
 
 
 @pytest.mark.parametrize("extra", PROJECT["optional-dependencies"])

@@ -58,6 +58,7 @@ form.addEventListener("input", later);
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   clearTimeout(waiting);
-  draw();
+  const pressed = document.activeElement === event.submitter;
+  draw().then(() => pressed && result.focus()); // on a phone the result is far below
 });
 offerCopy();
