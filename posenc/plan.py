@@ -248,6 +248,18 @@ class PositionPlan:
         """True when every attended pair is seen at its true distance and unscaled (keys may be dropped)."""
         return self.query_scale is None and all(segment.keeps_distance for segment in self.segments)
 
+    def is_stock(self, window: int | None) -> bool:
+        """True when a model's own attention computes this plan, clipped to its window if it has one.
+
+        Where the window hides keys, positions may be shifted by a constant; no other key may be missing.
+        """
+        if window is None or window >= self.total:
+            return self.is_identity
+        if not self.keeps_distances:
+            return False
+        attended = sum(np.maximum(s.key_stop - s.key_start, 0) for s in self.segments)
+        return bool((attended == np.minimum(np.arange(1, self.total + 1), window)).all())
+
     @cached_property
     def reach(self) -> NDArray[np.float64]:
         """Largest relative distance seen by the queries ``0 .. i``, float64 [L]."""

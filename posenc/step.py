@@ -128,7 +128,7 @@ class Step:
             return self._stock(
                 module, q_BHLD, k_BHKD, v_BHKD, mask, rotary, offset, scaling=scaling, dropout=dropout, options=options
             )
-        self._refuse(dropout, options)
+        self.refuse(dropout, options)
         layer = Layer(window, base, scaling, options.get("softcap"), options.get("s_aux"))
         out_BHLD = q_BHLD.new_zeros((*q_BHLD.shape[:3], v_BHKD.shape[-1]))
         for group in self.groups:
@@ -188,8 +188,7 @@ class Step:
             return None
         _, high, prompt = group.pieces[0]
         plan = self._plan(prompt, high, window, 0)
-        identity = plan.keeps_distances if window is not None and window < high else plan.is_identity
-        if identity:
+        if plan.is_stock(window):
             return self.planner.rotary(base, prompt)
         if not group.consecutive:
             raise InvalidInputError(
@@ -223,7 +222,8 @@ class Step:
         return self.stock(module, q, k, v_BHKD, mask, dropout=dropout, scaling=scaling, **options)
 
     @staticmethod
-    def _refuse(dropout: float, options: dict[str, Any]) -> None:
+    def refuse(dropout: float, options: dict[str, Any]) -> None:
+        """Raise for what a remapped layer does not compute."""
         if dropout:
             raise BackendError(
                 f"attention dropout ({dropout}) is not available under a remapped plan: set the model's "

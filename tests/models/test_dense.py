@@ -145,3 +145,13 @@ def test_remap_composes_with_frequencies() -> None:
         at = tiny.positions(model, handle.strategy, PROMPT, PROMPT)
     assert bool((at.factor > 1).all())
     assert (got - dense_logits(model, ids[0], at)).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["lm_infinite", "streaming_llm"])
+def test_keys_dropped_inside_a_sliding_window_are_dropped(name: str) -> None:
+    # every distance that is left is the true one, yet stock attention would see keys that the plan drops
+    model = tiny.make("mistral_sliding")
+    strategy, ids = posenc.strategy(name, window=tiny.WINDOW, window_size=10, sinks=0), tiny.tokens(1, 60)
+    expected = dense_logits(model, ids[0], tiny.positions(model, strategy, 60, 60))
+    with torch.no_grad(), posenc.apply(model, strategy):
+        assert (model(ids).logits[0] - expected).abs().max() < TOLERANCE
