@@ -37,6 +37,11 @@ class Attachment:
         What the probe measured, by attention module.
     rotaries : tuple of str
         Names of the decoder's rotary modules that are hooked.
+
+    Attributes
+    ----------
+    fingerprint : str
+        What a cache must have been filled by.
     """
 
     strategy: PositionStrategy
@@ -46,6 +51,7 @@ class Attachment:
     announced: int | list[int] | None = None
     paused: bool = False
     planner: Planner = field(init=False)
+    fingerprint: str = field(init=False)
     facts: dict[nn.Module, LayerFacts] = field(default_factory=dict, repr=False)
     rotaries: tuple[str, ...] = ()
     _rotaries: dict[RotarySource, tuple[Tensor, int, Rotary]] = field(default_factory=dict, repr=False)
@@ -53,11 +59,8 @@ class Attachment:
 
     def __post_init__(self) -> None:
         self.planner = Planner(self.strategy)
-
-    @property
-    def fingerprint(self) -> str:
-        """What a cache must have been filled by."""
-        return json.dumps({**self.strategy.describe(), "window": self.strategy.window}, sort_keys=True, default=str)
+        described = {**self.strategy.describe(), "window": self.strategy.window}
+        self.fingerprint = json.dumps(described, sort_keys=True, default=str)
 
     def bases(self, decoder: nn.Module, position_ids_BL: Tensor) -> dict[LayerFacts, Rotary]:
         """The model's own frequencies in the layout of every kind of layer, the same objects until they change."""

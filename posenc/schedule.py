@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from posenc.errors import InvalidInputError, PluginError
 from posenc.plan import PositionPlan
 from posenc.positions import PositionStrategy
@@ -18,6 +20,9 @@ HEADROOM = 256
 
 KEPT_PLANS = 64
 """Prompt lengths whose plans are kept."""
+
+ATTEMPTS = 512
+"""How often :meth:`Planner.future` tries whether a new plan would fit the window."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,40 @@ class Planner:
             if self._must_replan(prompt, length):
                 schedule = schedule.starting(length, length)
         return schedule
+
+    def future(self, schedule: Schedule, length: int, total: int) -> Schedule | None:
+        """The schedule of a row of ``length`` tokens once it was decoded up to ``total``.
+
+        Returns
+        -------
+        Schedule or None
+            None where that takes more than :data:`KEPT_PLANS` new plans, or :data:`ATTEMPTS` attempts at one.
+        """
+        made = 0
+        for _ in range(ATTEMPTS):
+            length = max(length + 1, self._first_doubt(schedule.prompt_at(length), total))
+            if length > total:
+                return schedule
+            if self._must_replan(schedule.prompt_at(length), length):
+                schedule, made = schedule.starting(length, length), made + 1
+            if made > KEPT_PLANS:
+                return None
+        return None
+
+    def _first_doubt(self, prompt: int, total: int) -> int:
+        """The first length, up to ``total``, at which :meth:`_must_replan` may say yes."""
+        rule, window, able = self.strategy.replan, self.strategy.window, self.strategy.capabilities
+        if isinstance(rule, int):
+            return prompt + rule
+        found = total + 1
+        if rule == "never" or window is None:
+            return found
+        if able.frequencies_by_length:
+            found = max(prompt, window) + 1
+        if able.uses_prompt:
+            reach = self._covering(prompt, total).reach
+            found = min(found, max(prompt, int(np.searchsorted(reach, window))) + 1)
+        return found
 
     def _must_replan(self, prompt: int, length: int) -> bool:
         rule, window, able = self.strategy.replan, self.strategy.window, self.strategy.capabilities
