@@ -100,13 +100,18 @@ class Rotary:
         cos, sin = angle_LF.cos() * self.attention_scaling, angle_LF.sin() * self.attention_scaling
         return cos.to(dtype), sin.to(dtype)
 
+    def check_width(self, head_dim: int) -> None:
+        """Raise InvalidInputError where a head of ``head_dim`` channels lacks some that are rotated."""
+        start, stop = self.rotated
+        if stop > head_dim:
+            raise InvalidInputError(
+                f"Rotary rotates channels {start}..{stop - 1}, but the head has {head_dim} channels."
+            )
+
     def rotate(self, x_BHLD: Tensor, cos_LF: Tensor, sin_LF: Tensor) -> Tensor:
         """Rotate in the precision of the tables and return the dtype of ``x``."""
+        self.check_width(x_BHLD.shape[-1])
         start, stop = self.rotated
-        if stop > x_BHLD.shape[-1]:
-            raise InvalidInputError(
-                f"Rotary rotates channels {start}..{stop - 1}, but the head has {x_BHLD.shape[-1]} channels."
-            )
         part = x_BHLD[..., start:stop].to(cos_LF.dtype)
         if self.style == "half":
             first, second = part.chunk(2, dim=-1)

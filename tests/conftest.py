@@ -10,6 +10,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 from hypothesis import HealthCheck, settings
 
+if not torch.cuda.is_available():  # before anything imports triton: its kernels then run in its interpreter
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(1)
 settings.register_profile("posenc", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("posenc")

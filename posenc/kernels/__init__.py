@@ -16,6 +16,8 @@ def posenc_register_backends(register: Callable[[AttentionBackend], None]) -> No
     """Register the built-in backends."""
     from posenc.kernels.cpu_flash import CpuFlashBackend
     from posenc.kernels.reference import ReferenceBackend
+    from posenc.kernels.triton_backend import TritonBackend
 
     register(ReferenceBackend())
     register(CpuFlashBackend())
+    register(TritonBackend())
