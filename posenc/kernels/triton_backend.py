@@ -24,6 +24,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton's interpreter runs kernels on the CPU, slowly: it proves them right. Read once, as Triton does."""
 
 MOST_CHANNELS = 256
+MOST_HEADS = 65535
+"""What the second axis of a CUDA grid holds."""
 
 DECODE_QUERIES = 16
 """Up to this many queries the keys are read raw; for more, rotating them beforehand is paid back."""
@@ -35,7 +37,7 @@ class TritonBackend(AttentionBackend):
     name = "triton"
     summary = "fused Triton kernels: every segment of a plan in one pass over the keys"
     capabilities = BackendCapabilities(
-        devices=("cuda", "cpu") if INTERPRETED else ("cuda",),
+        devices=("cpu",) if INTERPRETED else ("cuda",),
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         gradients=False,
         masks=False,
@@ -45,12 +47,17 @@ class TritonBackend(AttentionBackend):
 
     def refuses(self, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, mask: Tensor | None) -> str | None:
         """Also where triton is not installed or heads are too wide."""
-        widest = max(q_BHLD.shape[-1], v_BHLD.shape[-1])
-        if not _installed():
-            return "triton is not installed (Linux: pip install 'posenc[triton]')"
+        reason = super().refuses(q_BHLD, k_BHLD, v_BHLD, mask)
+        if reason is not None:
+            return reason
+        widest, heads = max(q_BHLD.shape[-1], v_BHLD.shape[-1]), q_BHLD.shape[0] * q_BHLD.shape[1]
         if widest > MOST_CHANNELS:
             return f"it takes heads of at most {MOST_CHANNELS} channels, not {widest}"
-        return super().refuses(q_BHLD, k_BHLD, v_BHLD, mask)
+        if heads > MOST_HEADS:
+            return f"it takes at most {MOST_HEADS} heads of all batch rows together, not {heads}"
+        if not _installed():
+            return "triton is not installed (Linux: pip install 'posenc[triton]')"
+        return _unsuited(q_BHLD.device) if q_BHLD.device.type == "cuda" else None
 
     def attend(
         self,
@@ -71,22 +78,34 @@ class TritonBackend(AttentionBackend):
         # Laid out as models want the output: [B, L, H, D].
         out_BHLD = q_BHLD.new_empty(batch, q_len, heads, v_BHLD.shape[-1]).transpose(1, 2)
         lse_BHL = q_BHLD.new_empty(batch, heads, q_len, dtype=torch.float32)
-        first = plan.total - q_len
-        if not any(bool((s.key_stop[first:] > s.key_start[first:]).any()) for s in plan.segments):
-            return out_BHLD.zero_(), lse_BHL.fill_(float("-inf"))
         from posenc.kernels.triton_decode import decode
         from posenc.kernels.triton_plan import Scales, decode_tables, prefill_tables
         from posenc.kernels.triton_prefill import prefill
 
-        tensors = (q_BHLD, k_BHLD, v_BHLD, out_BHLD, lse_BHL)
+        tensors, scales = (q_BHLD, k_BHLD, v_BHLD, out_BHLD, lse_BHL), Scales.of(scale, softcap)
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             if q_len <= DECODE_QUERIES:
-                decode(*tensors, decode_tables(plan, q_len, rotary, device), rotary, Scales.of(scale, softcap))
+                raw = decode_tables(plan, q_len, rotary, device)
+                if raw is not None:
+                    decode(*tensors, raw, rotary, scales)
+                    return out_BHLD, lse_BHL
             else:
-                prefill(*tensors, prefill_tables(plan, q_len, rotary, device), rotary, Scales.of(scale, softcap))
-        return out_BHLD, lse_BHL
+                rotated = prefill_tables(plan, q_len, rotary, device)
+                if rotated is not None:
+                    prefill(*tensors, rotated, rotary, scales)
+                    return out_BHLD, lse_BHL
+        return out_BHLD.zero_(), lse_BHL.fill_(float("-inf"))
 
 
 @cache
 def _installed() -> bool:
     return find_spec("triton") is not None
+
+
+@cache
+def _unsuited(device: torch.device) -> str | None:
+    """Why the kernels do not fit this GPU, if they do not."""
+    if torch.version.hip is not None:
+        return "its tiles are made for NVIDIA GPUs"
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major >= 8 else f"it needs compute capability 8.0 or newer, and {device} has {major}.{minor}"

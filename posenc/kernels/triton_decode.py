@@ -19,6 +19,7 @@ from posenc.kernels.triton_parts import (
     INTERPRETED,
     Shape,
     absorb,
+    fetched_ahead,
     finished,
     padded,
     turned,
@@ -75,8 +76,11 @@ def _tiling(q_BHLD: Tensor, v_BHLD: Tensor) -> tuple[int, int, dict[str, int]]:
     """Most queries and the keys of a tile, and how the compiler should schedule them."""
     if INTERPRETED:
         return 16, 32, {}
-    wide = q_BHLD.dtype == torch.float32 or max(q_BHLD.shape[-1], v_BHLD.shape[-1]) > 128
-    return (32, 32, {"num_warps": 4, "num_stages": 2}) if wide else (64, 64, {"num_warps": 4, "num_stages": 2})
+    wide = max(q_BHLD.shape[-1], v_BHLD.shape[-1]) > 128
+    rows, keys = (32, 32) if wide else (64, 64)
+    if q_BHLD.dtype == torch.float32:
+        rows, keys = (16, 16) if wide else (32, 32)
+    return rows, keys, {"num_warps": 4, "num_stages": fetched_ahead(2, q_BHLD.device)}
 
 
 @cache

@@ -26,6 +26,10 @@ SMALLEST = 16
 """Least extent of a tile in ``tl.dot``."""
 
 
+ROOMY = 160_000
+"""Bytes of shared memory (A100 and later data-centre GPUs) from which key blocks are fetched ahead."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """Everything about the heads and tiles that a kernel is compiled for.
@@ -81,7 +85,13 @@ class Shape:
 
 def padded(count: int) -> int:
     """The next extent that a tile may have."""
-    return max(SMALLEST, triton.next_power_of_2(count))
+    return max(SMALLEST, int(triton.next_power_of_2(count)))
+
+
+def fetched_ahead(stages: int, device: torch.device) -> int:
+    """``num_stages`` for a GPU: 1 where shared memory holds no more."""
+    roomy = torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= ROOMY  # type: ignore[attr-defined]
+    return stages if roomy else 1
 
 
 @triton.jit

@@ -100,26 +100,28 @@ class DecodeTables:
     maps: tuple[Tensor, ...]
 
 
-def prefill_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch.device) -> PrefillTables:
-    """Tables for the prefill kernel, worked out once."""
+def prefill_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch.device) -> PrefillTables | None:
+    """Tables for the prefill kernel, worked out once; None where the queries attend nothing."""
     key = ("triton prefill", q_len, rotary, str(device))
     if key not in plan.memo:
         plan.memo[key] = _prefill_tables(plan, q_len, rotary, device)
-    found: PrefillTables = plan.memo[key]
+    found: PrefillTables | None = plan.memo[key]
     return found
 
 
-def decode_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch.device) -> DecodeTables:
-    """Tables for the decode kernel, worked out once."""
+def decode_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch.device) -> DecodeTables | None:
+    """Tables for the decode kernel, worked out once; None where the queries attend nothing."""
     key = ("triton decode", q_len, rotary, str(device))
     if key not in plan.memo:
         plan.memo[key] = _decode_tables(plan, q_len, rotary, device)
-    found: DecodeTables = plan.memo[key]
+    found: DecodeTables | None = plan.memo[key]
     return found
 
 
-def _prefill_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch.device) -> PrefillTables:
+def _prefill_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch.device) -> PrefillTables | None:
     arranged = layout(plan, q_len)
+    if not arranged.work:
+        return None
     counts = [copy.keys.stop - copy.keys.start for copy in arranged.copies]
     places = np.cumsum([0, *counts])
     intervals_S2L = np.zeros((len(arranged.work), 2, q_len), dtype=np.int32)
@@ -145,9 +147,11 @@ def _prefill_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torc
     )
 
 
-def _decode_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch.device) -> DecodeTables:
+def _decode_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch.device) -> DecodeTables | None:
     first = plan.total - q_len
     live = [s for s in plan.segments if bool((s.key_stop[first:] > s.key_start[first:]).any())]
+    if not live:
+        return None
     intervals_S2L = np.empty((len(live), 2, q_len), dtype=np.int32)
     segments_S6 = np.empty((len(live), 6), dtype=np.int64)
     keys, maps = 0, []

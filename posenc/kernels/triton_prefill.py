@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from posenc.kernels.triton_parts import INTERPRETED, Shape, absorb, finished, turned, unturned
+from posenc.kernels.triton_parts import INTERPRETED, Shape, absorb, fetched_ahead, finished, turned, unturned
 from posenc.kernels.triton_plan import PrefillTables, Scales
 from posenc.rope import Rotary
 
@@ -49,12 +49,14 @@ def _tiling(q_BHLD: Tensor, v_BHLD: Tensor) -> tuple[int, int, dict[str, int]]:
     if INTERPRETED:  # small tiles, so that short inputs cross many
         return 64, 32, {}
     width = max(q_BHLD.shape[-1], v_BHLD.shape[-1])
+    rows, keys, warps, stages = (128, 64, 8, 3) if q_BHLD.shape[2] > 64 else (64, 64, 4, 3)
     if q_BHLD.dtype == torch.float32:
-        return 32, 32, {"num_warps": 4 if width <= 128 else 8, "num_stages": 2}
-    if width > 128:
-        return 64, 32, {"num_warps": 8, "num_stages": 2}
-    rows = 128 if q_BHLD.shape[2] > 64 else 64
-    return rows, 128 if width <= 64 else 64, {"num_warps": rows // 16, "num_stages": 3}
+        rows, keys, warps, stages = (32, 32, 4, 2) if width <= 128 else (32, 32, 8, 2)
+    elif width > 128:
+        rows, keys, warps, stages = 64, 32, 8, 2
+    elif width <= 64:
+        keys = 128
+    return rows, keys, {"num_warps": warps, "num_stages": fetched_ahead(stages, q_BHLD.device)}
 
 
 def _rotated(k_BHLD: Tensor, tables: PrefillTables, shape: Shape) -> Tensor:
