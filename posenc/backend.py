@@ -34,6 +34,8 @@ class BackendCapabilities:
         Accepts ``softcap``: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
     lse_gradients : bool
         The logsumexp carries gradients too, which attention sinks need in training.
+    keeps_keys : bool
+        Accepts ``kept``, a :class:`~posenc.kernels.kept.KeptKeys`, and leaves the rotated keys there for the next step.
     """
 
     devices: tuple[str, ...]
@@ -42,6 +44,7 @@ class BackendCapabilities:
     masks: bool
     softcap: bool = False
     lse_gradients: bool = False
+    keeps_keys: bool = False
 
 
 class AttentionBackend(ABC):
@@ -68,7 +71,7 @@ class AttentionBackend(ABC):
     ) -> tuple[Tensor, Tensor]:
         """Attention of the last ``Lq`` of ``plan.total == Lk`` positions over raw keys.
 
-        ``options`` holds ``softcap`` where the capabilities name it and the model has one, else nothing.
+        ``options`` holds ``softcap`` and ``kept`` where the capabilities name them and there are any, else nothing.
 
         Returns
         -------

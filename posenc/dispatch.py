@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from posenc.errors import BackendError, InvalidInputError
 from posenc.plan import PositionPlan
 from posenc.plugins import backends
 from posenc.rope import Rotary
+
+if TYPE_CHECKING:
+    from posenc.kernels.kept import KeptKeys
 
 logger = logging.getLogger("posenc")
 
@@ -34,6 +38,7 @@ def attention(
     return_lse: bool = False,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    kept: KeptKeys | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention with the positions of a plan.
 
@@ -59,6 +64,9 @@ def attention(
         Logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
     sinks : float [Hq], optional
         One more logit per head that every query attends to and that carries no value (GPT-OSS).
+    kept : KeptKeys, optional
+        Rotated keys of the step before, for decoding: backends that can use them rotate new keys only.
+        Ignored where every row has its own plan.
 
     Returns
     -------
@@ -79,8 +87,10 @@ def attention(
     _check_plans(plans, q.shape[0], k.shape[2], one=isinstance(plan, PositionPlan))
     chosen = choose_backend(q, k, v, mask, backend, softcap=softcap, sinks=sinks)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    options = {} if softcap is None else {"softcap": softcap}
+    options: dict[str, Any] = {} if softcap is None else {"softcap": softcap}
     if len({id(p) for p in plans}) == 1:
+        if kept is not None and chosen.capabilities.keeps_keys:
+            options["kept"] = kept
         out, lse = chosen.attend(q, k, v, plans[0], rotary, scale=scale, mask=mask, **options)
     else:
         parts = []

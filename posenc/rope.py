@@ -108,21 +108,38 @@ class Rotary:
                 f"Rotary rotates channels {start}..{stop - 1}, but the head has {head_dim} channels."
             )
 
-    def rotate(self, x_BHLD: Tensor, cos_LF: Tensor, sin_LF: Tensor) -> Tensor:
-        """Rotate in the precision of the tables and return the dtype of ``x``."""
+    def rotate(self, x_BHLD: Tensor, cos_LF: Tensor, sin_LF: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """Rotate in the precision of the tables and return the dtype of ``x``.
+
+        ``out`` is memory of the shape of ``x`` that may be used for the result; fresh pages cost more than
+        the arithmetic.
+        """
         self.check_width(x_BHLD.shape[-1])
         start, stop = self.rotated
         part = x_BHLD[..., start:stop].to(cos_LF.dtype)
-        if self.style == "half":
-            first, second = part.chunk(2, dim=-1)
-        else:
-            first, second = part[..., 0::2], part[..., 1::2]
-        turned = (first * cos_LF - second * sin_LF, second * cos_LF + first * sin_LF)
-        joined = torch.cat(turned, dim=-1) if self.style == "half" else torch.stack(turned, dim=-1).flatten(-2)
-        joined = joined.to(x_BHLD.dtype)
-        if (start, stop) == (0, x_BHLD.shape[-1]):
-            return joined
-        return torch.cat((x_BHLD[..., :start], joined, x_BHLD[..., stop:]), dim=-1)
+        first, second = self._pair(part)
+        whole = (start, stop) == (0, x_BHLD.shape[-1])
+        both = self._both(cos_LF)
+        usable = whole and out is not None and out.dtype == part.dtype
+        turned = torch.mul(part, both, out=out) if usable else part * both
+        turned_first, turned_second = self._pair(turned)
+        turned_first.addcmul_(second, sin_LF, value=-1)
+        turned_second.addcmul_(first, sin_LF)
+        turned = turned.to(x_BHLD.dtype)
+        return turned if whole else torch.cat((x_BHLD[..., :start], turned, x_BHLD[..., stop:]), dim=-1)
+
+    def _pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two channels of every pair, as views."""
+        if self.style == "interleaved":
+            return x[..., 0::2], x[..., 1::2]
+        half = len(self.inv_freq)
+        return x[..., :half], x[..., half:]
+
+    def _both(self, table: Tensor) -> Tensor:
+        """A table with one entry per channel instead of one per pair."""
+        if self.style == "interleaved":
+            return table.repeat_interleave(2, -1)
+        return torch.cat((table, table), -1)
 
     def rotate_as_stock(self, x_BHLD: Tensor, position_ids_BL: Tensor) -> Tensor:
         """Rotate with the very operations of transformers' own modules, for bit-equal identity plans."""
@@ -144,14 +161,12 @@ class Rotary:
             cos, sin = cos.to(dtype), sin.to(dtype)
         if self.arithmetic == "mixed":
             part = part.float()
+        first, second = self._pair(part)
         if self.style == "half":
-            cos, sin = torch.cat((cos, cos), -1), torch.cat((sin, sin), -1)
-            first, second = part.chunk(2, dim=-1)
             swapped = torch.cat((-second, first), dim=-1)
         else:
-            cos, sin = cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
-            swapped = torch.stack((-part[..., 1::2], part[..., 0::2]), dim=-1).flatten(-2)
-        return ((part * cos) + (swapped * sin)).to(dtype)
+            swapped = torch.stack((-second, first), dim=-1).flatten(-2)
+        return ((part * self._both(cos)) + (swapped * self._both(sin))).to(dtype)
 
     def _complex_product(self, part: Tensor, angle_BLF: Tensor) -> Tensor:
         turn = (torch.polar(torch.ones_like(angle_BLF), angle_BLF) * self.attention_scaling)[:, None]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from posenc.errors import BackendError
+from posenc.kernels.kept import KeptKeys
 from posenc.plan import IntArray, PositionPlan, Positions, Segment
 from posenc.rope import Rotary
 
@@ -38,10 +39,11 @@ class Work:
 
 @dataclass(frozen=True, eq=False)
 class KeyCopy:
-    """A range of keys rotated by one position map."""
+    """A range of keys rotated by one position map; ``still`` where all positions are 0."""
 
     segment: Segment
     keys: slice
+    still: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +100,11 @@ def _layout(plan: PositionPlan, q_len: int) -> Layout:
         )
         for segment, rows, copy, query in drafts
     )
-    return Layout(work, tuple(KeyCopy(s, slice(*r)) for s, r in zip(owners, ranges, strict=True)))
+    copies = (
+        KeyCopy(owner, slice(low, high), not owner.key_positions[low:high].any())
+        for owner, (low, high) in zip(owners, ranges, strict=True)
+    )
+    return Layout(work, tuple(copies))
 
 
 def _constant_shift(positions: Positions, others: Positions) -> float | None:
@@ -112,38 +118,59 @@ def _constant_shift(positions: Positions, others: Positions) -> float | None:
     return float(shift) if bool((difference == shift).all()) else None
 
 
-def rotated_keys(copy: KeyCopy, k_BHLD: Tensor, rotary: Rotary) -> Tensor:
-    """The keys of one copy, rotated; cos/sin tables are shared by every layer and every later step."""
+def rotated_keys(copy: KeyCopy, k_BHLD: Tensor, rotary: Rotary, kept: KeptKeys | None = None) -> Tensor:
+    """The keys of one copy, rotated; cos/sin tables are shared by every layer and every later step.
+
+    ``kept`` holds what earlier steps have rotated already.
+    """
+    if copy.still and rotary.attention_scaling == 1.0:
+        return k_BHLD[:, :, copy.keys]
     root, offset = copy.segment.origin or (copy.segment, 0)
-    dtype = table_dtype(k_BHLD)
+    dtype = compute_dtype(k_BHLD)
     key = ("keys", rotary, dtype, str(k_BHLD.device))
     if key not in root.memo:
         while len(root.memo) >= KEPT_TABLES:  # frequencies that follow the length come anew with every token
             root.memo.pop(next(iter(root.memo)))
         root.memo[key] = rotary.tables(root.key_positions, dtype=dtype, device=k_BHLD.device)
     cos_LF, sin_LF = root.memo[key]
-    rows = slice(offset + copy.keys.start, offset + copy.keys.stop)
-    return checked(rotary.rotate(k_BHLD[:, :, copy.keys], cos_LF[rows], sin_LF[rows]), k_BHLD, "key")
+
+    def rotate(keys: slice) -> Tensor:
+        rows = slice(offset + keys.start, offset + keys.stop)
+        return checked(rotary.rotate(k_BHLD[:, :, keys], cos_LF[rows], sin_LF[rows]), k_BHLD, "key")
+
+    return rotate(copy.keys) if kept is None else kept.rotated(copy.segment, copy.keys, k_BHLD, rotary, rotate)
 
 
-def rotated_queries(work: Work, q_BHLD: Tensor, rotary: Rotary, plan: PositionPlan) -> Tensor:
-    """The queries of one segment, rotated and scaled by the plan's ``query_scale``."""
-    dtype = table_dtype(q_BHLD)
-    key = ("queries", work, rotary, dtype, str(q_BHLD.device))
-    if key not in plan.memo:
-        plan.memo[key] = rotary.tables(work.query_positions, dtype=dtype, device=q_BHLD.device)
-    cos_LF, sin_LF = plan.memo[key]
+def rotated_queries(
+    work: Work, q_BHLD: Tensor, rotary: Rotary, plan: PositionPlan, out_BHLD: Tensor | None = None
+) -> Tensor:
+    """The queries of one segment, rotated and scaled by the plan's ``query_scale``.
+
+    ``out_BHLD`` is memory of the shape of ``q_BHLD`` that may be used for the result.
+    """
+    dtype, scale = compute_dtype(q_BHLD), plan.query_scale
     rows = q_BHLD[:, :, work.rows]
-    if plan.query_scale is not None:
-        first = plan.total - q_BHLD.shape[2]
-        factor = torch.as_tensor(np.ascontiguousarray(plan.query_scale[first:][work.rows])).to(q_BHLD.device, dtype)
-        scaled = rows.to(dtype) * factor[:, None]
-        return checked(rotary.rotate(scaled, cos_LF, sin_LF).to(q_BHLD.dtype), rows, "query")
-    return checked(rotary.rotate(rows, cos_LF, sin_LF), rows, "query")
+    out = None if out_BHLD is None else out_BHLD[:, :, : rows.shape[2]]
+    key = ("queries", work, rotary, dtype, str(q_BHLD.device))
+    whole = rotary.rotated == (0, q_BHLD.shape[-1])  # then cos and sin can carry the scale
+    if key not in plan.memo:
+        cos_LF, sin_LF = rotary.tables(work.query_positions, dtype=dtype, device=q_BHLD.device)
+        factor_L1 = None
+        if scale is not None:
+            own = np.ascontiguousarray(scale[plan.total - q_BHLD.shape[2] :][work.rows])
+            factor_L1 = torch.as_tensor(own).to(q_BHLD.device, dtype)[:, None]
+            if whole:
+                cos_LF, sin_LF = cos_LF * factor_L1, sin_LF * factor_L1
+        plan.memo[key] = cos_LF, sin_LF, factor_L1
+    cos_LF, sin_LF, factor_L1 = plan.memo[key]
+    if factor_L1 is None or whole:
+        return checked(rotary.rotate(rows, cos_LF, sin_LF, out=out), rows, "query")
+    scaled = rotary.rotate(rows.to(dtype) * factor_L1, cos_LF, sin_LF)
+    return checked(scaled.to(q_BHLD.dtype), rows, "query")
 
 
-def table_dtype(x: Tensor) -> torch.dtype:
-    """Rotation is computed in float32, or in float64 for float64 inputs."""
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Rotations and merges are computed in float32, or in float64 for float64 inputs."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
