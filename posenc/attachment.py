@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from posenc.adapter import LENGTH_DEPENDENT, ArchitectureAdapter, LayerFacts, RotarySource, rope_type
+from posenc.config import CacheMode
 from posenc.errors import InvalidInputError
 from posenc.positions import PositionStrategy
 from posenc.rope import Rotary
@@ -29,6 +30,8 @@ class Attachment:
         Backend name or ``"auto"``.
     original : str
         The attention implementation to restore.
+    cache : {"rotated", "raw"}
+        Whether decoding keeps rotated copies of the keys beside the raw ones.
     announced : int or list of int, optional
         Final prompt lengths of a chunked prefill.
     paused : bool
@@ -43,6 +46,7 @@ class Attachment:
     adapter: ArchitectureAdapter
     backend: str
     original: str
+    cache: CacheMode = "rotated"
     announced: int | list[int] | None = None
     paused: bool = False
     planner: Planner = field(init=False)

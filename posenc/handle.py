@@ -8,13 +8,13 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from posenc.adapter import EVERY_FAMILY, ArchitectureAdapter, LayerFacts
 from posenc.attachment import Attachment
-from posenc.config import Config, NamedParams, load_config, read_config
+from posenc.config import CacheMode, Config, NamedParams, load_config, read_config
 from posenc.errors import InvalidConfigError, UnsupportedModelError
 from posenc.hooks import (
     IMPLEMENTATION,
@@ -92,6 +92,7 @@ class Handle:
             "window": self.strategy.window,
             "layers": self.layers(),
             "backend": self._attachment.backend,
+            "cache": self._attachment.cache,
             "active": self.is_active,
         }
 
@@ -130,6 +131,7 @@ def apply(
     *,
     frequencies: str | dict[str, Any] | PositionStrategy | None = None,
     backend: str | None = None,
+    cache: CacheMode | None = None,
     window: int | None = None,
     **params: Any,
 ) -> Handle:
@@ -145,6 +147,11 @@ def apply(
         A frequency strategy to combine with it: a name or ``{"name": "yarn", "factor": 4}``.
     backend : str, optional
         Attention backend by name; ``"auto"`` by default.
+    cache : {"rotated", "raw"}, optional
+        Decoding reads raw keys, which a backend such as ``cpu_flash`` must rotate. ``"rotated"`` (the
+        default) keeps their rotated copies beside them, so that a step rotates new keys only; the keys
+        then take twice the memory, the values what they did. ``"raw"`` keeps nothing and rotates every key
+        at every step. Prompts, and backends that rotate while they read, keep nothing either way.
     window : int, optional
         Pretraining window in tokens, by default what the model's configuration declares.
     **params
@@ -172,7 +179,10 @@ def apply(
         )
     window = adapter.window(model) if window is None else window
     chosen, configured = resolve_strategy(strategy, window, frequencies, params)
-    backend = backend or configured or "auto"
+    backend = backend or (configured.backend if configured else "auto")
+    cache = cache or (configured.cache if configured else "rotated")
+    if cache not in get_args(CacheMode):
+        raise InvalidConfigError(f"cache: must be one of {', '.join(get_args(CacheMode))}, got {cache!r}.")
     if backend != "auto":
         backends()[backend]
     config: Any = decoder.config
@@ -184,7 +194,7 @@ def apply(
             f"the model was loaded with attn_implementation={original!r}. posenc is exact on top of "
             f"{' or '.join(STOCK_IMPLEMENTATIONS)}: load it with one of them."
         )
-    attachment = Attachment(chosen, adapter, backend, original)
+    attachment = Attachment(chosen, adapter, backend, original, cache)
     _attach(model, decoder, attachment)
     level = logging.INFO if os.environ.get("POSENC_TRACE") == "1" else logging.DEBUG
     logger.log(level, "applied %r to %s (adapter %s)", chosen, type(model).__name__, adapter.name)
@@ -228,9 +238,9 @@ def find_adapter(model: nn.Module) -> ArchitectureAdapter:
 
 def resolve_strategy(
     value: Any, window: int | None, frequencies: Any, params: dict[str, Any]
-) -> tuple[PositionStrategy, str | None]:
-    """A strategy object (and a configured backend) from every form that ``apply`` accepts."""
-    configured: str | None = None
+) -> tuple[PositionStrategy, Config | None]:
+    """A strategy object (and the configuration it came from) from every form that ``apply`` accepts."""
+    configured: Config | None = None
     if isinstance(value, os.PathLike) or (isinstance(value, str) and value.endswith((".yaml", ".yml"))):
         value = load_config(Path(value))
     elif isinstance(value, dict):
@@ -241,7 +251,7 @@ def resolve_strategy(
             f"this {type(value).__name__} has its own."
         )
     if isinstance(value, Config):
-        configured = value.backend
+        configured = value
         made = value.make(window)
     elif isinstance(value, str):
         made = named_strategy(value, window=window, **params)

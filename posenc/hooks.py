@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from posenc.attachment import Attachment
 from posenc.errors import InvalidInputError, UnsupportedModelError
+from posenc.kept_layers import kept_layers
 from posenc.masks import posenc_mask
 from posenc.record import ATTRIBUTE, CacheRecord, new_real_tokens, read_record
 from posenc.relay import RELAYS
@@ -111,6 +112,7 @@ class DecoderHook:
             attachment.planner,
             attachment.backend,
             stock_attention(attachment.original, module),
+            kept_layers(cache, past, new) if attachment.cache == "rotated" else None,
         )
         return (), kwargs
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from posenc.adapter import LayerFacts
 from posenc.dispatch import attention
 from posenc.errors import BackendError, InvalidInputError, UnsupportedModelError
+from posenc.kept_layers import KeptLayers
+from posenc.kernels.kept import KeptKeys
 from posenc.plan import PositionPlan
 from posenc.record import CacheRecord, Spans, cut_spans, span_count
 from posenc.rope import Rotary
@@ -71,6 +73,8 @@ class Step:
         Backend name or ``"auto"``.
     stock : callable
         The model's own attention function, for identity plans.
+    kept : KeptLayers, optional
+        Rotated keys of earlier decoding steps.
     """
 
     record: CacheRecord
@@ -80,6 +84,7 @@ class Step:
     planner: Planner
     backend: str
     stock: StockAttention
+    kept: KeptLayers | None = None
     _plans: dict[tuple[int, ...], PositionPlan] = field(default_factory=dict)
     _groups: list[Group] | None = None
 
@@ -130,7 +135,8 @@ class Step:
             )
         self._refuse(dropout, options)
         layer = Layer(window, base, scaling, options.get("softcap"), options.get("s_aux"))
-        out_BHLD = q_BHLD.new_zeros((*q_BHLD.shape[:3], v_BHKD.shape[-1]))
+        index: int | None = getattr(module, "layer_idx", None) if offset == 0 else None
+        out_BHLD: Tensor | None = None
         for group in self.groups:
             spans = cut_spans(group.spans, offset, total)
             skipped = span_count(group.spans, below=offset)
@@ -138,12 +144,21 @@ class Step:
             q, k, v = (
                 _gather(group.select(x), where) for x, where in ((q_BHLD, new), (k_BHKD, spans), (v_BHKD, spans))
             )
-            parts = [self._remapped(q, k, v, group.before, piece, skipped, layer) for piece in group.pieces]
+            kept = None
+            if self.kept is not None and index is not None and len(spans) == len(group.pieces) == 1:
+                kept = self.kept.of(index, group.rows, padding=spans[0][0])
+            parts = [self._remapped(q, k, v, group.before, piece, skipped, layer, kept) for piece in group.pieces]
             out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
             if len(group.rows) == q_BHLD.shape[0] and out.shape[2] == q_BHLD.shape[2]:
                 out_BHLD = out
-            else:
-                _scatter(out_BHLD, out, group.rows, new)
+                continue
+            if out_BHLD is None:
+                shape = (q_BHLD.shape[0], q_BHLD.shape[2], q_BHLD.shape[1], v_BHKD.shape[-1])
+                out_BHLD = q_BHLD.new_zeros(shape).transpose(1, 2)
+            _scatter(out_BHLD, out, group.rows, new)
+        assert out_BHLD is not None
+        if self.kept is not None and index is not None:
+            self.kept.saw(index, k_BHKD, total)
         return out_BHLD.transpose(1, 2).contiguous(), None
 
     def _remapped(
@@ -155,6 +170,7 @@ class Step:
         piece: tuple[int, int, int],
         skipped: int,
         layer: Layer,
+        kept: KeptKeys | None,
     ) -> Tensor:
         low, high, prompt = piece
         plan = self._plan(prompt, high, layer.window, skipped)
@@ -168,6 +184,7 @@ class Step:
             scale=layer.scaling,
             softcap=layer.softcap,
             sinks=layer.sinks,
+            kept=kept,
         )
         assert isinstance(out, Tensor)
         return out
@@ -249,6 +266,8 @@ def _gather(x_BHLD: Tensor, spans: Spans) -> Tensor:
 
 def _scatter(out_BHLD: Tensor, part_RHCD: Tensor, rows: tuple[int, ...], spans: Spans) -> None:
     """Put a group's outputs at its rows and new tokens."""
-    columns = torch.cat([torch.arange(start, stop) for start, stop in spans]).to(out_BHLD.device)
-    index = torch.tensor(rows, device=out_BHLD.device)
-    out_BHLD[index[:, None], :, columns] = part_RHCD.transpose(1, 2)
+    done = 0
+    for start, stop in spans:
+        for number, row in enumerate(rows):
+            out_BHLD[row, :, start:stop] = part_RHCD[number, :, done : done + stop - start]
+        done += stop - start

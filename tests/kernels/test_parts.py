@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import posenc
+from posenc.kernels import tiles
 from posenc.kernels.flash_calls import plan_calls
 from posenc.kernels.merge import merge
 from posenc.kernels.rotated import Work, layout
@@ -26,10 +28,15 @@ def intervals(work: Work) -> np.ndarray:
     return (key >= work.key_start[:, None]) & (key < work.key_stop[:, None])
 
 
-@settings(max_examples=100)
-@given(random_plans(), st.floats(0, 1))
-def test_tiles_cover_every_pair_once(plan: PositionPlan, share: float) -> None:
+@settings(max_examples=150)
+@given(random_plans(), st.floats(0, 1), st.sampled_from([(2, 1, 3), (4, 3, 9), (128, 32, 2048)]))
+def test_tiles_cover_every_pair_once(plan: PositionPlan, share: float, sizes: tuple[int, int, int]) -> None:
     q_len = max(1, round(share * plan.total))
+    with mock.patch.multiple(tiles, LEAF=sizes[0], BAND_ROWS=sizes[1], WIDE_BAND=sizes[2]):
+        check_tiles(plan, q_len)
+
+
+def check_tiles(plan: PositionPlan, q_len: int) -> None:
     for work in layout(plan, q_len).work:
         rows, inside = len(work.key_start), intervals(work)
         covered = np.zeros((rows, int(work.key_stop.max()) + 1), dtype=int)
