@@ -20,8 +20,8 @@ from posenc.backend import AttentionBackend, BackendCapabilities
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Triton's interpreter runs kernels on the CPU, slowly: it proves them right. Read once, as Triton does."""
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+"""Triton's interpreter runs kernels on the CPU, slowly: it proves them right. Read once, and as Triton does."""
 
 MOST_CHANNELS = 256
 MOST_HEADS = 65535

@@ -15,16 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from posenc.kernels.triton_parts import (
-    INTERPRETED,
-    Shape,
-    absorb,
-    fetched_ahead,
-    finished,
-    padded,
-    turned,
-    unturned,
-)
+from posenc.kernels.triton_backend import INTERPRETED
+from posenc.kernels.triton_parts import Shape, absorb, fetched_ahead, finished, padded, turned, unturned
 from posenc.kernels.triton_plan import DecodeTables, Scales
 from posenc.rope import Rotary
 

@@ -11,7 +11,6 @@ Shape letters: B batch, H heads, L tokens, D head_dim.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -19,9 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from posenc.kernels.triton_backend import INTERPRETED
 from posenc.rope import Rotary
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SMALLEST = 16
 """Least extent of a tile in ``tl.dot``."""
 

@@ -103,12 +103,12 @@ def test_gaps_and_rows_without_keys(q_len: int) -> None:
     steps = Segment("steps", index // 20 * 20, np.where(index % 3 > 0, 0, index + 1), index, index + 9)
     steps = Segment("steps", steps.key_start, np.maximum.accumulate(steps.key_stop), index, index + 9)
     late = Segment("late", index * 0 + 3, np.maximum(index // 20 * 20 - 5, 3), -index, index // 2)
-    plan = PositionPlan.build(Lengths(100, 100), [far, steps, late], query_scale=1 + index / 50)
-    check(plan, q_len, (2, 1), Rotary.from_theta(1e2, 8), 8)
-    nothing = PositionPlan.build(Lengths(100, 100), [Segment("none", index * 0, np.minimum(index, 1), index, index)])
-    check(nothing, q_len, (2, 1), Rotary.from_theta(1e2, 8), 8)
-    nobody = PositionPlan.build(Lengths(100, 100), [Segment("first", index, np.where(index, index, 1), index, index)])
-    check(nobody, q_len, (2, 1), Rotary.from_theta(1e2, 8), 8)
+    sudden = Segment("sudden", index * 0, np.where(index < 70, 0, 60), index, index)
+    none = Segment("none", index * 0, np.minimum(index, 1), index, index)
+    first = Segment("first", index, np.where(index, index, 1), index, index)
+    for segments in ([far, steps, late], [sudden], [none], [first]):
+        plan = PositionPlan.build(Lengths(100, 100), segments, query_scale=1 + index / 50)
+        check(plan, q_len, (2, 1), Rotary.from_theta(1e2, 8), 8)
 
 
 def test_splits_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
