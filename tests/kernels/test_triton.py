@@ -145,11 +145,11 @@ def test_a_decoding_step_makes_tables_for_its_queries_only(monkeypatch: pytest.M
     monkeypatch.setattr(Rotary, "tables", noted)
     plan, rotary = posenc.strategy("lampe", window=64, mapping=40).plan(150, 200), Rotary.from_theta(1e4, 8)
     for total in (160, 161, 162):
-        step = plan.prefix(total).clipped(150)
-        q, k, v = tensors(step, 1, (2, 1), 8, batch=1, device=DEVICE)
+        step = plan.prefix(total).clipped(155).suffix(9)
         for _ in range(2):  # layers
-            posenc.attention(q, k, v, step, rotary, backend="triton")
+            check(step, 1, (2, 1), rotary, 8)
     assert made == [200, 200, 200, 3, 3, 3]
+    check(step, 30, (2, 1), rotary, 8)
 
 
 def test_what_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
