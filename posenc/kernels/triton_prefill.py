@@ -46,7 +46,7 @@ def prefill(
 
 
 def _tiling(q_BHLD: Tensor, v_BHLD: Tensor) -> tuple[int, int, dict[str, int]]:
-    """Queries and keys per tile, and how the compiler should schedule them: what fits without spilling registers."""
+    """Queries and keys per tile, and how the compiler should schedule them: what hardly spills registers."""
     if INTERPRETED:  # small tiles, so that short inputs cross many
         return 64, 32, {}
     width = max(q_BHLD.shape[-1], v_BHLD.shape[-1])
