@@ -111,15 +111,15 @@ class Rotary:
     def rotate(self, x_BHLD: Tensor, cos_LF: Tensor, sin_LF: Tensor, *, out: Tensor | None = None) -> Tensor:
         """Rotate in the precision of the tables and return the dtype of ``x``.
 
-        ``out`` is memory of the shape of ``x`` that may be used for the result; fresh pages cost more than
-        the arithmetic.
+        ``cos`` may come with one entry per channel (:meth:`both`). ``out`` is memory of the shape of ``x``
+        that may be used for the result; fresh pages cost more than the arithmetic.
         """
         self.check_width(x_BHLD.shape[-1])
         start, stop = self.rotated
         part = x_BHLD[..., start:stop].to(cos_LF.dtype)
         first, second = self._pair(part)
         whole = (start, stop) == (0, x_BHLD.shape[-1])
-        both = self._both(cos_LF)
+        both = cos_LF if cos_LF.shape[-1] == stop - start else self.both(cos_LF)
         usable = whole and out is not None and out.dtype == part.dtype
         turned = torch.mul(part, both, out=out) if usable else part * both
         turned_first, turned_second = self._pair(turned)
@@ -135,8 +135,8 @@ class Rotary:
         half = len(self.inv_freq)
         return x[..., :half], x[..., half:]
 
-    def _both(self, table: Tensor) -> Tensor:
-        """A table with one entry per channel instead of one per pair."""
+    def both(self, table: Tensor) -> Tensor:
+        """A table [..., F] with one entry per channel, [..., 2F], instead of one per pair."""
         if self.style == "interleaved":
             return table.repeat_interleave(2, -1)
         return torch.cat((table, table), -1)
@@ -166,7 +166,7 @@ class Rotary:
             swapped = torch.cat((-second, first), dim=-1)
         else:
             swapped = torch.stack((-second, first), dim=-1).flatten(-2)
-        return ((part * self._both(cos)) + (swapped * self._both(sin))).to(dtype)
+        return ((part * self.both(cos)) + (swapped * self.both(sin))).to(dtype)
 
     def _complex_product(self, part: Tensor, angle_BLF: Tensor) -> Tensor:
         turn = (torch.polar(torch.ones_like(angle_BLF), angle_BLF) * self.attention_scaling)[:, None]

@@ -23,7 +23,7 @@ from posenc.backend import AttentionBackend, BackendCapabilities
 from posenc.kernels.flash_calls import Call, Calls, masked_calls, plan_calls
 from posenc.kernels.kept import KeptKeys
 from posenc.kernels.merge import merge_into
-from posenc.kernels.rotated import compute_dtype, layout, rotated_keys, rotated_queries
+from posenc.kernels.rotated import compute_dtype, layout, rotated_keys, rotated_queries, rotated_query
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
 
@@ -151,24 +151,22 @@ def _one_query(
     batch, heads, _, _ = q_BHLD.shape
     key_heads, width = k_BHLD.shape[1], v_BHLD.shape[-1]
     arranged = layout(plan, 1)
-    outs, lses = [], []
-    keys = [_pad(rotated_keys(c, k_BHLD, rotary, kept), width) for c in arranged.copies]
-    for work in arranged.work:
-        q = _pad(rotated_queries(work, q_BHLD, rotary, plan), width).reshape(batch, key_heads, -1, width)
-        low, high = int(work.key_start[0]), int(work.key_stop[0])
-        first = arranged.copies[work.copy].keys.start
-        v = v_BHLD[:, :, first + low : first + high]
-        out, lse = flash(q, keys[work.copy][:, :, low:high], v, 0.0, False, scale=scale)
-        outs.append(out)
-        lses.append(lse)
-    if not outs:
+    if not arranged.work:
         return q_BHLD.new_zeros((batch, heads, 1, width)), q_BHLD.new_full((batch, heads, 1), float("-inf"))
-    if len(outs) == 1:
-        out, lse = outs[0], lses[0]
-    else:
-        stacked = torch.stack(lses)
-        lse = stacked.logsumexp(0)
-        out = (torch.stack(outs) * (stacked - lse).exp()[..., None]).sum(0).to(q_BHLD.dtype)
+    keys = [_pad(rotated_keys(copy, k_BHLD, rotary, kept), width) for copy in arranged.copies]
+    queries = _pad(rotated_query(arranged, q_BHLD, rotary, plan), width).view(
+        -1, batch, key_heads, heads // key_heads, width
+    )
+    parts = []
+    for q, work in zip(queries, arranged.work, strict=True):
+        low, high, first = int(work.key_start[0]), int(work.key_stop[0]), arranged.copies[work.copy].keys.start
+        v = v_BHLD[:, :, first + low : first + high]
+        parts.append(flash(q, keys[work.copy][:, :, low:high], v, 0.0, False, scale=scale))
+    out, lse = parts[0]
+    if len(parts) > 1:
+        outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
+        lse = lses.logsumexp(0)
+        out = (outs * (lses - lse).exp_()[..., None]).sum(0).to(q_BHLD.dtype)
     return out.reshape(batch, heads, 1, width), lse.reshape(batch, heads, 1)
 
 

@@ -15,6 +15,9 @@ from torch import Tensor
 from posenc.plan import Segment
 from posenc.rope import Rotary
 
+AHEAD = 32
+"""Keys that are rotated beyond those a segment reads, where they are there already: the next steps will read them."""
+
 ROOM = 256
 """Tokens that a buffer can grow by before it moves, at least."""
 
@@ -29,7 +32,7 @@ class _Copy:
     segment: Segment
     rotary: Rotary
 
-    def continues(self, segment: Segment, first: int, stop: int, k_BHLD: Tensor, rotary: Rotary) -> bool:
+    def continues(self, segment: Segment, first: int, k_BHLD: Tensor, rotary: Rotary) -> bool:
         """Whether this holds the beginning of the wanted keys: the same map, rotary and kind of tensor."""
         like = self.buffer_BHLD
         if rotary is not self.rotary or not self.first <= first <= self.stop:
@@ -38,7 +41,7 @@ class _Copy:
             return False
         if _root(segment) == _root(self.segment):
             return True
-        known = slice(first, min(stop, self.stop))
+        known = slice(first, self.stop)
         return np.array_equal(segment.key_positions[known], self.segment.key_positions[known])
 
 
@@ -81,14 +84,15 @@ class KeptKeys:
         """The keys of a segment's map, rotated; ``rotate`` makes those that are not here yet."""
         first, stop = keys.start, keys.stop
         copy = self._copies.get(segment.name)
-        if copy is None or not copy.continues(segment, first, stop, k_BHLD, rotary):
+        if copy is None or not copy.continues(segment, first, k_BHLD, rotary):
             copy = _Copy(k_BHLD.new_empty((*k_BHLD.shape[:2], 0, k_BHLD.shape[3])), first, first, segment, rotary)
             self._copies[segment.name] = copy
         if stop > copy.stop:
-            self._make_room(copy, first, stop)
-            new = slice(copy.stop - copy.first, stop - copy.first)
-            copy.buffer_BHLD[:, :, new] = rotate(slice(copy.stop, stop))
-            copy.stop = stop
+            reach = min(stop + AHEAD, k_BHLD.shape[2])
+            self._make_room(copy, first, reach)
+            new = slice(copy.stop - copy.first, reach - copy.first)
+            copy.buffer_BHLD[:, :, new] = rotate(slice(copy.stop, reach))
+            copy.stop = reach
         copy.segment = segment
         return copy.buffer_BHLD[:, :, first - copy.first : stop - copy.first]
 
