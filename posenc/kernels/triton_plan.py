@@ -180,7 +180,7 @@ def _decode_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch
 def key_tables(segment: Segment, rotary: Rotary, device: torch.device) -> tuple[Tensor, Tensor, int]:
     """cos and sin of the key positions of the segment that this one is a slice of, and where the slice starts."""
     root, offset = segment.origin or (segment, 0)
-    key = ("keys", rotary, torch.float32, str(device))
+    key = ("triton keys", rotary, str(device))
     if key not in root.memo:
         while len(root.memo) >= KEPT_TABLES:
             root.memo.pop(next(iter(root.memo)))
