@@ -40,6 +40,8 @@ class Attachment:
         What the probe measured, by attention module.
     rotaries : tuple of str
         Names of the decoder's rotary modules that are hooked.
+    batches : OpenBatches
+        Continuous batching that runs on the model (``posenc/continuous.py``).
     """
 
     strategy: PositionStrategy
@@ -52,6 +54,7 @@ class Attachment:
     planner: Planner = field(init=False)
     facts: dict[nn.Module, LayerFacts] = field(default_factory=dict, repr=False)
     rotaries: tuple[str, ...] = ()
+    batches: Any = field(init=False, repr=False)
     _rotaries: dict[RotarySource, tuple[Tensor, int, Rotary]] = field(default_factory=dict, repr=False)
     _layouts: dict[LayerFacts, tuple[Rotary, Rotary]] = field(default_factory=dict, repr=False)
 

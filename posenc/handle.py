@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from torch import nn
 
@@ -27,11 +27,14 @@ from posenc.hooks import (
 from posenc.plan import Lengths, PositionPlan
 from posenc.plugins import adapters, backends
 from posenc.plugins import strategy as named_strategy
-from posenc.positions import ComposedStrategy, PositionStrategy
+from posenc.positions import ComposedStrategy, PositionStrategy, Retention
 from posenc.probe import check_structure, probe
 from posenc.schedule import Planner
 from posenc.selftest import check_attention, check_identity, forward_of_fixed_tokens
 from posenc.stock import STOCK_IMPLEMENTATIONS
+
+if TYPE_CHECKING:
+    from posenc.bounded import BoundedCache
 
 logger = logging.getLogger("posenc")
 
@@ -80,6 +83,43 @@ class Handle:
             yield self
         finally:
             self._attachment.announced = before
+
+    def bounded_cache(self, *, slack: int = 64) -> BoundedCache:
+        """An empty cache that drops the keys which the strategy never attends again.
+
+        Pass it as ``past_key_values``. Between two forwards it holds at most ``first + last + slack`` tokens
+        of each row (``strategy.retention``; ``last`` at least the model's largest sliding window),
+        and gives the same logits as a cache of all tokens.
+
+        Parameters
+        ----------
+        slack : int
+            Tokens to gather before some are dropped.
+
+        Raises
+        ------
+        InvalidConfigError
+            If the strategy may attend every key again, or ``slack`` is negative.
+        UnsupportedModelError
+            If some layers attend every key whatever the strategy: those without rotary positions.
+        """
+        from posenc.bounded import BoundedCache, retention
+
+        kept = retention(self.strategy)
+        if slack < 0:
+            raise InvalidConfigError(f"slack: must be 0 or more tokens, got {slack}.")
+        facts = self._attachment.facts.values()
+        if any(layer.source is None for layer in facts):
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} has layers without rotary positions, which attend every key under any "
+                "strategy: a bounded cache would change what they see. Use the model's own cache."
+            )
+        # A layer's window counts dropped keys too: beyond it, the joined text must not look nearer.
+        last = max([kept.last, *(layer.window for layer in facts if layer.window is not None)])
+        config: Any = self._attachment.adapter.decoder(self.model).config
+        return BoundedCache(
+            config, kept=Retention(kept.first, last), slack=slack, fingerprint=self._attachment.fingerprint
+        )
 
     def describe(self) -> dict[str, Any]:
         """What is applied to what, as plain data."""

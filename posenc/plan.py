@@ -249,6 +249,20 @@ class PositionPlan:
         return self.query_scale is None and all(segment.keeps_distance for segment in self.segments)
 
     @cached_property
+    def keys_attended(self) -> IntArray:
+        """How many keys each query attends, int64 [L]."""
+        counts = np.zeros(self.total, dtype=np.int64)
+        for segment in self.segments:
+            counts += np.maximum(segment.key_stop - segment.key_start, 0)
+        return counts
+
+    def is_sliding(self, window: int) -> bool:
+        """True when every query attends exactly its last ``window`` keys, at their true distances and unscaled."""
+        return self.keeps_distances and np.array_equal(
+            self.keys_attended, np.minimum(np.arange(1, self.total + 1), window)
+        )
+
+    @cached_property
     def reach(self) -> NDArray[np.float64]:
         """Largest relative distance seen by the queries ``0 .. i``, float64 [L]."""
         reach = np.full(self.total, -np.inf)

@@ -47,6 +47,26 @@ class Capabilities:
     frequencies_by_length: bool = False
 
 
+@dataclass(frozen=True)
+class Retention:
+    """The keys that a strategy still attends however long the text grows; a cache may forget all others.
+
+    A strategy that returns it promises two things of every query ``i >= first + last``: it attends only
+    keys ``j < first`` and ``j > i - last``, and it sees them exactly as query ``first + last`` does, at
+    the same relative positions and scale. So the text without its dropped keys has the same plan.
+
+    Parameters
+    ----------
+    first : int
+        Keys at the beginning of the text (attention sinks).
+    last : int
+        Nearest keys, the query's own included, at least 1.
+    """
+
+    first: int
+    last: int
+
+
 class Params(BaseModel):
     """Base of every parameter model: unknown keys are errors, values are fixed once read."""
 
@@ -127,6 +147,11 @@ class PositionStrategy(ABC):
         return base
 
     @property
+    def retention(self) -> Retention | None:
+        """Which keys a cache must keep, or None where every key may be attended again."""
+        return None
+
+    @property
     def replan(self) -> str | int:
         """When a handle re-plans during long generation: ``"auto"``, ``"never"`` or every k tokens."""
         value: str | int = getattr(self.params, "replan", "auto")
@@ -202,6 +227,10 @@ class ComposedStrategy(PositionStrategy):
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
         return self.frequencies.rotary(self.positions.rotary(base, prompt), prompt)
+
+    @property
+    def retention(self) -> Retention | None:
+        return self.positions.retention
 
     @property
     def replan(self) -> str | int:

@@ -141,6 +141,7 @@ class Planner:
             return False
         if able.frequencies_by_length and length > window:
             return True
-        if not able.uses_prompt or self._covering(prompt, length).reach[length - 1] < window:
+        by_prompt = able.uses_prompt or prompt <= getattr(self.strategy.params, "active_from", 0)
+        if not by_prompt or self._covering(prompt, length).reach[length - 1] < window:
             return False
         return self.strategy.plan(length).max_relative < window

@@ -205,8 +205,8 @@ class Step:
             return None
         _, high, prompt = group.pieces[0]
         plan = self._plan(prompt, high, window, 0)
-        identity = plan.keeps_distances if window is not None and window < high else plan.is_identity
-        if identity:
+        identity = plan.is_sliding(window) if window is not None and window < high else plan.is_identity
+        if identity and not self.record.dropped:  # else the model's mask does not know which keys are left
             return self.planner.rotary(base, prompt)
         if not group.consecutive:
             raise InvalidInputError(

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from posenc.plan import Lengths, Segment
-from posenc.positions import Capabilities, PositionStrategy, RemapParams
+from posenc.positions import Capabilities, PositionStrategy, RemapParams, Retention
 
 
 class StreamingLLMParams(RemapParams):
@@ -35,6 +35,10 @@ class StreamingLLM(PositionStrategy):
     def __init__(self, *, window: int | None = None, **params: Any) -> None:
         super().__init__(window=window, **params)
         self.window_size = self.tokens("window_size", 1 / 2)
+
+    @property
+    def retention(self) -> Retention:
+        return Retention(self.params.sinks, self.window_size)
 
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         index, reach, sinks = lengths.indices, self.window_size, self.params.sinks

@@ -81,6 +81,34 @@ def check_bounded(plan: PositionPlan, where: str, *, window: int) -> None:
         )
 
 
+def check_retention(plan: PositionPlan, where: str, *, first: int, last: int) -> None:
+    """From query ``first + last`` on, only the kept keys are attended, and always as by that query."""
+    dense = DensePlan.of(plan, where)
+    full = first + last
+    for i in range(full, plan.total):
+        forgotten = dense.owner[i, first : i - last + 1] >= 0
+        if forgotten.any():
+            pair = (i, first + int(forgotten.argmax()))
+            violated(f"{where}pair {shown(pair)} is attended, but retention(first={first}, last={last}) drops it.")
+        for keys, alike in (
+            (range(first), range(first)),
+            (range(i - last + 1, i + 1), range(full - last + 1, full + 1)),
+        ):
+            for j, other in zip(keys, alike, strict=True):
+                pair, before = (i, j), (full, other)
+                if not np.array_equal(dense.relative[pair], dense.relative[before], equal_nan=True):
+                    violated(
+                        f"{where}pair {shown(pair)} is {_seen(dense.relative, pair)}, and pair {shown(before)} "
+                        f"{_seen(dense.relative, before)}: with retention, later queries see the kept keys as query "
+                        f"first + last = {full} does."
+                    )
+        if dense.scale[i] != dense.scale[full]:
+            violated(
+                f"{where}query_scale is {dense.scale[i]:g} at query {i} and {dense.scale[full]:g} at query {full}: "
+                "with retention it stays the same from query first + last on."
+            )
+
+
 def check_same(one: PositionPlan, other: PositionPlan, where: str, *, what: str, names: tuple[str, str]) -> None:
     """The first ``other.total`` queries of ``one`` are seen exactly as in ``other``.
 

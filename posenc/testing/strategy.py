@@ -163,6 +163,22 @@ class StrategyContract:
 
         self._for_every_case(check)
 
+    def test_retention(self) -> None:
+        """With ``retention``, all other keys are never attended again, and the plan of the kept ones stays."""
+
+        def check(case: Case) -> None:
+            kept = case.strategy.retention
+            idle = case.prompt <= getattr(case.strategy.params, "active_from", 0)
+            if kept is None or idle:
+                return
+            if kept.first < 0 or kept.last < 1:
+                violated(f"{case.strategy!r}: retention needs first >= 0 and last >= 1, got {kept}.")
+            if case.strategy.capabilities.uses_prompt:
+                violated(f"{case.strategy!r}: retention cannot be combined with Capabilities(uses_prompt=True).")
+            invariants.check_retention(case.plan(), case.where, first=kept.first, last=kept.last)
+
+        self._for_every_case(check)
+
     def test_identity(self) -> None:
         """A plan that moves no pair is unscaled, and if it is one segment, it is recognised as the identity."""
 

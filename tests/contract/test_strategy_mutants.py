@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import PositiveInt
 
 import posenc
-from posenc import Capabilities, Lengths, PositionPlan, Rotary, Segment
+from posenc import Capabilities, Lengths, PositionPlan, Retention, Rotary, Segment
 from posenc.testing import ContractViolation, StrategyContract
 
 
@@ -162,6 +162,42 @@ class ReportsLess(Good):
         return Modest(plan.prompt, plan.total, plan.segments, plan.query_scale, plan.window, plan.strategy)
 
 
+class AttendsWhatACacheDrops(Good):
+    @property
+    def retention(self) -> Retention:
+        return Retention(2, self.near)
+
+
+class RetainedKeysMove(Good):
+    """Sinks at their true distance: after a cache dropped the keys between, they would look nearer."""
+
+    capabilities = Capabilities(drops_keys=True)
+
+    def segments(self, lengths: Lengths) -> Sequence[Segment]:
+        head, _ = super().segments(lengths)
+        index = lengths.indices
+        stop = np.clip(index - (self.near - 1), 0, 2)
+        return head, Segment("sinks", np.zeros_like(index), stop, index, index)
+
+    def query_scale(self, lengths: Lengths) -> NDArray[np.float64] | None:
+        return None
+
+    @property
+    def retention(self) -> Retention:
+        return Retention(2, self.near)
+
+
+class ScaleOfRetainedKeysGrows(Good):
+    capabilities = Capabilities(drops_keys=True)
+
+    def segments(self, lengths: Lengths) -> Sequence[Segment]:
+        return super().segments(lengths)[:1]
+
+    @property
+    def retention(self) -> Retention:
+        return Retention(0, self.near)
+
+
 class ForgetsInDescribe(Good):
     def describe(self) -> dict[str, Any]:
         return {"name": self.name}
@@ -203,6 +239,9 @@ MUTANTS: list[tuple[type[Good], str, str]] = [
     ),
     (KeepsState, "plans_do_not_depend_on_earlier_ones", "plans depend on the order they are asked for"),
     (ReportsLess, "range", r"max_relative reports 5, but query \d+ sees a key at relative distance 6"),
+    (AttendsWhatACacheDrops, "retention", r"pair \(i=8, j=2\) is attended, but retention\(first=2, last=6\)"),
+    (RetainedKeysMove, "retention", r"pair \(i=9, j=0\) is seen at 9, and pair \(i=8, j=0\) seen at 8: with retention"),
+    (ScaleOfRetainedKeysGrows, "retention", r"query_scale is 1\.\d+ at query 7 and 1 at query 6"),
     (ForgetsInDescribe, "describe_builds_it_again", r"describe\(\) builds ForgetsInDescribe\(window=\d+\)"),
     (AcceptsAnything, "unknown_parameters_are_refused", "an unknown parameter is accepted"),
     (TouchesFrequencies, "frequencies", r"returns other frequencies, but .*changes_frequencies=True\) is not declared"),
