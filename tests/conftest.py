@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -10,6 +11,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 from hypothesis import HealthCheck, settings
 
+if find_spec("triton") and not torch.cuda.is_available():  # before anything imports it: kernels are then interpreted
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(1)
 settings.register_profile("posenc", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("posenc")
