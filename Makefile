@@ -46,7 +46,8 @@ bench: $(INSTALLED) ## time and memory against plain attention (15 minutes on 2 
 	$(BENCH) query --heads 9/3x64 --heads 32/8x128 --lengths 16384 --rounds 50 --seconds 10 --no-memory
 	$(BENCH) prefill --lengths 4096 --rounds 3 --strategy lampe --no-memory
 	$(BENCH) decode --lengths 8192 --rounds 30 --strategy lampe --no-memory
-	$(BENCH) padded --lengths 2048 --rounds 3 --strategy lampe --no-memory
+	$(BENCH) padded_attention --heads 9/3x64 --heads 32/8x128 --lengths 2048 --rounds 5 --seconds 10 --no-memory
+	$(BENCH) padded --lengths 2048 --rounds 3 --strategy lampe --strategy rope --no-memory
 	$(BIN)/posenc bench --report docs/results
 
 bench-full: $(INSTALLED) ## the same with every strategy and memory throughout (an hour and a half)
@@ -56,6 +57,7 @@ bench-full: $(INSTALLED) ## the same with every strategy and memory throughout (
 	$(BENCH) query --heads 9/3x64 --heads 32/8x128 --lengths 16384 --rounds 100
 	$(BENCH) prefill --lengths 4096 --rounds 5 --seconds 30
 	$(BENCH) decode --lengths 8192 --rounds 50
+	$(BENCH) padded_attention --heads 9/3x64 --heads 32/8x128 --lengths 2048 --rounds 10
 	$(BENCH) padded --lengths 2048 --rounds 3
 	$(BIN)/posenc bench --report docs/results
 
