@@ -16,6 +16,7 @@ from posenc.adapter import EVERY_FAMILY, ArchitectureAdapter, LayerFacts
 from posenc.attachment import Attachment
 from posenc.config import Config, NamedParams, load_config, read_config
 from posenc.errors import InvalidConfigError, UnsupportedModelError
+from posenc.fingerprint import fingerprint
 from posenc.hooks import (
     IMPLEMENTATION,
     STEP,
@@ -172,6 +173,7 @@ def apply(
         )
     window = adapter.window(model) if window is None else window
     chosen, configured = resolve_strategy(strategy, window, frequencies, params)
+    chosen = chosen.for_model(lambda: fingerprint(model, adapter))
     backend = backend or configured or "auto"
     if backend != "auto":
         backends()[backend]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,6 +15,7 @@ from posenc.errors import InvalidConfigError
 from posenc.plan import Lengths, PositionPlan, Segment
 
 if TYPE_CHECKING:
+    from posenc.fingerprint import Fingerprint
     from posenc.rope import Rotary
 
 
@@ -132,6 +133,19 @@ class PositionStrategy(ABC):
         value: str | int = getattr(self.params, "replan", "auto")
         return value
 
+    @classmethod
+    def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
+        """Parameters that ``posenc calibrate`` tries for inputs of ``length`` tokens; empty: nothing to choose."""
+        return ()
+
+    def for_model(self, fingerprint: Callable[[], Fingerprint]) -> PositionStrategy:
+        """The strategy to use on a model; ``apply`` asks before it patches anything.
+
+        Strategies whose parameters were measured override this to refuse another model. The rest never look: the
+        fingerprint is only taken when it is called for.
+        """
+        return self
+
     def tokens(self, key: str, default: float) -> int:
         """Parameter ``key`` in tokens, by default ``default`` times the window (at least 1)."""
         value: int | None = getattr(self.params, key)
@@ -202,6 +216,9 @@ class ComposedStrategy(PositionStrategy):
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
         return self.frequencies.rotary(self.positions.rotary(base, prompt), prompt)
+
+    def for_model(self, fingerprint: Callable[[], Fingerprint]) -> PositionStrategy:
+        return ComposedStrategy(self.positions.for_model(fingerprint), self.frequencies.for_model(fingerprint))
 
     @property
     def replan(self) -> str | int:
