@@ -9,7 +9,7 @@ JOBS ?= 2
 BENCH = $(BIN)/posenc bench --out docs/results
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-smollm2 test lint format bench bench-full clean
+.PHONY: help demo demo-smollm2 test lint format calibrate bench bench-full clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,11 @@ lint: $(INSTALLED) ## style and types
 format: $(INSTALLED) ## rewrite files in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+calibrate: $(INSTALLED) ## measure posenc/profiles/tiny.yaml again (20 minutes on one idle core; it resumes)
+	OMP_NUM_THREADS=1 $(BIN)/posenc calibrate tiny --text docstrings:numpy --report-text pydoc --documents 40 \
+	    -s lampe -s rerope -s self_extend -s leaky_rerope -s dca -s yarn -s string -s dynamic -s ntk -s linear \
+	    -s llama3 -s lm_infinite -s streaming_llm --out out/calibrate-tiny --file posenc/profiles/tiny.yaml
 
 bench: $(INSTALLED) ## time and memory against plain attention (15 minutes on 2 idle cores), into docs/results
 	$(BENCH) attention --heads 9/3x64 --lengths 2048,4096,8192,16384 --rounds 5 --seconds 10
