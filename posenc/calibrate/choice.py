@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from posenc.calibrate.record import CLEAR, Calibration, Choice, check_same_model, read
 from posenc.errors import InvalidConfigError
 from posenc.fingerprint import Fingerprint
+from posenc.plugins import strategies
 
 NATIVE = "rope"
 
@@ -95,9 +96,25 @@ def recommend(calibration: Calibration, *, source: str) -> Table:
         else:
             pick = Pick(strategy=NATIVE, because=f"{idle}: the model as it is, {native.loss:.3f} nats per token")
         ranges.append(Range(up_to=length, pick=pick))
+    return Table(
+        source=source, model=calibration.model.fingerprint, ranges=tuple(ranges), beyond=tuple(_beyond(calibration))
+    )
+
+
+def _beyond(calibration: Calibration) -> list[Pick]:
+    """Picks for prompts longer than any measured: by loss at the longest length, until one is bounded at any length.
+
+    Frequency strategies keep true distances, so none of them stays inside the window.
+    """
     last = calibration.lengths[-1]
-    beyond = [_pick(*pair, last, calibration.native[last].loss, []) for pair in calibration.ranked(last)]
-    return Table(source=source, model=calibration.model.fingerprint, ranges=tuple(ranges), beyond=tuple(beyond))
+    picks: list[Pick] = []
+    for name, choice in calibration.ranked(last):
+        able = strategies()[name].capabilities
+        if not picks or not able.changes_frequencies:
+            picks.append(_pick(name, choice, last, calibration.native[last].loss, []))
+        if able.bounded:
+            break
+    return picks
 
 
 def find_profile(model: Fingerprint) -> Path | None:
