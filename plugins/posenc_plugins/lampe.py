@@ -111,8 +111,8 @@ class Lampe(PositionStrategy):
     def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
         return [
             {"head": head, "mapping": mapping}
-            for head in parts(window, 0.5, 1, 2)
-            for mapping in parts(window, 1, 2, 3, 4, 5, 6, 7, 8)
+            for head in parts(window, 0.5, 1, 2, 4)
+            for mapping in parts(window, 1, 2, 3, 4, 5, 6)
         ]
 
     def _read_mapping(self) -> int | Curve:

@@ -75,7 +75,8 @@ def recommend(calibration: Calibration, *, source: str) -> Table:
 
     Inside the window the identity, unless a strategy is better by more than two standard errors of the paired
     difference, on the calibration texts and on the report texts where there are some: the best of many candidates
-    looks good by luck. Beyond it, the lowest mean loss on the calibration texts.
+    looks good by luck. Beyond it, the lowest mean loss on the calibration texts. Strategies that drop keys are
+    never recommended: what they cannot see any more hardly shows in a perplexity.
     """
     window = calibration.model.fingerprint.window
     ranges = []
@@ -83,7 +84,7 @@ def recommend(calibration: Calibration, *, source: str) -> Table:
         because = f"inside the window of {window} tokens nothing was measured: left as it is"
         ranges.append(Range(up_to=window, pick=Pick(strategy=NATIVE, because=because)))
     for length in calibration.lengths:
-        ranked = calibration.ranked(length)
+        ranked = _reading_everything(calibration, length)
         native = calibration.native[length]
         if length <= window:
             ranked = [(name, choice) for name, choice in ranked if _surely_better(choice)]
@@ -108,13 +109,19 @@ def _beyond(calibration: Calibration) -> list[Pick]:
     """
     last = calibration.lengths[-1]
     picks: list[Pick] = []
-    for name, choice in calibration.ranked(last):
+    for name, choice in _reading_everything(calibration, last):
         able = strategies()[name].capabilities
         if not picks or not able.changes_frequencies:
             picks.append(_pick(name, choice, last, calibration.native[last].loss, []))
         if able.bounded:
             break
     return picks
+
+
+def _reading_everything(calibration: Calibration, length: int) -> list[tuple[str, Choice]]:
+    """Measured strategies that attend to every key, best first."""
+    ranked = calibration.ranked(length)
+    return [(name, choice) for name, choice in ranked if not strategies()[name].capabilities.drops_keys]
 
 
 def find_profile(model: Fingerprint) -> Path | None:

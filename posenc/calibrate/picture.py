@@ -31,7 +31,7 @@ def plot_sweeps(sweeps: dict[int, Sweep], native: dict[int, Score], path: Path) 
     for axis, (length, sweep) in zip(axes, sorted(sweeps.items()), strict=True):
         x_key, line_key = swept_keys(sweep)
         lines = list(dict.fromkeys(point.candidate.params.get(line_key) for point in sweep.points))
-        lowest = sweep.best.losses.mean
+        lowest, heights = sweep.best.losses.mean, [0.0]
         for number, line in enumerate(lines):
             points = [p for p in sweep.points if p.candidate.params.get(line_key) == line]
             points.sort(key=lambda point: float(point.candidate.params[x_key]))
@@ -39,6 +39,7 @@ def plot_sweeps(sweeps: dict[int, Sweep], native: dict[int, Score], path: Path) 
             gaps = [sweep.behind(point) for point in points]
             x = [point.candidate.params[x_key] for point in points]
             y = [lowest + gap.mean for gap in gaps]
+            heights += [gap.mean for gap in gaps]
             errors = [0.0 if math.isnan(gap.standard_error) else gap.standard_error for gap in gaps]
             label = f"{line_key} {line}" if line_key else x_key
             axis.errorbar(x, y, yerr=errors, color=colour, linewidth=1.2, capsize=2, label=label)
@@ -46,8 +47,8 @@ def plot_sweeps(sweeps: dict[int, Sweep], native: dict[int, Score], path: Path) 
                 face = "white" if sweep.dropped(point) else colour
                 axis.plot([at], [height], marker, color=colour, markerfacecolor=face, markersize=5)
         axis.axhline(native[length].loss, color="grey", linestyle=":", linewidth=1, label="native")
-        top = max(lowest + 0.5, min(native[length].loss + 0.05, lowest + 1.0))
-        axis.set_ylim(lowest - 0.05, top)
+        span = min(1.0, max(0.05, *heights))
+        axis.set_ylim(lowest - 0.1 * span, lowest + 1.1 * span)
         axis.set_title(f"{sweep.strategy}, {length} tokens", fontsize=9)
         axis.set(xlabel=x_key, ylabel="nats per token")
         axis.grid(alpha=0.25)

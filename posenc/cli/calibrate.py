@@ -164,7 +164,7 @@ def _print(outcome: Outcome) -> None:
         for name, choice in calibration.ranked(length):
             rows.append([heads[length], name, *_choice_cells(choice)])
         if length in calibration.fitted:
-            rows.append([heads[length], "lampe, fitted curve", *_choice_cells(calibration.fitted[length])])
+            rows.append([heads[length], "lampe (curve)", *_choice_cells(calibration.fitted[length])])
     texts = calibration.texts
     print_table(
         f"the choice, perplexity ± standard error on {_names(texts.calibration)}, and on {_names(texts.report)}",

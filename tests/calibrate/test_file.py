@@ -176,6 +176,15 @@ def test_inside_the_window_the_model_is_left_alone_unless_measured_better(
     assert found.strategy == picked
 
 
+def test_what_drops_keys_is_never_picked(calibrated: Calibrated):
+    calibration = changed(calibrated[0].calibration, 96, "rerope", gap=-0.5, report_gap=-0.5)
+    strategies = {**calibration.strategies, "lm_infinite": calibration.strategies["rerope"]}
+    del strategies["rerope"]
+    table = recommend(calibration.model_copy(update={"strategies": strategies}), source="test")
+    picks = [part.pick for part in table.ranges] + list(table.beyond)
+    assert "lm_infinite" not in {pick.strategy for pick in picks}
+
+
 def test_what_was_not_measured(calibrated: Calibrated):
     """Inside the window: the identity. Beyond the longest length: the best pick that stays inside the window."""
     calibration = calibrated[0].calibration

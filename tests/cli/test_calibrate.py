@@ -34,7 +34,7 @@ def test_it_prints_the_curves_and_writes_a_file_that_lampe_reads(run, small_mode
         "128 (2x)",
         "*",
         "native",
-        "lampe, fitted curve",
+        "lampe (curve)",
         "U(l) = ",
         "resamplings",
     ):
