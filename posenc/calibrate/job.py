@@ -99,10 +99,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a calibration found: the file's content, and every point it was chosen from."""
+    """What a calibration found: the file's content, every point it was chosen from, and what was reported.
+
+    Parameters
+    ----------
+    reported : dict
+        Losses of the report documents by length and label: ``native``, each strategy, ``lampe (curve)``.
+    """
 
     calibration: Calibration
     sweeps: dict[str, dict[int, Sweep]]
+    reported: dict[int, dict[str, Mean]]
 
 
 def prepare(loaded: Loaded, asked: Asked) -> Job:
@@ -189,18 +196,21 @@ def run(job: Job, folder: Path, step: Callable[[str, int], None] = lambda descri
         name: {length: sweep(cells, grid[length], length) for length in job.lengths} for name, grid in job.grids.items()
     }
     reporting = None if job.report is None else _cells(job, job.report, folder, step)
-    reported_native = {} if reporting is None else _native(job, reporting)
+    reported: dict[int, dict[str, Mean]] = {}
+    if reporting is not None:
+        reported = {length: {"native": losses} for length, losses in _native(job, reporting).items()}
 
-    def choice(candidate: Candidate, length: int, tried: int, losses: Mean) -> Choice:
+    def choice(label: str, candidate: Candidate, length: int, tried: int, losses: Mean) -> Choice:
         report = None
         if reporting is not None:
             own = reporting.losses(candidate, length, len(reporting.corpus.documents))
-            report = Score.of(own, reported_native[length])
+            reported[length][label] = own
+            report = Score.of(own, reported[length]["native"])
         return Choice(params=candidate.params, tried=tried, calibration=Score.of(losses, native[length]), report=report)
 
     strategies = {
         name: {
-            length: choice(found.best.candidate, length, len(found.points), found.best.losses)
+            length: choice(name, found.best.candidate, length, len(found.points), found.best.losses)
             for length, found in by_length.items()
         }
         for name, by_length in sweeps.items()
@@ -211,7 +221,8 @@ def run(job: Job, folder: Path, step: Callable[[str, int], None] = lambda descri
         for length in job.lengths:
             mapped = {"head": fit.head, "tail": fit.tail, "mapping": fit.mapping}
             candidate = Candidate(FITTED, mapped, job.window)
-            fitted[length] = choice(candidate, length, 1, cells.losses(candidate, length, len(job.corpus.documents)))
+            losses = cells.losses(candidate, length, len(job.corpus.documents))
+            fitted[length] = choice(f"{FITTED} (curve)", candidate, length, 1, losses)
     calibration = Calibration(
         command=job.asked.command,
         model=ModelRecord(name=job.loaded.name, fingerprint=job.fingerprint),
@@ -230,10 +241,10 @@ def run(job: Job, folder: Path, step: Callable[[str, int], None] = lambda descri
         confidence=None if fit is None else fit.confidence,
         fitted=fitted,
         native={length: Score.of(losses, losses) for length, losses in native.items()},
-        native_report={length: Score.of(losses, losses) for length, losses in reported_native.items()},
+        native_report={length: Score.of(own["native"], own["native"]) for length, own in reported.items()},
         strategies=strategies,
     )
-    return Outcome(calibration, sweeps)
+    return Outcome(calibration, sweeps, reported)
 
 
 def _cells(job: Job, corpus: Corpus, folder: Path, step: Callable[[str, int], None]) -> Cells:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from posenc.calibrate.job import Job, Outcome
     from posenc.calibrate.record import Calibration, Choice
     from posenc.calibrate.sweep import Sweep
+    from posenc.evaluate.perplexity import Mean
 
 FEW = 30
 
@@ -159,18 +160,20 @@ def _print(outcome: Outcome) -> None:
         )
     rows = []
     for length in calibration.lengths:
-        native = calibration.native_report.get(length)
-        rows.append([heads[length], "native", "", _perplexity(calibration.native[length]), _perplexity(native)])
-        for name, choice in calibration.ranked(length):
-            rows.append([heads[length], name, *_choice_cells(choice)])
+        gaps = _gaps(outcome.reported.get(length, {}))
+        scores = [_perplexity(calibration.native[length]), _perplexity(calibration.native_report.get(length))]
+        mine = [["native", "", *scores]]
+        mine += [[name, *_choice_cells(choice)] for name, choice in calibration.ranked(length)]
         if length in calibration.fitted:
-            rows.append([heads[length], "lampe (curve)", *_choice_cells(calibration.fitted[length])])
+            mine.append(["lampe (curve)", *_choice_cells(calibration.fitted[length])])
+        rows += [[heads[length], *row, gaps.get(row[0], "")] for row in mine]
     texts = calibration.texts
     print_table(
-        f"the choice, perplexity ± standard error on {_names(texts.calibration)}, and on {_names(texts.report)}",
-        ["tokens", "strategy", "parameters", "calibration", "report"],
+        f"the choice, perplexity ± standard error on {_names(texts.calibration)}, and on {_names(texts.report)}; "
+        "there also the paired gap to the lowest loss",
+        ["tokens", "strategy", "parameters", "calibration", "report", "nats behind"],
         rows,
-        numbers=["calibration", "report"],
+        numbers=["calibration", "report", "nats behind"],
     )
     if calibration.mapping is not None:
         click.echo(_fit_sentence(calibration))
@@ -193,9 +196,17 @@ def _curve_rows(sweeps: dict[int, Sweep], lengths: list[int]) -> list[list[str]]
     return [[params, *(found.get(length, "") for length in lengths)] for params, found in cells.items()]
 
 
+def _gaps(reported: dict[str, Mean]) -> dict[str, str]:
+    """Paired difference to the lowest loss on the report texts, by label."""
+    if not reported:
+        return {}
+    best = min(reported.values(), key=lambda own: own.mean)
+    gaps = {label: own.minus(best) for label, own in reported.items() if own is not best}
+    return {label: f"{gap.mean:.3f} ± {gap.standard_error:.3f}" for label, gap in gaps.items()}
+
+
 def _choice_cells(choice: Choice) -> list[str]:
-    params = {key: "curve" if isinstance(value, dict) else value for key, value in choice.params.items()}
-    shown = ", ".join(f"{key}={value}" for key, value in params.items())
+    shown = ", ".join("curve" if isinstance(value, dict) else f"{key}={value}" for key, value in choice.params.items())
     return [shown, _perplexity(choice.calibration), _perplexity(choice.report)]
 
 
@@ -219,9 +230,13 @@ def _fit_sentence(calibration: Calibration) -> str:
 
 
 def _as_dict(outcome: Outcome) -> dict[str, Any]:
-    """The calibration, and the loss of every document of every candidate."""
+    """The calibration, the loss of every document of every candidate, and those of the report texts."""
     return {
         "calibration": outcome.calibration.model_dump(exclude_none=True),
+        "reported": {
+            str(length): {label: list(losses.values) for label, losses in own.items()}
+            for length, own in outcome.reported.items()
+        },
         "sweeps": {
             name: {
                 str(length): [

@@ -48,7 +48,7 @@ def make_text(seed: int, words: int = 600) -> str:
     return " ".join("".join(chr(97 + letter) for letter in rng.integers(0, 26, 5)) for _ in range(words))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def _fewer_candidates() -> Iterator[None]:
     """Every third candidate."""
     with pytest.MonkeyPatch.context() as patch:
@@ -56,12 +56,12 @@ def _fewer_candidates() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def loaded() -> Loaded:
     return Loaded("small", make_model(), Letters())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("texts")
     files = folder / "choose.txt", folder / "report.txt"
@@ -70,12 +70,12 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(files[0]), str(files[1])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def asked(texts: tuple[str, str]) -> work.Asked:
     return work.Asked(("lampe", "rerope"), texts[:1], texts[1:], (WINDOW, 2 * WINDOW, 3 * WINDOW), 10, 8, 0, "a test")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def calibrated(
     loaded: Loaded, asked: work.Asked, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[work.Outcome, Path]:

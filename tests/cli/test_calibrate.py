@@ -37,6 +37,7 @@ def test_it_prints_the_curves_and_writes_a_file_that_lampe_reads(run, small_mode
         "lampe (curve)",
         "U(l) = ",
         "resamplings",
+        "nats behind",
     ):
         assert shown in first.stdout
     assert "only 3 documents: the choice will be uncertain" in first.stderr
@@ -49,6 +50,11 @@ def test_it_prints_the_curves_and_writes_a_file_that_lampe_reads(run, small_mode
     again = json.loads(run(*arguments, "--json", "--file", tmp_path / "elsewhere.yaml").stdout)
     assert read(tmp_path / "elsewhere.yaml").strategies == calibration.strategies
     assert len(again["sweeps"]["lampe"]["128"]) == 24
+    assert {label: len(losses) for label, losses in again["reported"]["128"].items()} == {
+        "native": 3,
+        "lampe": 3,
+        "lampe (curve)": 3,
+    }
     assert all(len(point["losses"]) == 3 for point in again["sweeps"]["lampe"]["128"])
 
 
