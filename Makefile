@@ -6,10 +6,13 @@ INSTALLED := $(VENV)/.installed
 SMOLLM2 := $(VENV)/.smollm2
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 JOBS ?= 2
+WHEELS := .wheels
+GPU_PYTHON ?= 3.12
+GPU_LACKS ?= annotated-types pydantic pydantic_core typing-inspection xformers
 BENCH = $(BIN)/posenc bench --out docs/results
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-smollm2 test lint format calibrate bench bench-full clean
+.PHONY: help demo demo-smollm2 test lint format package calibrate bench bench-full gpu gpu-wheels clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,10 +26,11 @@ demo-smollm2: $(SMOLLM2) ## the same job on the real SmolLM2-135M (fetches 93 MB
 test: $(INSTALLED) ## the whole test suite (JOBS=2 processes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-lint: $(INSTALLED) ## style and types
+lint: $(INSTALLED) ## style, types and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 format: $(INSTALLED) ## rewrite files in the project's style
 	$(BIN)/ruff check --fix .
@@ -36,6 +40,9 @@ calibrate: $(INSTALLED) ## measure posenc/profiles/tiny.yaml again (20 minutes o
 	OMP_NUM_THREADS=1 $(BIN)/posenc calibrate tiny --text docstrings:numpy --report-text pydoc --documents 40 \
 	    -s lampe -s rerope -s self_extend -s leaky_rerope -s dca -s yarn -s string -s dynamic -s ntk -s linear \
 	    -s llama3 -s lm_infinite -s streaming_llm --out out/calibrate-tiny --file posenc/profiles/tiny.yaml
+
+package: $(INSTALLED) ## build sdist and wheel, check them, and try the wheel in a clean environment
+	$(BIN)/python -m scripts.package
 
 bench: $(INSTALLED) ## time and memory against plain attention (15 minutes on 2 idle cores), into docs/results
 	$(BENCH) attention --heads 9/3x64 --lengths 2048,4096,8192,16384 --rounds 5 --seconds 10
@@ -57,8 +64,26 @@ bench-full: $(INSTALLED) ## the same with every strategy and memory throughout (
 	$(BENCH) padded --lengths 2048 --rounds 3
 	$(BIN)/posenc bench --report docs/results
 
+# On a machine without network whose Python has torch, transformers, triton and pytest: carry the folder that
+# make gpu-wheels fills, and say make gpu PYTHON=python3. No .venv is made then. Without make, run what this target runs.
+gpu: $(if $(PYTHON),,$(INSTALLED)) ## tests and times of every GPU backend (8 minutes on a GPU), into docs/results
+ifdef PYTHON
+	@if [ -d $(WHEELS) ]; then \
+	    "$(PYTHON)" -m pip install --quiet --no-index --no-deps --upgrade --target out/gpu/site $(WHEELS)/*.whl; fi
+	PYTHONPATH=$(CURDIR):$(CURDIR)/plugins:$(CURDIR)/adapters:$(CURDIR)/out/gpu/site "$(PYTHON)" -m scripts.gpu
+else
+	$(BIN)/python -m scripts.gpu
+endif
+
+gpu-wheels: $(INSTALLED) ## what such a machine lacks (GPU_LACKS, for Python GPU_PYTHON) and posenc itself, into .wheels
+	rm -rf $(WHEELS)
+	$(PIP) wheel --quiet --no-deps -w $(WHEELS) .
+	$(PIP) download --quiet --no-deps --only-binary=:all: --python-version $(GPU_PYTHON) --implementation cp \
+	    $(foreach tag,2_28 2_17,--platform manylinux_$(tag)_x86_64) --platform manylinux2014_x86_64 \
+	    -c constraints.txt -d $(WHEELS) $(GPU_LACKS)
+
 clean: ## remove what the targets above made
-	rm -rf $(VENV) out .cache
+	rm -rf $(VENV) $(WHEELS) out .cache
 
 # A stamp, so that a second run starts at once, and a changed dependency installs again.
 $(INSTALLED): pyproject.toml constraints.txt

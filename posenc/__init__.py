@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from posenc.hub import from_pretrained
     from posenc.plan import Lengths, PositionPlan, Segment
     from posenc.plugins import StrategyInfo, adapters, backends, strategies, strategy
-    from posenc.positions import Capabilities, FrequencyStrategy, PositionStrategy, RemapParams
+    from posenc.positions import Capabilities, FrequencyStrategy, PositionStrategy, RemapParams, Retention
     from posenc.rope import Rotary
 
 __version__ = "0.1.0"
@@ -53,6 +53,7 @@ __all__ = [
     "PositionPlan",
     "PositionStrategy",
     "RemapParams",
+    "Retention",
     "Rotary",
     "Segment",
     "StrategyInfo",
@@ -91,7 +92,7 @@ _HOMES = {
     "hub": ("from_pretrained",),
     "plan": ("Lengths", "PositionPlan", "Segment"),
     "plugins": ("StrategyInfo", "adapters", "backends", "strategies", "strategy"),
-    "positions": ("Capabilities", "FrequencyStrategy", "PositionStrategy", "RemapParams"),
+    "positions": ("Capabilities", "FrequencyStrategy", "PositionStrategy", "RemapParams", "Retention"),
     "rope": ("Rotary",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from posenc.adapter import LENGTH_DEPENDENT, ArchitectureAdapter, LayerFacts, RotarySource, rope_type
+from posenc.config import CacheMode
 from posenc.errors import InvalidInputError
 from posenc.positions import PositionStrategy
 from posenc.rope import Rotary
@@ -29,25 +29,31 @@ class Attachment:
         Backend name or ``"auto"``.
     original : str
         The attention implementation to restore.
+    cache : {"rotated", "raw"}
+        Whether decoding keeps rotated copies of the keys beside the raw ones.
     announced : int or list of int, optional
         Final prompt lengths of a chunked prefill.
     paused : bool
         True while the model's own rotary modules are asked for their frequencies.
     facts : dict of LayerFacts
-        What the probe measured, by attention module.
+        What the probe measured, by attention module, in the order of the forward pass.
     rotaries : tuple of str
         Names of the decoder's rotary modules that are hooked.
+    batches : OpenBatches
+        Continuous batching that runs on the model (``posenc/continuous.py``).
     """
 
     strategy: PositionStrategy
     adapter: ArchitectureAdapter
     backend: str
     original: str
+    cache: CacheMode = "rotated"
     announced: int | list[int] | None = None
     paused: bool = False
     planner: Planner = field(init=False)
     facts: dict[nn.Module, LayerFacts] = field(default_factory=dict, repr=False)
     rotaries: tuple[str, ...] = ()
+    batches: Any = field(init=False, repr=False)
     _rotaries: dict[RotarySource, tuple[Tensor, int, Rotary]] = field(default_factory=dict, repr=False)
     _layouts: dict[LayerFacts, tuple[Rotary, Rotary]] = field(default_factory=dict, repr=False)
 
@@ -57,7 +63,11 @@ class Attachment:
     @property
     def fingerprint(self) -> str:
         """What a cache must have been filled by."""
-        return json.dumps({**self.strategy.describe(), "window": self.strategy.window}, sort_keys=True, default=str)
+        return self.strategy.fingerprint
+
+    def planners(self) -> dict[nn.Module, Planner]:
+        """The planner of every attention module."""
+        return {module: self.planner.of(layer) for layer, module in enumerate(self.facts)}
 
     def bases(self, decoder: nn.Module, position_ids_BL: Tensor) -> dict[LayerFacts, Rotary]:
         """The model's own frequencies in the layout of every kind of layer, the same objects until they change."""

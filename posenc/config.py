@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -12,6 +12,9 @@ from posenc.errors import InvalidConfigError
 from posenc.plugins import strategies
 from posenc.plugins import strategy as make_strategy
 from posenc.positions import ComposedStrategy, PositionStrategy, explain_validation
+
+CacheMode = Literal["rotated", "raw"]
+"""Whether decoding keeps rotated copies of the raw keys: faster, for the memory of (about) one more copy of them."""
 
 
 class NamedParams(BaseModel):
@@ -52,6 +55,8 @@ class Config(BaseModel):
         A frequency strategy to combine with it.
     backend : str
         Attention backend, ``"auto"`` by default.
+    cache : {"rotated", "raw"}
+        Whether decoding keeps rotated copies of the keys, ``"rotated"`` by default.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,6 +64,7 @@ class Config(BaseModel):
     strategy: NamedParams
     frequencies: NamedParams | None = None
     backend: str = Field("auto", min_length=1)
+    cache: CacheMode = "rotated"
 
     def make(self, window: int | None = None) -> PositionStrategy:
         """The strategy this configuration describes, frequencies included."""

@@ -5,20 +5,22 @@ Shape letters: B batch, H heads, L tokens, D head_dim.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from posenc.backend import AttentionBackend
+from posenc.backend import AttentionBackend, needs_gradient
 from posenc.errors import BackendError, InvalidInputError
 from posenc.plan import PositionPlan
 from posenc.plugins import backends
 from posenc.rope import Rotary
+from posenc.trace import trace, tracing
 
-logger = logging.getLogger("posenc")
+if TYPE_CHECKING:
+    from posenc.kernels.kept import KeptKeys
 
 
 def attention(
@@ -34,6 +36,7 @@ def attention(
     return_lse: bool = False,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    kept: KeptKeys | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention with the positions of a plan.
 
@@ -59,6 +62,9 @@ def attention(
         Logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
     sinks : float [Hq], optional
         One more logit per head that every query attends to and that carries no value (GPT-OSS).
+    kept : KeptKeys, optional
+        Rotated keys of the step before, for decoding: backends that can use them rotate new keys only.
+        Ignored where every row has its own plan.
 
     Returns
     -------
@@ -77,10 +83,12 @@ def attention(
     plans = [plan] if isinstance(plan, PositionPlan) else list(plan)
     _check_tensors(q, k, v, mask)
     _check_plans(plans, q.shape[0], k.shape[2], one=isinstance(plan, PositionPlan))
-    chosen = choose_backend(q, k, v, mask, backend, softcap=softcap, sinks=sinks)
+    chosen = choose_backend(q, k, v, mask, backend, softcap=softcap, sinks=sinks, plans=plans)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    options = {} if softcap is None else {"softcap": softcap}
+    options: dict[str, Any] = {} if softcap is None else {"softcap": softcap}
     if len({id(p) for p in plans}) == 1:
+        if kept is not None and chosen.capabilities.keeps_keys:
+            options["kept"] = kept
         out, lse = chosen.attend(q, k, v, plans[0], rotary, scale=scale, mask=mask, **options)
     else:
         parts = []
@@ -105,36 +113,70 @@ def choose_backend(
     *,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    plans: Sequence[PositionPlan] = (),
 ) -> AttentionBackend:
-    """The named backend if it can run the case, or for ``"auto"`` the best one that can.
+    """The named backend if it can run the case, or for ``"auto"`` the first in order of priority that can.
 
-    ``POSENC_BACKEND`` names the default for ``"auto"``; ``POSENC_TRACE=1`` logs what was chosen.
+    ``POSENC_BACKEND`` names the default for ``"auto"``; ``POSENC_TRACE=1`` shows what was chosen, and why no other.
     """
     asked = name if name != "auto" else os.environ.get("POSENC_BACKEND", "auto")
     if asked != "auto":
         backend: AttentionBackend = backends()[asked].backend
-        reason = backend.refuses(q, k, v, mask) or _lacks(backend, q, k, softcap, sinks)
+        reason = _cannot_run(backend, q, k, v, mask, softcap, sinks, plans)
         if reason is not None:
             raise BackendError(f"backend {asked!r} cannot run this case: {reason}. Choose another, or backend='auto'.")
+        if tracing():
+            trace("backend %s, as asked: %s", asked, _case(q, k, v, mask))
         return backend
-    refusals = []
+    refusals: list[str] = []
     for info in sorted(backends().values(), key=lambda info: -info.backend.priority):
-        reason = info.backend.refuses(q, k, v, mask) or _lacks(info.backend, q, k, softcap, sinks)
+        reason = _cannot_run(info.backend, q, k, v, mask, softcap, sinks, plans)
         if reason is None:
-            level = logging.INFO if os.environ.get("POSENC_TRACE") == "1" else logging.DEBUG
-            logger.log(level, "backend auto -> %s (%s, %s)", info.name, q.device.type, q.dtype)
+            if tracing():
+                why = "; ".join(refusals) or "nothing comes before it"
+                trace("backend auto -> %s: %s (%s)", info.name, _case(q, k, v, mask), why)
             chosen: AttentionBackend = info.backend
             return chosen
         refusals.append(f"{info.name}: {reason}")
     raise BackendError(f"no installed backend can run this case. {'; '.join(refusals)}.")
 
 
+def _case(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> str:
+    """What the choice depends on, in words."""
+    dtype = str(q.dtype).removeprefix("torch.")
+    gradient = "with" if needs_gradient(q, k, v) else "no"
+    masked = "no" if mask is None else "with a"
+    return (
+        f"{dtype} on {q.device.type}, {q.shape[2]} queries over {k.shape[2]} keys, {gradient} gradient, {masked} mask"
+    )
+
+
+def _cannot_run(
+    backend: AttentionBackend,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    plans: Sequence[PositionPlan],
+) -> str | None:
+    """Why a backend cannot run the case, or None when it can."""
+    try:
+        reason = backend.refuses(q, k, v, mask)
+    except Exception as error:  # a broken backend must not keep ``auto`` from the others
+        return f"it fails to say whether it can: {type(error).__name__}: {error}"
+    if reason is None and not backend.capabilities.logit_interpolation and any(p.interpolates_logits for p in plans):
+        return "it does not interpolate logits"
+    return reason or _lacks(backend, q, k, softcap, sinks)
+
+
 def _lacks(backend: AttentionBackend, q: Tensor, k: Tensor, softcap: float | None, sinks: Tensor | None) -> str | None:
     if softcap is not None and not backend.capabilities.softcap:
         return "it computes no softcap"
-    if sinks is None or backend.capabilities.lse_gradients or not torch.is_grad_enabled():
+    if sinks is None or backend.capabilities.lse_gradients or not needs_gradient(q, k, sinks):
         return None
-    return "it has no backward pass for attention sinks" if any(x.requires_grad for x in (q, k, sinks)) else None
+    return "it has no backward pass for attention sinks"
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:

@@ -49,7 +49,8 @@ def explain(plan: PositionPlan) -> str:
             where = f"keys {start} .. {stop - 1}, relative {shown}"
         else:
             where = "no key"
-        lines.append(f"  {s.name:<12} {where}; {segment_pairs(s) / pairs:.1%} of all pairs")
+        mixed = ", logits of whole positions interpolated" if s.interpolation == "logits" else ""
+        lines.append(f"  {s.name:<12} {where}; {segment_pairs(s) / pairs:.1%} of all pairs{mixed}")
     dropped = 1 - sum(map(segment_pairs, plan.segments)) / pairs
     if dropped > 0:
         lines.append(f"  dropped      {dropped:.1%} of all pairs are not attended")

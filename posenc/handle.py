@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from torch import nn
 
 from posenc.adapter import EVERY_FAMILY, ArchitectureAdapter, LayerFacts
 from posenc.attachment import Attachment
-from posenc.config import Config, NamedParams, load_config, read_config
-from posenc.errors import InvalidConfigError, UnsupportedModelError
+from posenc.config import CacheMode, Config, NamedParams, load_config, read_config
+from posenc.errors import InvalidConfigError, InvalidInputError, UnsupportedModelError
 from posenc.fingerprint import fingerprint
 from posenc.hooks import (
     IMPLEMENTATION,
@@ -28,13 +27,15 @@ from posenc.hooks import (
 from posenc.plan import Lengths, PositionPlan
 from posenc.plugins import adapters, backends
 from posenc.plugins import strategy as named_strategy
-from posenc.positions import ComposedStrategy, PositionStrategy
+from posenc.positions import ComposedStrategy, PositionStrategy, Retention
 from posenc.probe import check_structure, probe
 from posenc.schedule import Planner
 from posenc.selftest import check_attention, check_identity, forward_of_fixed_tokens
 from posenc.stock import STOCK_IMPLEMENTATIONS
+from posenc.trace import trace
 
-logger = logging.getLogger("posenc")
+if TYPE_CHECKING:
+    from posenc.bounded import BoundedCache
 
 
 class Handle:
@@ -54,9 +55,25 @@ class Handle:
         """True until the handle is removed."""
         return find_attachment(self.model) is self._attachment
 
-    def plan(self, prompt: int, total: int | None = None) -> PositionPlan:
-        """The plan the model uses for a prompt of ``prompt`` tokens, ``total`` tokens present."""
-        return self.strategy.plan(prompt, total)
+    def plan(self, prompt: int, total: int | None = None, *, layer: int | None = None) -> PositionPlan:
+        """The plan the model uses for a prompt of ``prompt`` tokens, ``total`` tokens present.
+
+        Parameters
+        ----------
+        layer : int, optional
+            Of which attention layer, for strategies whose layers see different positions.
+
+        Raises
+        ------
+        InvalidInputError
+            If the model has no such attention layer.
+        """
+        if layer is None:
+            return self.strategy.plan(prompt, total)
+        layers = len(self._attachment.facts)
+        if not 0 <= layer < layers:
+            raise InvalidInputError(f"layer must be 0 .. {layers - 1}: the model has {layers} attention layers.")
+        return self.strategy.for_layer(layer, layers).plan(prompt, total)
 
     @contextlib.contextmanager
     def prompt_length(self, tokens: int | Sequence[int]) -> Iterator[Handle]:
@@ -82,6 +99,48 @@ class Handle:
         finally:
             self._attachment.announced = before
 
+    def bounded_cache(self, *, slack: int = 64) -> BoundedCache:
+        """An empty cache that drops the keys which the strategy never attends again.
+
+        Pass it as ``past_key_values``. Between two forwards it holds at most ``first + last + slack`` tokens
+        of each row (``strategy.retention``; ``last`` at least the model's largest sliding window),
+        and gives the same logits as a cache of all tokens.
+
+        Parameters
+        ----------
+        slack : int
+            Tokens to gather before some are dropped.
+
+        Raises
+        ------
+        InvalidConfigError
+            If the strategy may attend every key again, or ``slack`` is negative.
+        UnsupportedModelError
+            If some layers attend every key whatever the strategy: those without rotary positions.
+        """
+        from posenc.bounded import BoundedCache, retention
+
+        kept = retention(self.strategy)
+        if slack < 0:
+            raise InvalidConfigError(f"slack: must be 0 or more tokens, got {slack}.")
+        layers = len(self._attachment.facts)
+        if any(self.strategy.for_layer(layer, layers).retention != kept for layer in range(layers)):
+            raise InvalidConfigError(
+                f"strategy {self.strategy.name!r} keeps other keys in other layers, which one bounded cache cannot."
+            )
+        facts = self._attachment.facts.values()
+        if any(layer.source is None for layer in facts):
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} has layers without rotary positions, which attend every key under any "
+                "strategy: a bounded cache would change what they see. Use the model's own cache."
+            )
+        # A layer's window counts dropped keys too: beyond it, the joined text must not look nearer.
+        last = max([kept.last, *(layer.window for layer in facts if layer.window is not None)])
+        config: Any = self._attachment.adapter.decoder(self.model).config
+        return BoundedCache(
+            config, kept=Retention(kept.first, last), slack=slack, fingerprint=self._attachment.fingerprint
+        )
+
     def describe(self) -> dict[str, Any]:
         """What is applied to what, as plain data."""
         config: Any = self._attachment.adapter.decoder(self.model).config
@@ -93,6 +152,7 @@ class Handle:
             "window": self.strategy.window,
             "layers": self.layers(),
             "backend": self._attachment.backend,
+            "cache": self._attachment.cache,
             "active": self.is_active,
         }
 
@@ -131,6 +191,7 @@ def apply(
     *,
     frequencies: str | dict[str, Any] | PositionStrategy | None = None,
     backend: str | None = None,
+    cache: CacheMode | None = None,
     window: int | None = None,
     **params: Any,
 ) -> Handle:
@@ -146,6 +207,11 @@ def apply(
         A frequency strategy to combine with it: a name or ``{"name": "yarn", "factor": 4}``.
     backend : str, optional
         Attention backend by name; ``"auto"`` by default.
+    cache : {"rotated", "raw"}, optional
+        Decoding reads raw keys, which a backend such as ``cpu_flash`` must rotate. ``"rotated"`` (the
+        default) keeps their rotated copies beside them, so that a step rotates new keys only; the keys
+        then take twice the memory, the values what they did. ``"raw"`` keeps nothing and rotates every key
+        at every step. Prompts, and backends that rotate while they read, keep nothing either way.
     window : int, optional
         Pretraining window in tokens, by default what the model's configuration declares.
     **params
@@ -174,7 +240,10 @@ def apply(
     window = adapter.window(model) if window is None else window
     chosen, configured = resolve_strategy(strategy, window, frequencies, params)
     chosen = chosen.for_model(lambda: fingerprint(model, adapter))
-    backend = backend or configured or "auto"
+    backend = backend or (configured.backend if configured else "auto")
+    cache = cache or (configured.cache if configured else "rotated")
+    if cache not in get_args(CacheMode):
+        raise InvalidConfigError(f"cache: must be one of {', '.join(get_args(CacheMode))}, got {cache!r}.")
     if backend != "auto":
         backends()[backend]
     config: Any = decoder.config
@@ -186,10 +255,9 @@ def apply(
             f"the model was loaded with attn_implementation={original!r}. posenc is exact on top of "
             f"{' or '.join(STOCK_IMPLEMENTATIONS)}: load it with one of them."
         )
-    attachment = Attachment(chosen, adapter, backend, original)
+    attachment = Attachment(chosen, adapter, backend, original, cache)
     _attach(model, decoder, attachment)
-    level = logging.INFO if os.environ.get("POSENC_TRACE") == "1" else logging.DEBUG
-    logger.log(level, "applied %r to %s (adapter %s)", chosen, type(model).__name__, adapter.name)
+    trace("applied %r to %s (adapter %s)", chosen, type(model).__name__, adapter.name)
     return Handle(model, attachment)
 
 
@@ -230,9 +298,9 @@ def find_adapter(model: nn.Module) -> ArchitectureAdapter:
 
 def resolve_strategy(
     value: Any, window: int | None, frequencies: Any, params: dict[str, Any]
-) -> tuple[PositionStrategy, str | None]:
-    """A strategy object (and a configured backend) from every form that ``apply`` accepts."""
-    configured: str | None = None
+) -> tuple[PositionStrategy, Config | None]:
+    """A strategy object (and the configuration it came from) from every form that ``apply`` accepts."""
+    configured: Config | None = None
     if isinstance(value, os.PathLike) or (isinstance(value, str) and value.endswith((".yaml", ".yml"))):
         value = load_config(Path(value))
     elif isinstance(value, dict):
@@ -243,7 +311,7 @@ def resolve_strategy(
             f"this {type(value).__name__} has its own."
         )
     if isinstance(value, Config):
-        configured = value.backend
+        configured = value
         made = value.make(window)
     elif isinstance(value, str):
         made = named_strategy(value, window=window, **params)
@@ -284,7 +352,8 @@ def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
         attachment.planner = Planner(named_strategy("rope"))
         install(model, decoder, attachment)
         check_identity(decoder, expected, attachment.adapter)
-        attachment.planner = Planner(attachment.strategy)
+        attachment.planner = Planner(attachment.strategy, len(attachment.facts))
+        attachment.planner.try_out()
     except BaseException:
         _restore(model, attachment)
         raise

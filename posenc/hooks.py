@@ -5,7 +5,7 @@ it down as a keyword argument, so that it reaches every attention layer (also wh
 checkpointing runs the layer again); the rotary hook turns the architecture's own rotation into a
 no-op, so that raw keys are cached. An attention layer that gets no step is not patched and runs
 transformers' own attention. Hooks are instances of classes, not closures, so that a model can be
-copied and pickled.
+copied and pickled. How continuous batching starts is in ``posenc/continuous.py``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posenc import continuous
 from posenc.attachment import Attachment
 from posenc.errors import InvalidInputError, UnsupportedModelError
+from posenc.kept_layers import kept_layers
 from posenc.masks import posenc_mask
 from posenc.record import ATTRIBUTE, CacheRecord, new_real_tokens, read_record
 from posenc.relay import RELAYS
@@ -89,28 +91,35 @@ class DecoderHook:
             )
         position_ids = position_ids.expand(batch, -1)
         attachment = self.attachment
+        if kwargs.get("cache") is not None:  # the paged cache of continuous batching, holding many sequences
+            kwargs[STEP] = attachment.batches.step(attachment, module, kwargs, position_ids)
+            kwargs["attention_mask"] = tokens.new_ones((1, 1, 1, 1), dtype=torch.bool)  # each sequence gets its own
+            return (), kwargs
         record = read_record(cache, past, attachment.fingerprint, batch, tokens.device)
         config: Any = module.config
         window = getattr(config, "sliding_window", None)
         real = new_real_tokens(kwargs.get("attention_mask"), past, batch, new, record, window)
+        past -= record.dropped  # slots that a bounded cache still holds
+        retain = getattr(cache, "retain", None)  # a bounded cache, see posenc/bounded.py: its plans know no prompt
         record = record.extended(
             past,
             position_ids,
             real,
             attachment.planner,
             candidates=candidates,
-            announced=attachment.announced_rows(batch),
+            announced=None if retain else attachment.announced_rows(batch),
         )
         if cache is not None:
-            setattr(cache, ATTRIBUTE, record)
+            setattr(cache, ATTRIBUTE, retain(record) if retain else record)
         kwargs[STEP] = Step(
             record,
             past,
             attachment.facts,
+            attachment.planners(),
             attachment.bases(module, position_ids),
-            attachment.planner,
             attachment.backend,
             stock_attention(attachment.original, module),
+            kept_layers(cache, past, new) if attachment.cache == "rotated" else None,
         )
         return (), kwargs
 
@@ -170,7 +179,7 @@ def posenc_attention_forward(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function registered with transformers; without a step it is transformers' sdpa."""
-    step: Step | None = kwargs.pop(STEP, None)
+    step: Step | continuous.PagedStep | None = kwargs.pop(STEP, None)
     if step is None:
         note_stray(module)
         return stock_attention("sdpa", module)(
@@ -198,6 +207,7 @@ def register_with_transformers() -> None:
 
 def install(model: nn.Module, decoder: nn.Module, attachment: Attachment) -> None:
     """Put the hooks on a model."""
+    continuous.install(model, attachment)
     if model is not decoder:
         model.register_forward_pre_hook(HeadHook(), with_kwargs=True)
     decoder.register_forward_pre_hook(DecoderHook(attachment), with_kwargs=True)
@@ -208,6 +218,7 @@ def install(model: nn.Module, decoder: nn.Module, attachment: Attachment) -> Non
 
 def uninstall(model: nn.Module) -> None:
     """Remove every hook of ours from a model and its sub-modules."""
+    continuous.uninstall(model)
     for module in model.modules():
         for hooks, flags in (
             (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),

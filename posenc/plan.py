@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from posenc.errors import InvalidInputError
 
 IntArray = NDArray[np.int64]
 Positions = NDArray[Any]  # int64 or float64, [L] or [L, F]
+Interpolation = Literal["positions", "logits"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,9 @@ class Segment:
         non-decreasing in ``i``, and an empty interval has ``key_start[i] >= key_stop[i]``.
     query_positions, key_positions : int64 or float64, [L] or [L, F]
         Rotary positions used inside the segment; the model sees ``q[i] - k[j]``.
+    interpolation : {"positions", "logits"}
+        What a fractional position means: rotation by the fraction (position interpolation), or the logits of the
+        two whole positions beside it, mixed linearly (logit interpolation).
     """
 
     name: str
@@ -81,6 +85,7 @@ class Segment:
     key_stop: IntArray
     query_positions: Positions
     key_positions: Positions
+    interpolation: Interpolation = "positions"
     origin: tuple[Segment, int] | None = field(default=None, repr=False)
     """The segment this one is a slice of and where the slice starts: cos/sin tables are shared along it."""
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)
@@ -88,7 +93,14 @@ class Segment:
 
     @classmethod
     def band(
-        cls, name: str, total: int, nearest: int, farthest: int | None, query: Positions, key: Positions
+        cls,
+        name: str,
+        total: int,
+        nearest: int,
+        farthest: int | None,
+        query: Positions,
+        key: Positions,
+        interpolation: Interpolation = "positions",
     ) -> Segment:
         """The pairs with ``nearest <= i - j < farthest`` (``None``: no far end)."""
         # In place: at a million tokens touching fresh memory costs more than the arithmetic.
@@ -96,11 +108,11 @@ class Segment:
         if nearest > 1:
             np.maximum(stop, 0, out=stop)
         if farthest is None:
-            return cls(name, np.zeros(total, dtype=np.int64), stop, query, key)
+            return cls(name, np.zeros(total, dtype=np.int64), stop, query, key, interpolation)
         start = np.arange(1 - farthest, total + 1 - farthest, dtype=np.int64)
         np.maximum(start, 0, out=start)
         np.minimum(start, stop, out=start)
-        return cls(name, start, stop, query, key)
+        return cls(name, start, stop, query, key, interpolation)
 
     @property
     def total(self) -> int:
@@ -124,6 +136,8 @@ class Segment:
         query_shift = (self.query_positions - index)[used]
         lowest, highest = int(self.key_start[used].min()), int(self.key_stop[used].max())
         key_shift = (self.key_positions - index)[lowest:highest]
+        if self.interpolation == "logits" and key_shift[0] % 1:
+            return False  # mixing the neighbours of two fractions is not their difference
         return bool((query_shift == key_shift[0]).all() and (key_shift == key_shift[0]).all())
 
     def reach(self) -> NDArray[np.float64]:
@@ -149,6 +163,7 @@ class Segment:
             np.maximum(self.key_stop[rows] - start, 0),
             self.query_positions[rows],
             self.key_positions[rows],
+            self.interpolation,
             (root, offset + start),
         )
 
@@ -248,6 +263,25 @@ class PositionPlan:
         """True when every attended pair is seen at its true distance and unscaled (keys may be dropped)."""
         return self.query_scale is None and all(segment.keeps_distance for segment in self.segments)
 
+    @property
+    def interpolates_logits(self) -> bool:
+        """True when a segment has ``interpolation="logits"``: only some backends can run it."""
+        return any(segment.interpolation == "logits" for segment in self.segments)
+
+    @cached_property
+    def keys_attended(self) -> IntArray:
+        """How many keys each query attends, int64 [L]."""
+        counts = np.zeros(self.total, dtype=np.int64)
+        for segment in self.segments:
+            counts += np.maximum(segment.key_stop - segment.key_start, 0)
+        return counts
+
+    def is_sliding(self, window: int) -> bool:
+        """True when every query attends exactly its last ``window`` keys, at their true distances and unscaled."""
+        return self.keeps_distances and np.array_equal(
+            self.keys_attended, np.minimum(np.arange(1, self.total + 1), window)
+        )
+
     @cached_property
     def reach(self) -> NDArray[np.float64]:
         """Largest relative distance seen by the queries ``0 .. i``, float64 [L]."""
@@ -335,6 +369,10 @@ class PositionPlan:
                     raise InvalidInputError(f"segment {s.name!r}: {label} must have shape [{self.total}].")
                 if (np.diff(bound) < 0).any():
                     raise InvalidInputError(f"segment {s.name!r}: {label} decreases somewhere.")
+            if s.interpolation not in get_args(Interpolation):
+                raise InvalidInputError(
+                    f"segment {s.name!r}: interpolation must be 'positions' or 'logits', got {s.interpolation!r}."
+                )
             if s.key_start[0] < 0:
                 raise InvalidInputError(f"segment {s.name!r}: key_start is negative.")
             for label, positions in (("query", s.query_positions), ("key", s.key_positions)):

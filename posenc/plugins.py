@@ -23,6 +23,7 @@ import pluggy
 from posenc import hookspecs
 from posenc.errors import InvalidConfigError, PluginError, UnknownNameError
 from posenc.hookspecs import GROUP
+from posenc.trace import trace
 
 if TYPE_CHECKING:
     from posenc.adapter import ArchitectureAdapter
@@ -130,15 +131,21 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
+def _check_texts(kind: str, item: Any, keys: tuple[str, ...]) -> None:
+    """What is shown in tables must be text."""
+    missing = [key for key in keys if not _is_text(getattr(item, key, None))]
+    if missing:
+        shown = item.__name__ if isinstance(item, type) else type(item).__name__
+        raise PluginError(f"{kind} {shown} lacks: {', '.join(missing)} (each must be a text that is not empty).")
+
+
 def strategy_info(factory: Any, distribution: str) -> StrategyInfo:
     """Describe a strategy class; raises PluginError when it is not one."""
     from posenc.positions import Capabilities, Params, PositionStrategy
 
     if not (isinstance(factory, type) and issubclass(factory, PositionStrategy)):
         raise PluginError(f"register() got {factory!r}, not a subclass of posenc.PositionStrategy.")
-    missing = [key for key in ("name", "summary", "paper") if not _is_text(getattr(factory, key, None))]
-    if missing:
-        raise PluginError(f"strategy class {factory.__name__} lacks the class attributes: {', '.join(missing)}.")
+    _check_texts("strategy class", factory, ("name", "summary", "paper"))
     if not (isinstance(factory.Params, type) and issubclass(factory.Params, Params)):
         raise PluginError(f"strategy {factory.name!r}: Params must be a subclass of posenc.positions.Params.")
     if not isinstance(factory.capabilities, Capabilities):
@@ -157,15 +164,24 @@ def adapter_info(adapter: Any, distribution: str) -> AdapterInfo:
 
     if not isinstance(adapter, ArchitectureAdapter):
         raise PluginError(f"register() got {adapter!r}, not an instance of posenc.ArchitectureAdapter.")
+    _check_texts("adapter", adapter, ("name", "summary"))
+    types = adapter.model_types
+    if not (isinstance(types, tuple) and types and all(map(_is_text, types))):
+        raise PluginError(f"adapter {adapter.name!r}: model_types must be a tuple of names, got {types!r}.")
     return AdapterInfo(adapter.name, adapter.summary, adapter.model_types, distribution, adapter)
 
 
 def backend_info(backend: Any, distribution: str) -> BackendInfo:
     """Describe a backend; raises PluginError when it is not one."""
-    from posenc.backend import AttentionBackend
+    from posenc.backend import AttentionBackend, BackendCapabilities
 
     if not isinstance(backend, AttentionBackend):
         raise PluginError(f"register() got {backend!r}, not an instance of posenc.AttentionBackend.")
+    _check_texts("backend", backend, ("name", "summary"))
+    if not isinstance(getattr(backend, "capabilities", None), BackendCapabilities):
+        raise PluginError(f"backend {backend.name!r}: capabilities must be a posenc.BackendCapabilities.")
+    if not isinstance(backend.priority, int):
+        raise PluginError(f"backend {backend.name!r}: priority must be a whole number, got {backend.priority!r}.")
     return BackendInfo(backend.name, backend.summary, backend.capabilities, distribution, backend)
 
 
@@ -283,8 +299,7 @@ class Discovery:
                 if callable(getattr(plugin.module, hook, None)):
                     plugin.call(hook, found)
                 found.failed += [f"{plugin.point.name} ({reason})" for reason in plugin.failures]
-            level = logging.INFO if os.environ.get("POSENC_TRACE") == "1" else logging.DEBUG
-            logger.log(level, "%s plugins: %s", kind, ", ".join(found))
+            trace("%s plugins: %s", kind, ", ".join(found))
             self._registries[hook] = found
         return self._registries[hook]
 

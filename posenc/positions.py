@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from posenc.errors import InvalidConfigError
+from posenc.errors import InvalidConfigError, InvalidInputError, PluginError, PosencError
 from posenc.plan import Lengths, PositionPlan, Segment
 
 if TYPE_CHECKING:
@@ -46,6 +47,26 @@ class Capabilities:
     uses_prompt: bool = False
     changes_frequencies: bool = False
     frequencies_by_length: bool = False
+
+
+@dataclass(frozen=True)
+class Retention:
+    """The keys that a strategy still attends however long the text grows; a cache may forget all others.
+
+    A strategy that returns it promises two things of every query ``i >= first + last``: it attends only
+    keys ``j < first`` and ``j > i - last``, and it sees them exactly as query ``first + last`` does, at
+    the same relative positions and scale. So the text without its dropped keys has the same plan.
+
+    Parameters
+    ----------
+    first : int
+        Keys at the beginning of the text (attention sinks).
+    last : int
+        Nearest keys, the query's own included, at least 1.
+    """
+
+    first: int
+    last: int
 
 
 class Params(BaseModel):
@@ -111,21 +132,69 @@ class PositionStrategy(ABC):
         ------
         InvalidInputError
             Unless ``total >= prompt >= 1``.
+        PluginError
+            If :meth:`segments` or :meth:`query_scale` fails.
         """
         lengths = Lengths(prompt, prompt if total is None else total)
         if prompt <= getattr(self.params, "active_from", 0):
             return PositionPlan.identity(lengths, window=self.window, strategy=self.name)
-        return PositionPlan.build(
-            lengths,
-            self.segments(lengths),
-            query_scale=self.query_scale(lengths),
-            window=self.window,
-            strategy=self.name,
-        )
+        try:
+            return PositionPlan.build(
+                lengths,
+                self.segments(lengths),
+                query_scale=self.query_scale(lengths),
+                window=self.window,
+                strategy=self.name,
+            )
+        except PosencError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"strategy {self.name!r} (module {type(self).__module__}) fails to plan {_shown(lengths)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def checked_plan(self, prompt: int, total: int | None = None) -> PositionPlan:
+        """The plan, after its partition was checked.
+
+        Raises
+        ------
+        PluginError
+            If the strategy broke the partition; the message names the first pair.
+        """
+        plan = self.plan(prompt, total)
+        try:
+            plan.check(drops_keys=self.capabilities.drops_keys)
+        except InvalidInputError as error:
+            raise PluginError(f"strategy {self.name!r} made a wrong plan ({_shown(plan)}): {error}") from None
+        return plan
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
         """Frequencies to use for a prompt of ``prompt`` tokens; remapping strategies return ``base``."""
         return base
+
+    def for_layer(self, layer: int, layers: int) -> PositionStrategy:
+        """The strategy of one attention layer; a method whose layers see different positions returns another one.
+
+        Parameters
+        ----------
+        layer : int
+            Which attention layer, ``0 .. layers - 1`` in the order of the forward pass.
+        layers : int
+            How many attention layers the model has.
+
+        Returns
+        -------
+        PositionStrategy
+            ``self`` unless overridden. Layers whose strategies describe themselves alike share their plans; a row
+            re-plans when any of its layers must.
+        """
+        return self
+
+    @property
+    def retention(self) -> Retention | None:
+        """Which keys a cache must keep, or None where every key may be attended again."""
+        return None
 
     @property
     def replan(self) -> str | int:
@@ -165,6 +234,11 @@ class PositionStrategy(ABC):
     def describe(self) -> dict[str, Any]:
         """Name and parameters as plain data, enough to build the strategy again."""
         return {"name": self.name, **self.params.model_dump(exclude_defaults=True)}
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for strategies that plan alike: window, name and parameters as text."""
+        return json.dumps({**self.describe(), "window": self.window}, sort_keys=True, default=str)
 
     def __repr__(self) -> str:
         shown = {"window": self.window, **self.params.model_dump(exclude_defaults=True)}
@@ -220,12 +294,27 @@ class ComposedStrategy(PositionStrategy):
     def for_model(self, fingerprint: Callable[[], Fingerprint]) -> PositionStrategy:
         return ComposedStrategy(self.positions.for_model(fingerprint), self.frequencies.for_model(fingerprint))
 
+    def for_layer(self, layer: int, layers: int) -> PositionStrategy:
+        positions = self.positions.for_layer(layer, layers)
+        frequencies = self.frequencies.for_layer(layer, layers)
+        if positions is self.positions and frequencies is self.frequencies:
+            return self
+        return ComposedStrategy(positions, frequencies)
+
+    @property
+    def retention(self) -> Retention | None:
+        return self.positions.retention
+
     @property
     def replan(self) -> str | int:
         return self.positions.replan
 
     def describe(self) -> dict[str, Any]:
         return {**self.positions.describe(), "frequencies": self.frequencies.describe()}
+
+
+def _shown(lengths: Lengths | PositionPlan) -> str:
+    return f"prompt {lengths.prompt}, total {lengths.total}"
 
 
 def log_length_scale(lengths: Lengths, window: int) -> NDArray[np.float64]:

@@ -37,16 +37,18 @@ class Row:
     """One batch row: its real slots, its schedule, and whether its position ids count up by one.
 
     Only neighbouring slots are compared: after right padding, ``generate`` continues with ids of its
-    own making, and the row's plan counts its real tokens anyway.
+    own making, and the row's plan counts its real tokens anyway. ``dropped`` real tokens were forgotten
+    by a bounded cache; spans, length and schedule count those it still holds.
     """
 
     spans: Spans = ()
     schedule: Schedule = field(default_factory=Schedule)
     consecutive: bool = True
+    dropped: int = 0
 
     @property
     def length(self) -> int:
-        """Real tokens."""
+        """Real tokens in the cache."""
         return span_count(self.spans)
 
 
@@ -62,15 +64,18 @@ class CacheRecord:
         Position ids as the model was given them, one per slot.
     rows : tuple of Row
         One per batch row.
+    dropped : int
+        Slots that a bounded cache has forgotten; the others are counted from its first one.
     """
 
     fingerprint: str
     position_ids_BT: Tensor
     rows: tuple[Row, ...]
+    dropped: int = 0
 
     @property
     def slots(self) -> int:
-        """Cache slots filled."""
+        """Cache slots filled and still held."""
         return self.position_ids_BT.shape[1]
 
     def extended(
@@ -115,8 +120,8 @@ class CacheRecord:
                 candidates=candidates,
                 announced=None if announced is None else announced[index],
             )
-            fresh.append(Row(merged, schedule, steady))
-        return CacheRecord(self.fingerprint, ids, tuple(fresh))
+            fresh.append(Row(merged, schedule, steady, row.dropped))
+        return CacheRecord(self.fingerprint, ids, tuple(fresh), self.dropped)
 
     def _repeated(self, batch: int, kept: Tensor) -> tuple[Tensor, tuple[Row, ...]]:
         """Rows of a cache whose batch was multiplied or cut since: only safe when all rows are alike."""
@@ -157,9 +162,10 @@ def read_record(cache: Any, past: int, fingerprint: str, batch: int, device: tor
             f"the cache was filled by {record.fingerprint}, and the model now runs {fingerprint}: its values were "
             "computed under other positions. Start from an empty cache."
         )
-    if record.slots < past:
+    seen = record.slots + record.dropped
+    if seen < past:
         raise CacheMismatchError(
-            f"the cache holds {past} tokens, but posenc saw only {record.slots} of them. Start from an empty cache."
+            f"the cache holds {past} tokens, but posenc saw only {seen} of them. Start from an empty cache."
         )
     return record
 
@@ -204,6 +210,10 @@ def new_real_tokens(
     if mask is None:
         return None
     if mask.ndim == 4:
+        if record.dropped:
+            raise InvalidInputError(
+                "a 4-D attention mask cannot say which keys of a bounded cache it means. Pass the 2-D padding mask."
+            )
         return _from_square_mask(mask, past, new, record, window)
     if mask.ndim != 2 or mask.shape[0] != batch:
         raise InvalidInputError(f"attention_mask must be [batch, tokens], got {tuple(mask.shape)} for batch {batch}.")
@@ -212,15 +222,22 @@ def new_real_tokens(
         raise InvalidInputError(
             f"attention_mask covers {flags.shape[1]} tokens, but the cache holds {past} and {new} are new."
         )
-    if past:
-        expected = _real_slots(record, past, flags.device)
-        if expected.shape[0] == batch and not torch.equal(expected, flags[:, :past]):
-            raise InvalidInputError(
-                "attention_mask hides or reveals tokens that are in the cache already: a row's padding must "
-                "stay what it was when the cache was filled."
-            )
+    if past and not _fits(flags[:, :past], record):
+        raise InvalidInputError(
+            "attention_mask hides or reveals tokens that are in the cache already: a row's padding must "
+            "stay what it was when the cache was filled."
+        )
     real = flags[:, past : past + new]
     return None if bool(real.all()) else real
+
+
+def _fits(flags_BT: Tensor, record: CacheRecord) -> bool:
+    """Whether the padding of the past is the one the cache was filled with; of dropped slots only their number."""
+    if flags_BT.shape[0] != len(record.rows):
+        return True  # rows were repeated or cut since
+    if record.dropped:
+        return flags_BT.sum(1).tolist() == [row.dropped + row.length for row in record.rows]
+    return torch.equal(_real_slots(record, flags_BT.shape[1], flags_BT.device), flags_BT)
 
 
 def _real_slots(record: CacheRecord, past: int, device: torch.device) -> Tensor:

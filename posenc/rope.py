@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from posenc.errors import InvalidInputError
+from posenc.plan import Interpolation
 
 Style = Literal["half", "interleaved"]
 Arithmetic = Literal["native", "mixed", "float32", "complex"]
@@ -81,7 +82,12 @@ class Rotary:
         return replace(self, inv_freq=inv_freq, attention_scaling=attention_scaling)
 
     def tables(
-        self, positions: Any, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self,
+        positions: Any,
+        *,
+        interpolation: Interpolation = "positions",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> tuple[Tensor, Tensor]:
         """cos and sin of the given positions; angles are float64, so long positions stay exact.
 
@@ -89,6 +95,9 @@ class Rotary:
         ----------
         positions : int or float, [L] or [L, F]
             Rotary positions, fractional and negative ones included.
+        interpolation : {"positions", "logits"}
+            With ``"logits"`` the tables of a fraction are those of its whole neighbours, mixed linearly. A rotation
+            is linear in them, and a logit in the rotated key, so this interpolates the logits (Li et al. 2025, GALI).
 
         Returns
         -------
@@ -96,28 +105,52 @@ class Rotary:
             cos and sin, each [L, F] of ``dtype``, ``attention_scaling`` included.
         """
         position = torch.as_tensor(np.ascontiguousarray(positions)).to(device=device, dtype=torch.float64)
-        angle_LF = (position if position.ndim == 2 else position[:, None]) * self.inv_freq.to(device).double()
-        cos, sin = angle_LF.cos() * self.attention_scaling, angle_LF.sin() * self.attention_scaling
-        return cos.to(dtype), sin.to(dtype)
+        position = position if position.ndim == 2 else position[:, None]
+        inv_freq = self.inv_freq.to(device).double()
+        if interpolation == "logits":
+            lower, share = position.floor(), position - position.floor()
+            below, above = lower * inv_freq, (lower + 1) * inv_freq
+            cos, sin = torch.lerp(below.cos(), above.cos(), share), torch.lerp(below.sin(), above.sin(), share)
+        else:
+            angle_LF = position * inv_freq
+            cos, sin = angle_LF.cos(), angle_LF.sin()
+        return (cos * self.attention_scaling).to(dtype), (sin * self.attention_scaling).to(dtype)
 
-    def rotate(self, x_BHLD: Tensor, cos_LF: Tensor, sin_LF: Tensor) -> Tensor:
-        """Rotate in the precision of the tables and return the dtype of ``x``."""
+    def rotate(self, x_BHLD: Tensor, cos_LF: Tensor, sin_LF: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """Rotate in the precision of the tables and return the dtype of ``x``.
+
+        ``cos`` may come with one entry per channel (:meth:`both`). ``out`` is memory of the shape of ``x``
+        that may be used for the result; fresh pages cost more than the arithmetic.
+        """
         start, stop = self.rotated
         if stop > x_BHLD.shape[-1]:
             raise InvalidInputError(
                 f"Rotary rotates channels {start}..{stop - 1}, but the head has {x_BHLD.shape[-1]} channels."
             )
         part = x_BHLD[..., start:stop].to(cos_LF.dtype)
-        if self.style == "half":
-            first, second = part.chunk(2, dim=-1)
-        else:
-            first, second = part[..., 0::2], part[..., 1::2]
-        turned = (first * cos_LF - second * sin_LF, second * cos_LF + first * sin_LF)
-        joined = torch.cat(turned, dim=-1) if self.style == "half" else torch.stack(turned, dim=-1).flatten(-2)
-        joined = joined.to(x_BHLD.dtype)
-        if (start, stop) == (0, x_BHLD.shape[-1]):
-            return joined
-        return torch.cat((x_BHLD[..., :start], joined, x_BHLD[..., stop:]), dim=-1)
+        first, second = self._pair(part)
+        whole = (start, stop) == (0, x_BHLD.shape[-1])
+        both = cos_LF if cos_LF.shape[-1] == stop - start else self.both(cos_LF)
+        usable = whole and out is not None and out.dtype == part.dtype
+        turned = torch.mul(part, both, out=out) if usable else part * both
+        turned_first, turned_second = self._pair(turned)
+        turned_first.addcmul_(second, sin_LF, value=-1)
+        turned_second.addcmul_(first, sin_LF)
+        turned = turned.to(x_BHLD.dtype)
+        return turned if whole else torch.cat((x_BHLD[..., :start], turned, x_BHLD[..., stop:]), dim=-1)
+
+    def _pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two channels of every pair, as views."""
+        if self.style == "interleaved":
+            return x[..., 0::2], x[..., 1::2]
+        half = len(self.inv_freq)
+        return x[..., :half], x[..., half:]
+
+    def both(self, table: Tensor) -> Tensor:
+        """A table [..., F] with one entry per channel, [..., 2F], instead of one per pair."""
+        if self.style == "interleaved":
+            return table.repeat_interleave(2, -1)
+        return torch.cat((table, table), -1)
 
     def rotate_as_stock(self, x_BHLD: Tensor, position_ids_BL: Tensor) -> Tensor:
         """Rotate with the very operations of transformers' own modules, for bit-equal identity plans."""
@@ -139,14 +172,12 @@ class Rotary:
             cos, sin = cos.to(dtype), sin.to(dtype)
         if self.arithmetic == "mixed":
             part = part.float()
+        first, second = self._pair(part)
         if self.style == "half":
-            cos, sin = torch.cat((cos, cos), -1), torch.cat((sin, sin), -1)
-            first, second = part.chunk(2, dim=-1)
             swapped = torch.cat((-second, first), dim=-1)
         else:
-            cos, sin = cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
-            swapped = torch.stack((-part[..., 1::2], part[..., 0::2]), dim=-1).flatten(-2)
-        return ((part * cos) + (swapped * sin)).to(dtype)
+            swapped = torch.stack((-second, first), dim=-1).flatten(-2)
+        return ((part * self.both(cos)) + (swapped * self.both(sin))).to(dtype)
 
     def _complex_product(self, part: Tensor, angle_BLF: Tensor) -> Tensor:
         turn = (torch.polar(torch.ones_like(angle_BLF), angle_BLF) * self.attention_scaling)[:, None]

@@ -19,6 +19,9 @@ HEADROOM = 256
 KEPT_PLANS = 64
 """Prompt lengths whose plans are kept."""
 
+TRIED = 1024
+"""Longest prompt that is tried when a strategy is applied."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -48,18 +51,44 @@ class Schedule:
 
 
 class Planner:
-    """Plans and rotaries of one strategy, kept while they are useful."""
+    """Plans and rotaries of one strategy, kept while they are useful.
 
-    def __init__(self, strategy: PositionStrategy) -> None:
-        self.strategy = strategy
+    Parameters
+    ----------
+    strategy : PositionStrategy
+        Makes the plans.
+    layers : int
+        How many attention layers ask for plans; 0 where only the strategy itself is asked.
+    """
+
+    def __init__(self, strategy: PositionStrategy, layers: int = 0) -> None:
+        self.strategy, self.layers = strategy, layers
+        self._own = _own_planners(strategy, layers)
         self._plans: dict[int, PositionPlan] = {}
         self._rotaries: dict[tuple[Rotary, int], Rotary] = {}
 
     def __deepcopy__(self, memo: dict[int, object]) -> Planner:
-        return Planner(self.strategy)
+        return Planner(self.strategy, self.layers)
 
     def __getstate__(self) -> dict[str, object]:
-        return {"strategy": self.strategy, "_plans": {}, "_rotaries": {}}
+        return {**vars(self), "_plans": {}, "_rotaries": {}}
+
+    def of(self, layer: int) -> Planner:
+        """The planner of one attention layer: this one, unless the strategy's layers see different positions."""
+        return self._own[layer] if self._own else self
+
+    def try_out(self) -> None:
+        """Plan a few lengths in and beyond the window, so that a broken strategy is found before the first forward.
+
+        Raises
+        ------
+        PluginError
+            If a plan breaks the partition or cannot be made.
+        """
+        window = min(self.strategy.window or TRIED, TRIED)
+        for planner in dict.fromkeys(self._own) or (self,):
+            for prompt, total in ((1, 1), (window // 2 + 1, window // 2 + 2), (window + 1, window + 9)):
+                planner.strategy.checked_plan(prompt, total)
 
     def plan(self, prompt: int, total: int) -> PositionPlan:
         """The plan for a prompt, for the first ``total`` tokens (fewer than the prompt in chunked prefill)."""
@@ -69,13 +98,7 @@ class Planner:
         known = self._plans.pop(prompt, None)
         if known is None or known.total < total:
             room = 0 if total <= prompt else max(HEADROOM, total // 8)
-            known = self.strategy.plan(prompt, max(prompt, total + room))
-            try:
-                known.check(drops_keys=self.strategy.capabilities.drops_keys)
-            except InvalidInputError as error:
-                raise PluginError(
-                    f"strategy {self.strategy.name!r} made a wrong plan (prompt {prompt}, total {known.total}): {error}"
-                ) from None
+            known = self.strategy.checked_plan(prompt, max(prompt, total + room))
         while len(self._plans) >= KEPT_PLANS:
             self._plans.pop(next(iter(self._plans)))
         self._plans[prompt] = known  # last used, last dropped
@@ -132,6 +155,8 @@ class Planner:
         return schedule
 
     def _must_replan(self, prompt: int, length: int) -> bool:
+        if self._own:
+            return any(planner._must_replan(prompt, length) for planner in dict.fromkeys(self._own))
         rule, window, able = self.strategy.replan, self.strategy.window, self.strategy.capabilities
         if length <= prompt or rule == "never":
             return False
@@ -141,6 +166,19 @@ class Planner:
             return False
         if able.frequencies_by_length and length > window:
             return True
-        if not able.uses_prompt or self._covering(prompt, length).reach[length - 1] < window:
+        by_prompt = able.uses_prompt or prompt <= getattr(self.strategy.params, "active_from", 0)
+        if not by_prompt or self._covering(prompt, length).reach[length - 1] < window:
             return False
         return self.strategy.plan(length).max_relative < window
+
+
+def _own_planners(strategy: PositionStrategy, layers: int) -> list[Planner]:
+    """One planner per layer, the same for layers that share a strategy; none where all share the given one."""
+    chosen = [strategy.for_layer(layer, layers) for layer in range(layers)]
+    for layer, own in enumerate(chosen):
+        if not isinstance(own, PositionStrategy):
+            raise PluginError(f"strategy {strategy.name!r}: for_layer({layer}, {layers}) returns {own!r}, no strategy.")
+    if all(own is strategy for own in chosen):
+        return []
+    planners = {own.fingerprint: Planner(own) for own in chosen}
+    return [planners[own.fingerprint] for own in chosen]

@@ -15,6 +15,8 @@ from torch import Tensor
 from posenc.adapter import LayerFacts
 from posenc.dispatch import attention
 from posenc.errors import BackendError, InvalidInputError, UnsupportedModelError
+from posenc.kept_layers import KeptLayers
+from posenc.kernels.kept import KeptKeys
 from posenc.plan import PositionPlan
 from posenc.record import CacheRecord, Spans, cut_spans, span_count
 from posenc.rope import Rotary
@@ -46,6 +48,7 @@ class Layer:
 
     window: int | None
     base: Rotary
+    planner: Planner
     scaling: float | None
     softcap: float | None
     sinks: Tensor | None
@@ -63,24 +66,27 @@ class Step:
         Slots in the cache before it.
     facts : dict of LayerFacts
         What the probe measured on every attention module.
+    planners : dict of Planner
+        Makes the plans of every attention module.
     bases : dict of Rotary
         The model's own frequencies, in the layout of each kind of layer.
-    planner : Planner
-        Makes plans.
     backend : str
         Backend name or ``"auto"``.
     stock : callable
         The model's own attention function, for identity plans.
+    kept : KeptLayers, optional
+        Rotated keys of earlier decoding steps.
     """
 
     record: CacheRecord
     past: int
     facts: Mapping[torch.nn.Module, LayerFacts]
+    planners: Mapping[torch.nn.Module, Planner]
     bases: Mapping[LayerFacts, Rotary]
-    planner: Planner
     backend: str
     stock: StockAttention
-    _plans: dict[tuple[int, ...], PositionPlan] = field(default_factory=dict)
+    kept: KeptLayers | None = None
+    _plans: dict[tuple[Planner, int, int, int, int], PositionPlan] = field(default_factory=dict)
     _groups: list[Group] | None = None
 
     @property
@@ -118,10 +124,10 @@ class Step:
         base = self.bases.get(facts)
         if base is None:  # no rotary positions: nothing to remap
             return self.stock(module, q_BHLD, k_BHKD, v_BHKD, mask, dropout=dropout, scaling=scaling, **options)
-        window = facts.window
+        window, planner = facts.window, self.planners[module]
         total = self.record.slots
         offset = max(0, total - k_BHKD.shape[2])  # a sliding cache hands over its last slots only
-        rotaries = {self._stock_rotary(group, window, base) for group in self.groups}
+        rotaries = {self._stock_rotary(group, window, base, planner) for group in self.groups}
         if len(rotaries) == 1 and None not in rotaries:
             (rotary,) = rotaries
             assert rotary is not None
@@ -129,8 +135,9 @@ class Step:
                 module, q_BHLD, k_BHKD, v_BHKD, mask, rotary, offset, scaling=scaling, dropout=dropout, options=options
             )
         self._refuse(dropout, options)
-        layer = Layer(window, base, scaling, options.get("softcap"), options.get("s_aux"))
-        out_BHLD = q_BHLD.new_zeros((*q_BHLD.shape[:3], v_BHKD.shape[-1]))
+        layer = Layer(window, base, planner, scaling, options.get("softcap"), options.get("s_aux"))
+        index: int | None = getattr(module, "layer_idx", None) if offset == 0 else None
+        out_BHLD: Tensor | None = None
         for group in self.groups:
             spans = cut_spans(group.spans, offset, total)
             skipped = span_count(group.spans, below=offset)
@@ -138,12 +145,21 @@ class Step:
             q, k, v = (
                 _gather(group.select(x), where) for x, where in ((q_BHLD, new), (k_BHKD, spans), (v_BHKD, spans))
             )
-            parts = [self._remapped(q, k, v, group.before, piece, skipped, layer) for piece in group.pieces]
+            kept = None
+            if self.kept is not None and index is not None and len(spans) == len(group.pieces) == 1:
+                kept = self.kept.of(index, group.rows, padding=spans[0][0])
+            parts = [self._remapped(q, k, v, group.before, piece, skipped, layer, kept) for piece in group.pieces]
             out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
             if len(group.rows) == q_BHLD.shape[0] and out.shape[2] == q_BHLD.shape[2]:
                 out_BHLD = out
-            else:
-                _scatter(out_BHLD, out, group.rows, new)
+                continue
+            if out_BHLD is None:
+                shape = (q_BHLD.shape[0], q_BHLD.shape[2], q_BHLD.shape[1], v_BHKD.shape[-1])
+                out_BHLD = q_BHLD.new_zeros(shape).transpose(1, 2)
+            _scatter(out_BHLD, out, group.rows, new)
+        assert out_BHLD is not None
+        if self.kept is not None and index is not None:
+            self.kept.saw(index, k_BHKD, total)
         return out_BHLD.transpose(1, 2).contiguous(), None
 
     def _remapped(
@@ -155,42 +171,44 @@ class Step:
         piece: tuple[int, int, int],
         skipped: int,
         layer: Layer,
+        kept: KeptKeys | None,
     ) -> Tensor:
         low, high, prompt = piece
-        plan = self._plan(prompt, high, layer.window, skipped)
+        plan = self._plan(layer.planner, prompt, high, layer.window, skipped)
         out = attention(
             q[:, :, low - before : high - before],
             k[:, :, : high - skipped],
             v[:, :, : high - skipped],
             plan,
-            self.planner.rotary(layer.base, prompt),
+            layer.planner.rotary(layer.base, prompt),
             backend=self.backend,
             scale=layer.scaling,
             softcap=layer.softcap,
             sinks=layer.sinks,
+            kept=kept,
         )
         assert isinstance(out, Tensor)
         return out
 
-    def _plan(self, prompt: int, total: int, window: int | None, skipped: int) -> PositionPlan:
+    def _plan(self, planner: Planner, prompt: int, total: int, window: int | None, skipped: int) -> PositionPlan:
         """The plan of a layer: clipped to its sliding window, without keys its cache dropped."""
-        key = (prompt, total, window or 0, skipped)
+        key = (planner, prompt, total, window or 0, skipped)
         if key not in self._plans:
-            plan = self.planner.plan(prompt, total)
+            plan = planner.plan(prompt, total)
             if window is not None:
                 plan = plan.clipped(window)
             self._plans[key] = plan.suffix(skipped)
         return self._plans[key]
 
-    def _stock_rotary(self, group: Group, window: int | None, base: Rotary) -> Rotary | None:
+    def _stock_rotary(self, group: Group, window: int | None, base: Rotary, planner: Planner) -> Rotary | None:
         """The rotary with which the model's own attention computes this group exactly, or None."""
         if len(group.pieces) != 1:
             return None
         _, high, prompt = group.pieces[0]
-        plan = self._plan(prompt, high, window, 0)
-        identity = plan.keeps_distances if window is not None and window < high else plan.is_identity
-        if identity:
-            return self.planner.rotary(base, prompt)
+        plan = self._plan(planner, prompt, high, window, 0)
+        identity = plan.is_sliding(window) if window is not None and window < high else plan.is_identity
+        if identity and not self.record.dropped:  # else the model's mask does not know which keys are left
+            return planner.rotary(base, prompt)
         if not group.consecutive:
             raise InvalidInputError(
                 "position_ids must count up by one inside every row: packed sequences and gaps cannot be remapped. "
@@ -249,6 +267,8 @@ def _gather(x_BHLD: Tensor, spans: Spans) -> Tensor:
 
 def _scatter(out_BHLD: Tensor, part_RHCD: Tensor, rows: tuple[int, ...], spans: Spans) -> None:
     """Put a group's outputs at its rows and new tokens."""
-    columns = torch.cat([torch.arange(start, stop) for start, stop in spans]).to(out_BHLD.device)
-    index = torch.tensor(rows, device=out_BHLD.device)
-    out_BHLD[index[:, None], :, columns] = part_RHCD.transpose(1, 2)
+    done = 0
+    for start, stop in spans:
+        for number, row in enumerate(rows):
+            out_BHLD[row, :, start:stop] = part_RHCD[number, :, done : done + stop - start]
+        done += stop - start

@@ -88,7 +88,7 @@ def page(verdicts: list[dict[str, Any]], version: str) -> str:
         "(the column says how closely); one remap (ReRoPE with a small window) equals a dense float64 judge in",
         "prefill and five decoded tokens, relative to the largest logit; after detaching everything is bit-equal",
         "again. The judge knows nothing of posenc: it asks the model itself to rotate to every relative position",
-        "(`scripts/family_reference.py`).",
+        "(`posenc/testing/judge.py`).",
         "",
         "The attention column says under which implementation it was measured: `eager` where the one that",
         "transformers chooses by itself is refused with the advice to load the model so.",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import posenc
-from scripts.family_reference import dense_logits
+from posenc.testing.judge import dense_logits
+from posenc.testing.models import decoded, difference, relative_error, uses
 from scripts.tiny_families import tiny_model, tokens
 
 PROMPT, STEPS, WINDOW_SIZE = 40, 5, 6
@@ -39,58 +39,26 @@ class Verdict:
         return asdict(self)
 
 
-def decoded(model: Any, ids: Tensor, prompt: int, mask: Tensor | None = None) -> Tensor:
-    """Logits of a prefill of ``prompt`` tokens and of single decoded tokens after it."""
-    cache, parts = None, []
-    positions = torch.arange(ids.shape[1])[None] if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
-    cuts = [0, *range(prompt, ids.shape[1] + 1)]
-    for low, high in pairwise(cuts):
-        own = None if mask is None else mask[:, :high]
-        at = positions[:, low:high]  # as generate passes them: some families count from 0 without them
-        out = model(ids[:, low:high], attention_mask=own, position_ids=at, past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
-        parts.append(out.logits)
-    return torch.cat(parts, 1)
+def used(model: Any) -> dict[str, Tensor]:
+    """Logits of every way to use a model."""
+    return uses(model, tokens(2, PROMPT + STEPS), PROMPT)
 
 
-def uses(model: Any) -> list[Tensor]:
-    """Prefill, a left-padded batch, and decoding, both with and without padding."""
-    ids = tokens(2, PROMPT + STEPS)
-    mask = torch.ones_like(ids)
-    mask[0, :7] = 0
-    with torch.no_grad():
-        return [
-            model(ids, use_cache=False).logits,
-            model(ids, attention_mask=mask, use_cache=False).logits[:, 7:],
-            decoded(model, ids, PROMPT),
-            decoded(model, ids, PROMPT, mask)[:, 7:],
-        ]
-
-
-def difference(one: list[Tensor], other: list[Tensor]) -> float:
-    """Largest difference over all uses; NaN counts as infinite unless both have it."""
-    worst = 0.0
-    for a, b in zip(one, other, strict=True):
-        if not torch.equal(a, b):
-            worst = max(worst, float((a - b).abs().nan_to_num(float("inf")).max()))
-    return worst
-
-
-def relative_error(got: Tensor, expected: Tensor) -> float:
-    """Largest difference in units of the largest expected logit."""
-    return float((got - expected).abs().max() / expected.abs().max())
+def farthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Largest difference over all uses."""
+    return max(difference(one[use], other[use]) for use in one)
 
 
 def bfloat16_identity(model: Any) -> str:
     """How closely the identity plan equals stock in bfloat16, or why it does not run."""
     model = model.to(torch.bfloat16)
     try:
-        stock = uses(model)
+        stock = used(model)
     except Exception as error:
         return f"stock does not run ({type(error).__name__})"
     try:
         with posenc.apply(model, "rope", window=64):
-            return _in_words(difference(uses(model), stock))
+            return _in_words(farthest(used(model), stock))
     except posenc.UnsupportedModelError as error:
         return f"refused: {error}"
 
@@ -130,11 +98,11 @@ def _measure(model: Any, verdict: Verdict) -> None:
         if "does not run on a few tokens" in verdict.reason:  # neither does the unpatched model: sizes do not fit
             verdict.verdict = "unbuilt"
         return
-    stock = uses(model)
+    stock = used(model)
     with posenc.apply(model, "rope", window=64) as handle:
-        identity = difference(uses(model), stock)
+        identity = farthest(used(model), stock)
         verdict.facts = handle.layers()
-    detached = difference(uses(model), stock)
+    detached = farthest(used(model), stock)
     ids = tokens(1, PROMPT + STEPS)
     rope = posenc.strategy("rope", window=64).plan(PROMPT, PROMPT + STEPS)
     with torch.no_grad():

@@ -6,10 +6,13 @@ Every size that a configuration declares is shrunk by name; what a family needs 
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+from posenc.testing.models import tokens as random_tokens
 
 WINDOW = 64
 VOCAB = 128
@@ -192,6 +195,5 @@ def tiny_model(model_type: str, attention: str | None = None, seed: int = 0, **e
     return model
 
 
-def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
-    """Random token ids without the padding id."""
-    return torch.randint(1, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+tokens = partial(random_tokens, VOCAB)
+"""Random token ids without the padding id."""

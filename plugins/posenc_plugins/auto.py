@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from posenc.calibrate.choice import Pick, Table, find_profile, no_calibration, read_table
+from posenc.calibrate.choice import Pick, Range, Table, find_profile, no_calibration, read_table
 from posenc.plan import Lengths, PositionPlan, Segment
 from posenc.plugins import strategy
 from posenc.positions import Capabilities, PositionStrategy, RemapParams
@@ -36,6 +37,15 @@ class Chosen:
     def of(cls, pick: Pick, window: int | None) -> Chosen:
         """Make the strategy of a pick."""
         return cls(pick, strategy(pick.strategy, window=window, **pick.params))
+
+    def for_layer(self, layer: int, layers: int) -> Chosen:
+        """The same pick as one layer of the model sees it."""
+        made = self.strategy.for_layer(layer, layers)
+        if made is self.strategy:
+            return self
+        described = made.describe()
+        named = {"strategy": described.pop("name"), "params": described}
+        return Chosen(self.pick.model_copy(update=named), made)
 
 
 class AutoParams(RemapParams):
@@ -121,6 +131,23 @@ class Auto(PositionStrategy):
         if profile is None:
             raise no_calibration(f"no calibration file given, and posenc ships no profile of this model ({model})")
         return Auto(window=self.window, **{**self.params.model_dump(), "calibration": str(profile)})
+
+    def for_layer(self, layer: int, layers: int) -> PositionStrategy:
+        ranges = [(up_to, chosen.for_layer(layer, layers)) for up_to, chosen in self._ranges]
+        beyond = [chosen.for_layer(layer, layers) for chosen in self._beyond]
+        if self.table is None or (ranges == self._ranges and beyond == self._beyond):
+            return self
+        own = copy(self)
+        own._ranges, own._beyond = ranges, beyond
+        own.table = (
+            self.table.model_copy(  # described by its own picks: layers that describe themselves alike share plans
+                update={
+                    "ranges": tuple(Range(up_to=up_to, pick=chosen.pick) for up_to, chosen in ranges),
+                    "beyond": tuple(chosen.pick for chosen in beyond),
+                }
+            )
+        )
+        return own
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from posenc.calibrate.grid import parts
 from posenc.plan import Lengths, Segment
-from posenc.positions import Capabilities, PositionStrategy, RemapParams
+from posenc.positions import Capabilities, PositionStrategy, RemapParams, Retention
 
 
 class LMInfiniteParams(RemapParams):
@@ -37,6 +37,10 @@ class LMInfinite(PositionStrategy):
     def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
         sizes = parts(window, 1, 2, 3, 4, 5, 6, 7, 8)
         return [{"window_size": size, "sinks": sinks} for size in sizes for sinks in (0, 4, 16)]
+
+    @property
+    def retention(self) -> Retention:
+        return Retention(self.params.sinks, self.window_size)
 
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         index, reach = lengths.indices, self.window_size

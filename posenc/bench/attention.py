@@ -9,18 +9,21 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import posenc
 from posenc.bench.cases import Case, Heads
 from posenc.bench.timing import Pair
+from posenc.kernels.kept import KeptKeys
 
 THETA = 1e4
 
 
 def stock_tables(positions_L: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """cos and sin [L, D] as transformers makes them."""
-    inv_freq_F = 1.0 / (THETA ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
+    inv_freq_F = 1.0 / (THETA ** (torch.arange(0, dim, 2, dtype=torch.float, device=positions_L.device) / dim))
     angle_LF = positions_L[:, None].float() * inv_freq_F
     angle_LD = torch.cat((angle_LF, angle_LF), dim=-1)
     return angle_LD.cos(), angle_LD.sin()
@@ -31,6 +34,14 @@ def stock_rotate(x_BHLD: Tensor, cos_LD: Tensor, sin_LD: Tensor) -> Tensor:
     first, second = x_BHLD.chunk(2, dim=-1)
     cos, sin = cos_LD.to(x_BHLD.dtype), sin_LD.to(x_BHLD.dtype)
     return x_BHLD * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+    """torch's own attention; on a GPU its flash kernel, whatever else torch would choose."""
+    if q.device.type == "cpu":
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
 
 
 @dataclass
@@ -47,9 +58,10 @@ class PlainAttention:
 
     def __call__(self) -> Tensor:
         if self._tables is None:
-            self._tables = stock_tables(torch.arange(self.q_BHLD.shape[2]), self.q_BHLD.shape[3])
+            index = torch.arange(self.q_BHLD.shape[2], device=self.q_BHLD.device)
+            self._tables = stock_tables(index, self.q_BHLD.shape[3])
         q, k = (stock_rotate(x, *self._tables) for x in (self.q_BHLD, self.k_BHLD))
-        return torch.nn.functional.scaled_dot_product_attention(q, k, self.v_BHLD, is_causal=True, enable_gqa=True)
+        return flash_attention(q, k, self.v_BHLD, causal=True)
 
 
 @dataclass
@@ -62,23 +74,24 @@ class PlainQuery:
 
     def __post_init__(self) -> None:
         length, dim = self.k_BHLD.shape[2:]
+        index = torch.arange(length, device=self.k_BHLD.device)
         self._newest = self.k_BHLD[:, :, -1:].clone()
-        self._tables = stock_tables(torch.tensor([length - 1]), dim)
-        self._cache = stock_rotate(self.k_BHLD, *stock_tables(torch.arange(length), dim))
+        self._tables = stock_tables(index[-1:], dim)
+        self._cache = stock_rotate(self.k_BHLD, *stock_tables(index, dim))
 
     def __call__(self) -> Tensor:
         self._cache[:, :, -1:] = stock_rotate(self._newest, *self._tables)
         q = stock_rotate(self.q_BHLD, *self._tables)
-        return torch.nn.functional.scaled_dot_product_attention(q, self._cache, self.v_BHLD, enable_gqa=True)
+        return flash_attention(q, self._cache, self.v_BHLD, causal=False)
 
 
 def build(case: Case) -> Pair:
     """Both sides of an ``attention`` or ``query`` case, on the same random tensors."""
     heads, dtype = Heads.parse(case.shape), getattr(torch, case.dtype)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(case.device).manual_seed(0)
 
     def random(count: int, length: int) -> Tensor:
-        return torch.randn(1, count, length, heads.dim, generator=generator, dtype=dtype)
+        return torch.randn(1, count, length, heads.dim, generator=generator, dtype=dtype, device=case.device)
 
     one = case.kind == "query"
     q = random(heads.query, 1 if one else case.length)
@@ -86,13 +99,22 @@ def build(case: Case) -> Pair:
     base = posenc.Rotary.from_theta(THETA, heads.dim)
     strategy = case.make_strategy()
     plan = strategy.plan(case.length)
-    remapped = partial(_attention, q, k, v, plan, strategy.rotary(base, case.length), case.backend)
+    kept = KeptKeys() if one else None
+    remapped = partial(_attention, q, k, v, plan, strategy.rotary(base, case.length), case.backend, kept)
     return Pair((PlainQuery if one else PlainAttention)(q, k, v), remapped)
 
 
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, plan: posenc.PositionPlan, rotary: posenc.Rotary, backend: str
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: posenc.PositionPlan,
+    rotary: posenc.Rotary,
+    backend: str,
+    kept: KeptKeys | None,
 ) -> Tensor:
-    out = posenc.attention(q, k, v, plan, rotary, backend=backend)
+    if kept is not None:
+        kept.truncate(k.shape[2] - 1)  # as in decoding, the newest key is not rotated yet
+    out = posenc.attention(q, k, v, plan, rotary, backend=backend, kept=kept)
     assert isinstance(out, Tensor)
     return out

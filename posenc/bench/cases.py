@@ -12,6 +12,7 @@ from posenc.errors import BackendError, InvalidInputError, UnknownNameError
 if TYPE_CHECKING:
     from posenc.positions import PositionStrategy
 
+DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
 STRATEGIES = ("lampe", "self_extend", "dca", "string", "rerope")
 LENGTHS = (2048, 4096)
@@ -43,7 +44,9 @@ class Kind:
 KINDS = {
     "attention": Kind("attention of L queries over L raw keys", "rotation and one causal SDPA call", False),
     "query": Kind(
-        "attention of one query over L raw keys", "rotation of the new token, SDPA over L rotated keys", False
+        "attention of one query over L raw keys, with kept rotated ones where the backend can use them",
+        "rotation of the new token, SDPA over L rotated keys",
+        False,
     ),
     "prefill": Kind("model forward of a prompt of L tokens", "the same model, not patched", True),
     "decode": Kind("model forward of one token at L cached ones", "the same model, not patched", True),
@@ -105,6 +108,7 @@ class Case:
     window: int
     strategy: str
     backend: str
+    device: str = "cpu"
 
     @property
     def params(self) -> dict[str, Any]:
@@ -125,7 +129,8 @@ class Case:
         return replace(self, strategy="rope", backend="auto")
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.shape} {self.dtype} {self.strategy} {self.length}, {self.threads} threads"
+        where = f"{self.threads} threads" if self.device == "cpu" else f"{self.backend} on {self.device}"
+        return f"{self.kind} {self.shape} {self.dtype} {self.strategy} {self.length}, {where}"
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,7 @@ class Settings:
     rounds: int = 7
     seconds: float = 20.0
     memory: bool = True
+    device: str = "cpu"
 
     def cases(self) -> list[Case]:
         """All cases, those with the same baseline next to each other."""
@@ -164,7 +170,7 @@ class Settings:
                 shapes, self.dtypes, self.threads, self.lengths, self.backends, self.strategies
             ):
                 window = length // self.window_share
-                found.append(Case(kind, shape, dtype, threads, length, window, strategy, backend))
+                found.append(Case(kind, shape, dtype, threads, length, window, strategy, backend, self.device))
         return found
 
     def check(self) -> None:
@@ -177,9 +183,11 @@ class Settings:
         UnknownNameError
             If no strategy or backend of that name is installed.
         BackendError
-            If a backend cannot run a dtype on the CPU.
+            If the device is not here, or a backend cannot run a dtype on it.
         """
         _known("kind", self.kinds, tuple(KINDS))
+        _known("device", (self.device,), DEVICES)
+        _check_device(self.device, self.kinds)
         _known("dtype", self.dtypes, DTYPES)
         shortest = self.window_share
         for name, values, least in (
@@ -198,7 +206,7 @@ class Settings:
 
             _known("model shape", (self.model,), tuple(SHAPES))
         for name, dtype in product(self.backends, self.dtypes):
-            _check_backend(name, dtype)
+            _check_backend(name, dtype, self.device)
         for case in self.cases():
             case.make_strategy()
 
@@ -221,6 +229,8 @@ class Settings:
             words += ["--window-share", str(self.window_share)]
         if not self.memory:
             words += ["--no-memory"]
+        if self.device != default.device:
+            words += ["--device", self.device]
         return shlex.join(words)
 
 
@@ -234,14 +244,26 @@ def _known(what: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
             raise UnknownNameError(f"no {what} named {name!r}. Known: {', '.join(known)}.")
 
 
-def _check_backend(name: str, dtype: str) -> None:
+def _check_device(device: str, kinds: tuple[str, ...]) -> None:
+    if device == "cpu":
+        return
+    import torch
+
+    models = [kind for kind in kinds if KINDS[kind].of_model]
+    if models:
+        raise InvalidInputError(f"{models[0]} is measured on the CPU only: give attention or query with --device.")
+    if not torch.cuda.is_available():
+        raise BackendError("there is no CUDA GPU here, or this build of torch cannot use it (posenc doctor says more).")
+
+
+def _check_backend(name: str, dtype: str, device: str) -> None:
     import torch
 
     from posenc.plugins import backends
 
     if name == "auto":
         return
-    sample = torch.zeros(1, 1, 1, 2, dtype=getattr(torch, dtype))
+    sample = torch.zeros(1, 1, 1, 2, dtype=getattr(torch, dtype), device=device)
     reason = backends()[name].backend.refuses(sample, sample, sample, None)
     if reason is not None:
         raise BackendError(f"backend {name!r} cannot run {dtype} here: {reason}.")

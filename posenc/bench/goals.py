@@ -1,4 +1,4 @@
-"""What remapping is meant to cost at most, on a CPU with two threads."""
+"""What remapping is meant to cost at most, on a CPU with two threads and on a GPU."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from posenc.bench.results import Row
 Measure = Literal["time", "memory", "rate"]
 DTYPE = "float32"
 THREADS = 2
+GPU_DTYPE = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,16 @@ class Goal:
     length: int
     measure: Measure
     limit: float
+    gpu_backend: str | None = None
+    """The backend of a goal for GPUs, which are measured in ``GPU_DTYPE``; None for the CPU's."""
 
     def applies(self, row: Row) -> bool:
         """True for a row that is measured under the conditions of the goal."""
-        asked = (self.kind, self.shape, self.length, DTYPE, THREADS)
-        return asked == (row.kind, row.shape, row.length, row.dtype, row.threads)
+        if (self.kind, self.shape, self.length) != (row.kind, row.shape, row.length):
+            return False
+        if self.gpu_backend is not None:
+            return (row.device, row.dtype, row.backend) == ("cuda", GPU_DTYPE, self.gpu_backend)
+        return (row.device, row.dtype, row.threads) == ("cpu", DTYPE, THREADS)
 
     def value(self, row: Row) -> float | None:
         """The number that the limit is for, or None where it was not measured."""
@@ -88,4 +94,18 @@ TARGETS = (
         "Padded batch of 4 unequal rows, time over the sum of its rows alone",
         (Goal("padded", MODEL, 2048, "time", 1.2),),
     ),
+)
+
+GPU_SHAPES = ("32/8x128", "28/4x128")
+GPU_LENGTHS = (32768, 65536, 131072)
+
+
+def _gpu_goals(kind: str, limit: float, backend: str) -> tuple[Goal, ...]:
+    return tuple(Goal(kind, shape, length, "time", limit, backend) for shape in GPU_SHAPES for length in GPU_LENGTHS)
+
+
+GPU_TARGETS = (
+    Target("`triton`, prefill: time over torch's flash attention", _gpu_goals("attention", 1.10, "triton")),
+    Target("`triton`, one query: time over torch's flash attention", _gpu_goals("query", 1.15, "triton")),
+    Target("`xformers`, prefill: time over torch's flash attention", _gpu_goals("attention", 1.35, "xformers")),
 )

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from posenc.bench.cases import KINDS
-from posenc.bench.goals import DTYPE, TARGETS, THREADS, Goal, Target
-from posenc.bench.results import Machine, Result, Row, read_folder
+from posenc.bench.goals import DTYPE, GPU_DTYPE, GPU_TARGETS, TARGETS, THREADS, Goal, Target
+from posenc.bench.results import Check, Machine, Result, Row, read_folder
 from posenc.files import replacing
 
 PAGE = "performance.md"
@@ -32,9 +32,24 @@ Memory is the peak of one call beyond its inputs, tables and output included, re
 of its own (`posenc/bench/memory.py`). Models have random weights and the shape of the one they are named after; in
 `decode`, both caches hold the same random keys.
 
-## Goals
+## Goals on the CPU
 
 For {DTYPE} and {THREADS} threads. A number is rounded before it is held against its goal.
+"""
+
+GPU = f"""\
+## Goals on a GPU
+
+For {GPU_DTYPE}. Plain is torch's flash attention on the same tensors, with the rotation of transformers' models.
+Prefill is timed by CUDA events around each call, one query by replaying CUDA graphs of both sides: its time is that of
+the kernels, without Python's. Memory is the most that torch held during the call. The correctness tests of every
+backend run first; the times of one that fails them count as missed.
+"""
+
+NO_GPU = """\
+## Goals on a GPU
+
+No GPU has been measured yet. `make gpu` measures one, and this section appears.
 """
 
 
@@ -56,20 +71,26 @@ def write_report(folder: Path) -> Path:
 def page(results: dict[str, Result]) -> str:
     """The page as text."""
     numbered = {name: number for number, name in enumerate(results, 1)}
-    marks: list[str] = []
-    tables = [_target(target, results, numbered, marks) for target in TARGETS]
-    met, missed, open_ = (marks.count(mark) for mark in ("met", "missed", ""))
+    measured_gpu = any(row.device == "cuda" for result in results.values() for row in result.rows)
     lines = [
         INTRODUCTION,
-        f"**{met} met, {missed} missed, {open_} not measured.** A number in brackets is that of the run, below.",
-        "",
-        *tables,
+        *_targets(TARGETS, results, numbered),
+        *([GPU, *_targets(GPU_TARGETS, results, numbered)] if measured_gpu else [NO_GPU]),
         "## Runs",
         "",
     ]
     for name, result in results.items():
         lines.append(_run(numbered[name], name, result))
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _targets(targets: Sequence[Target], results: dict[str, Result], numbered: dict[str, int]) -> list[str]:
+    """How many goals are met, and their tables."""
+    marks: list[str] = []
+    tables = [_target(target, results, numbered, marks) for target in targets]
+    met, missed, open_ = (marks.count(mark) for mark in ("met", "missed", ""))
+    count = f"**{met} met, {missed} missed, {open_} not measured.** A number in brackets is that of the run, below."
+    return [count, "", *tables]
 
 
 def _target(target: Target, results: dict[str, Result], numbered: dict[str, int], marks: list[str]) -> str:
@@ -89,9 +110,11 @@ def _cell(goal: Goal, strategy: str, results: dict[str, Result], numbered: dict[
             value = goal.value(row) if row.strategy == strategy and goal.applies(row) else None
             if value is None:
                 continue
-            mark = "met" if goal.met(value) else "missed"
-            marks.append(mark)
-            shown.append(f"{value:.2f} {'met' if mark == 'met' else '**missed**'} [{numbered[name]}]")
+            wrong = any(check.backend == row.backend and not check.good for check in result.checks)
+            met = goal.met(value) and not wrong
+            marks.append("met" if met else "missed")
+            verdict = "met" if met else "**fails its tests**" if wrong else "**missed**"
+            shown.append(f"{value:.2f} {verdict} [{numbered[name]}]")
     if not shown:
         marks.append("")
     return ", ".join(shown) or "not measured"
@@ -99,10 +122,42 @@ def _cell(goal: Goal, strategy: str, results: dict[str, Result], numbered: dict[
 
 def _run(number: int, name: str, result: Result) -> str:
     kinds = dict.fromkeys(row.kind for row in result.rows)
-    lines = [f"### {number}. [{name}]({name})", "", "```", result.command, "```", "", describe_machine(result.machine)]
-    lines += ["", *(f"- `{kind}`: {KINDS[kind].what}; plain is {KINDS[kind].baseline}." for kind in kinds), ""]
-    lines += [_markdown(COLUMNS, table_rows(result)), ""]
+    lines = [
+        f"### {number}. [{name}]({name})",
+        "",
+        "```bash",
+        result.command,
+        "```",
+        "",
+        describe_machine(result.machine),
+    ]
+    lines += [
+        "",
+        *(f"- `{kind}`: {KINDS[kind].what}; plain is {KINDS[kind].baseline}{_clock(result, kind)}." for kind in kinds),
+    ]
+    lines += ["", _markdown(COLUMNS, table_rows(result)), ""]
+    if result.checks:
+        lines += [
+            "Correctness tests on this GPU, before:",
+            "",
+            *(f"- `{c.backend}`: {_verdict(c)}" for c in result.checks),
+            "",
+        ]
+    if result.left_out:
+        lines += ["Not measured:", "", *(f"- {what}" for what in result.left_out), ""]
     return "\n".join(lines)
+
+
+def _clock(result: Result, kind: str) -> str:
+    """How a kind was timed, where that is not the wall clock."""
+    names = {"events": "CUDA events", "graph": "replayed CUDA graphs"}
+    clocks = dict.fromkeys(names[row.clock] for row in result.rows if row.kind == kind and row.clock in names)
+    return f"; timed by {' or '.join(clocks)}" if clocks else ""
+
+
+def _verdict(check: Check) -> str:
+    problem = f"; {check.problem}" if check.problem else ""
+    return f"{check.passed} passed, {check.failed} failed, {check.skipped} not declared{problem}"
 
 
 def describe_machine(machine: Machine) -> str:
@@ -110,8 +165,9 @@ def describe_machine(machine: Machine) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     memory = "" if machine.memory_gib is None else f", {machine.memory_gib:g} GiB"
     loads = (NOTHING if load is None else f"{load:g}" for load in (machine.load_before, machine.load_after))
+    gpu = "" if machine.gpu is None else f"{machine.gpu}, driver {machine.driver or 'unknown'}; "
     text = (
-        f"{machine.cpu}, {machine.cores} cores ({machine.vector_units}){memory}, {machine.system}; {versions}; "
+        f"{gpu}{machine.cpu}, {machine.cores} cores ({machine.vector_units}){memory}, {machine.system}; {versions}; "
         f"OMP_WAIT_POLICY {machine.wait_policy}; load average {' before and '.join(loads)} after, the run included."
     )
     if machine.other_cores is not None:

@@ -36,6 +36,8 @@ class Machine(_Strict):
     load_before: float | None
     load_after: float | None
     other_cores: float | None
+    gpu: str | None = None
+    driver: str | None = None
 
     @property
     def busy(self) -> bool:
@@ -62,6 +64,8 @@ class Row(_Strict):
     strategy: str
     params: dict[str, Any]
     backend: str
+    device: str = "cpu"
+    clock: Literal["wall", "events", "graph"] = "wall"
     first: tuple[PositiveFloat, PositiveFloat]
     plain: tuple[PositiveFloat, ...] = Field(min_length=1)
     remapped: tuple[PositiveFloat, ...] = Field(min_length=1)
@@ -83,6 +87,21 @@ class Row(_Strict):
         return self.memory.remapped / self.memory.plain if self.memory and self.memory.plain else None
 
 
+class Check(_Strict):
+    """The correctness tests of one backend, run before its times were measured."""
+
+    backend: str
+    passed: NonNegativeInt
+    failed: NonNegativeInt
+    skipped: NonNegativeInt
+    problem: str | None = None
+
+    @property
+    def good(self) -> bool:
+        """True when tests ran and all were right."""
+        return self.passed > 0 and not self.failed and self.problem is None
+
+
 class Result(_Strict):
     """One run."""
 
@@ -91,6 +110,8 @@ class Result(_Strict):
     command: str
     machine: Machine
     rows: tuple[Row, ...] = Field(min_length=1)
+    checks: tuple[Check, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def file_name(self) -> str:
@@ -98,9 +119,12 @@ class Result(_Strict):
         kinds, shapes, dtypes = (_joined(getattr(row, key) for row in self.rows) for key in ("kind", "shape", "dtype"))
         lengths = sorted({row.length for row in self.rows})
         span = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]}-to-{lengths[-1]}"
-        threads = _joined(str(row.threads) for row in self.rows)
-        machine = f"{self.machine.cpu}-{self.machine.cores}-cores"
-        text = "-".join((kinds, shapes, span, dtypes, f"{threads}-threads", machine))
+        if self.machine.gpu is None:
+            threads = _joined(str(row.threads) for row in self.rows)
+            machine = f"{threads}-threads-{self.machine.cpu}-{self.machine.cores}-cores"
+        else:
+            machine = self.machine.gpu
+        text = "-".join((kinds, shapes, span, dtypes, machine))
         return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") + ".json"
 
 

@@ -37,8 +37,12 @@ class Timing:
     remapped: tuple[float, ...]
 
 
+Clock = Callable[[Callable[[], object]], float]
+"""Seconds of one call."""
+
+
 def measure(pair: Pair, rounds: int, seconds: float) -> Timing:
-    """Call both sides in turns: plain, remapped, plain, ...
+    """Call both sides in turns on the CPU: plain, remapped, plain, ...
 
     Parameters
     ----------
@@ -47,7 +51,12 @@ def measure(pair: Pair, rounds: int, seconds: float) -> Timing:
     seconds : float
         No further round starts once this time is used and there are three.
     """
-    first = (clock(pair.plain), clock(pair.remapped))
+    first = (wall(pair.plain), wall(pair.remapped))
+    return Timing(first, *alternate(pair, rounds, seconds, wall))
+
+
+def alternate(pair: Pair, rounds: int, seconds: float, clock: Clock) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Times of both sides in turns, by any clock."""
     plain: list[float] = []
     remapped: list[float] = []
     gc.collect()
@@ -55,11 +64,11 @@ def measure(pair: Pair, rounds: int, seconds: float) -> Timing:
     while len(plain) < rounds and (len(plain) < LEAST_ROUNDS or time.perf_counter() - began < seconds):
         plain.append(clock(pair.plain))
         remapped.append(clock(pair.remapped))
-    return Timing(first, tuple(plain), tuple(remapped))
+    return tuple(plain), tuple(remapped)
 
 
-def clock(call: Callable[[], Tensor]) -> float:
-    """Seconds of one call."""
+def wall(call: Callable[[], object]) -> float:
+    """Seconds of one call by the wall clock."""
     began = time.perf_counter()
     call()
     return time.perf_counter() - began

@@ -33,7 +33,7 @@ def command(
     """Explain the plan of strategy NAME: its segments, and which distance is seen as which."""
     from posenc.plugins import strategy
 
-    plan = strategy(name, window=window, **read_pairs(params)).plan(prompt, total)
+    plan = strategy(name, window=window, **read_pairs(params)).checked_plan(prompt, total)
     if plot is not None:
         from posenc.viz import plot_plan
 
@@ -59,6 +59,7 @@ def describe(plan: PositionPlan) -> dict[str, Any]:
             {
                 "name": segment.name,
                 "pairs": segment_pairs(segment),
+                "interpolation": segment.interpolation,
                 "last_query_keys": [start, stop] if stop > start else None,
                 "last_query_relative": [edge[1] for edge in edges if edge is not None] or None,
             }

@@ -12,13 +12,16 @@ from posenc.cli._output import json_option, print_json, print_table
 @click.command("plugins", short_help="List plugins, load times and failures.")
 @json_option
 def command(as_json: bool) -> None:
-    """List the plugins found through the entry-point group 'posenc', with load times and failures."""
+    """List the plugins found through the entry-point group 'posenc', with load times and failures.
+
+    Every strategy is asked for a few plans, so that a broken one is found before a model is.
+    """
     import logging
 
-    from posenc.plugins import plugin_records
+    from posenc.trial import tried_records
 
     logging.getLogger("posenc").setLevel(logging.ERROR)  # failures are in the table; do not warn about them as well
-    records = plugin_records()
+    records = tried_records()
     if as_json:
         print_json([asdict(record) for record in records])
         return

@@ -16,6 +16,10 @@ def posenc_register_backends(register: Callable[[AttentionBackend], None]) -> No
     """Register the built-in backends."""
     from posenc.kernels.cpu_flash import CpuFlashBackend
     from posenc.kernels.reference import ReferenceBackend
+    from posenc.kernels.torch_flash import TorchFlashBackend
+    from posenc.kernels.xformers_segments import XformersBackend
 
     register(ReferenceBackend())
     register(CpuFlashBackend())
+    register(XformersBackend())
+    register(TorchFlashBackend())

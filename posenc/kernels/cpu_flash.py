@@ -4,57 +4,35 @@ The operator returns its logsumexp but no gradient through it, and torch's autog
 ignore that; so the backward pass here calls the operator's own backward for every tile with the
 merged output and logsumexp, which is exact.
 
-Shape letters: B batch, N blocks of a tile, H heads, L tokens, D head_dim.
+Batch rows and heads are one axis here: the operator finds the key/value head of a query head by
+division, which holds across rows too.
+
+Shape letters: B batch, H heads, G batch rows x heads, N blocks of a tile, L tokens, D head_dim.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from posenc.backend import AttentionBackend, BackendCapabilities
+from posenc.kernels.flash_calls import Call, Calls, masked_calls, plan_calls
+from posenc.kernels.kept import KeptKeys
 from posenc.kernels.merge import merge_into
-from posenc.kernels.rotated import Work, layout, rotated_keys, rotated_queries
-from posenc.kernels.tiles import MASKED_ROWS, Tile, tile
+from posenc.kernels.rotated import compute_dtype, layout, rotated_keys, rotated_queries, rotated_query
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
 
 flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-
-@dataclass(frozen=True)
-class Call:
-    """One kernel call: a tile of a segment, with ``rows`` counted in all queries and ``keys`` in all keys."""
-
-    work: int
-    copy: int
-    tile: Tile
-    row_offset: int
-    key_offset: int
-    first: bool
-    mask: Tensor | None
-
-    def rows(self, x_BHLD: Tensor) -> Tensor:
-        """This call's queries of a tensor over all queries, as a view [B, N, H, L, D]."""
-        return _blocks(x_BHLD, self.tile.rows, self.tile, self.row_offset)
-
-    def own_rows(self, x_BHLD: Tensor) -> Tensor:
-        """This call's queries of its segment's rotated copy."""
-        return _blocks(x_BHLD, self.tile.rows, self.tile, 0)
-
-    def keys(self, x_BHLD: Tensor) -> Tensor:
-        """This call's keys of its rotated copy."""
-        return _blocks(x_BHLD, self.tile.keys, self.tile, 0)
-
-    def values(self, x_BHLD: Tensor) -> Tensor:
-        """This call's values of a tensor over all keys."""
-        return _blocks(x_BHLD, self.tile.keys, self.tile, self.key_offset)
+CHUNK_BYTES = 16 * 2**20
+"""Heads are done in groups whose queries take about this much: memory below malloc's 32 MiB limit for
+mappings of their own is used again, while fresh pages cost more than the rotation of what they hold."""
 
 
 class CpuFlashBackend(AttentionBackend):
@@ -67,6 +45,8 @@ class CpuFlashBackend(AttentionBackend):
         dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16),
         gradients=True,
         masks=True,
+        logit_interpolation=True,
+        keeps_keys=True,
     )
     priority = 10
 
@@ -80,90 +60,143 @@ class CpuFlashBackend(AttentionBackend):
         *,
         scale: float,
         mask: Tensor | None,
+        kept: KeptKeys | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
-        arranged = layout(plan, q_BHLD.shape[2])
-        calls = _plan_calls(plan, q_BHLD.shape[2]) if mask is None else _masked_calls(plan, mask)
-        queries = [rotated_queries(work, q_BHLD, rotary, plan) for work in arranged.work]
-        keys = [rotated_keys(copy, k_BHLD, rotary) for copy in arranged.copies]
         value_dim, width = v_BHLD.shape[-1], max(q_BHLD.shape[-1], v_BHLD.shape[-1])
-        queries, keys = [_pad(x, width) for x in queries], [_pad(x, width) for x in keys]
-        shape = (*q_BHLD.shape[:3], width)
-        run: Any = _FlashTiles.apply
-        out_BHLD, lse_BHL = run(calls, shape, scale, len(queries), _pad(v_BHLD, width), *queries, *keys)
+        v_BHLD = _pad(v_BHLD, width)
+        training = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHLD, k_BHLD, v_BHLD))
+        if training:
+            out_BHLD, lse_BHL = _with_gradients(q_BHLD, k_BHLD, v_BHLD, plan, rotary, scale, mask)
+        elif q_BHLD.shape[2] == 1 and mask is None:
+            out_BHLD, lse_BHL = _one_query(q_BHLD, k_BHLD, v_BHLD, plan, rotary, scale, kept)
+        else:
+            out_BHLD, lse_BHL = _many_queries(q_BHLD, k_BHLD, v_BHLD, plan, rotary, scale, mask)
         return out_BHLD[..., :value_dim], lse_BHL.float()
 
 
-def _pad(x_BHLD: Tensor, width: int) -> Tensor:
-    """Zero channels up to ``width``: the operator wants one head_dim for query, key and value."""
-    return F.pad(x_BHLD, (0, width - x_BHLD.shape[-1])) if x_BHLD.shape[-1] < width else x_BHLD
+def _many_queries(
+    q_BHLD: Tensor,
+    k_BHLD: Tensor,
+    v_BHLD: Tensor,
+    plan: PositionPlan,
+    rotary: Rotary,
+    scale: float,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Tile by tile, a chunk of rows and heads at a time, straight into the output."""
+    batch, heads, q_len, _ = q_BHLD.shape
+    width, arranged = v_BHLD.shape[-1], layout(plan, q_len)
+    group, parts = heads // k_BHLD.shape[1], list(_parts(q_BHLD, k_BHLD, alone=mask is not None))
+    if parts[0][0] == slice(0, 1):  # as [B, L, H, D] in memory: that is how models read it, and the operator writes
+        out_BHLD = q_BHLD.new_empty((batch, q_len, heads, width)).transpose(1, 2)
+    else:
+        out_BHLD = q_BHLD.new_empty((batch, heads, q_len, width))
+    lse_BHL = q_BHLD.new_empty((batch, heads, q_len), dtype=compute_dtype(q_BHLD))
+    for row, key_heads in parts:
+        query_heads = slice(key_heads.start * group, key_heads.stop * group)
+        q, k, v = q_BHLD[row, query_heads], k_BHLD[row, key_heads], v_BHLD[row, key_heads].flatten(0, 1)
+        out, lse = (x[row, query_heads].flatten(0, 1) for x in (out_BHLD, lse_BHL))
+        merged = out if out.dtype == lse.dtype else torch.empty_like(out, dtype=lse.dtype)
+        calls = plan_calls(plan, q_len) if mask is None else masked_calls(plan, mask[row])
+        if not calls.complete:
+            merged.zero_()
+            lse.fill_(float("-inf"))
+        keys = [_pad(rotated_keys(copy, k, rotary), width).flatten(0, 1) for copy in arranged.copies]
+        space = torch.empty_like(q)
+        for work, own_calls in zip(arranged.work, calls.by_work, strict=True):
+            queries = _pad(rotated_queries(work, q, rotary, plan, space), width).flatten(0, 1)
+            for call in own_calls:
+                _run(call, queries, keys[call.copy], v, merged, lse, scale)
+        if merged is not out:
+            out.copy_(merged)
+    return out_BHLD, lse_BHL
 
 
-def _blocks(x_BHLD: Tensor, span: tuple[int, int], shape: Tile, offset: int) -> Tensor:
-    """Blocks of a tile as a view [B, N, H, L, D]."""
-    first, size = offset + span[0], span[1] - span[0]
-    if shape.count == 1:
-        return x_BHLD[:, None, :, first : first + size]
-    covered = x_BHLD[:, :, first : first + size + (shape.count - 1) * shape.step]
-    return covered.unfold(2, size, shape.step).permute(0, 2, 1, 4, 3)
+def _parts(q_BHLD: Tensor, k_BHLD: Tensor, *, alone: bool) -> Iterator[tuple[slice, slice]]:
+    """Rows and key/value heads that are done together: all rows where they fit into a chunk, else each alone."""
+    batch, heads, q_len, dim = q_BHLD.shape
+    key_heads = k_BHLD.shape[1]
+    head_bytes = heads // key_heads * q_len * dim * q_BHLD.element_size()
+    if batch == 1 or alone or batch * key_heads * head_bytes > CHUNK_BYTES:
+        together = max(1, min(key_heads, round(CHUNK_BYTES / head_bytes)))
+        for row in range(batch):
+            for first in range(0, key_heads, together):
+                yield slice(row, row + 1), slice(first, min(first + together, key_heads))
+    else:
+        yield slice(0, batch), slice(0, key_heads)
 
 
-def _plan_calls(plan: PositionPlan, q_len: int) -> tuple[Call, ...]:
-    """The calls of an unmasked plan, worked out once and shared by every layer."""
-    key = ("cpu_flash", q_len)
-    if key not in plan.memo:
-        calls: list[Call] = []
-        touched = np.zeros(q_len, dtype=bool)
-        arranged = layout(plan, q_len)
-        for index, work in enumerate(arranged.work):
-            for piece in tile(work.key_start, work.key_stop):
-                allowed = _interval_mask(work, piece) if piece.kind == "masked" else None
-                calls.append(_call(index, work, arranged.copies[work.copy].keys.start, piece, touched, allowed))
-        plan.memo[key] = tuple(calls)
-    found: tuple[Call, ...] = plan.memo[key]
-    return found
+def _run(call: Call, queries: Tensor, keys: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float) -> None:
+    """One call, merged into the running output and logsumexp [G, L, D] and [G, L]."""
+    q, bias = call.own_rows(queries), call.bias(queries.dtype)
+    causal = call.tile.kind == "lower"
+    new_out, new_lse = flash(q, call.keys(keys), call.values(v), 0.0, causal, attn_mask=bias, scale=scale)
+    hollow = call.hollow()
+    if hollow is not None:  # the operator reports 0 for rows that attend nothing
+        new_lse = new_lse.masked_fill(hollow, float("-inf"))
+        new_out = new_out.masked_fill(hollow[..., None], 0.0)
+    merge_into(call.rows(out), call.rows(lse[..., None])[..., 0], new_out, new_lse, first=call.first)
 
 
-def _masked_calls(plan: PositionPlan, mask_B1LL: Tensor) -> tuple[Call, ...]:
-    """Calls under a mask: blocks of queries against the keys that any of them may see."""
-    q_len = mask_B1LL.shape[2]
-    calls: list[Call] = []
-    touched = np.zeros(q_len, dtype=bool)
-    arranged = layout(plan, q_len)
-    for index, work in enumerate(arranged.work):
-        start_of_keys = arranged.copies[work.copy].keys.start
-        rows = len(work.key_start)
-        for low in range(0, rows, MASKED_ROWS):
-            high = min(low + MASKED_ROWS, rows)
-            live = (work.key_stop > work.key_start)[low:high]
-            if not live.any():
-                continue
-            keys = int(work.key_start[low:high][live].min()), int(work.key_stop[low:high][live].max())
-            piece = Tile("masked", (low, high), keys)
-            first_row = work.rows.start
-            given = mask_B1LL[
-                :, :, first_row + low : first_row + high, start_of_keys + keys[0] : start_of_keys + keys[1]
-            ]
-            allowed = _interval_mask(work, piece).to(given.device) & given
-            calls.append(_call(index, work, start_of_keys, piece, touched, allowed))
-    return tuple(calls)
+def _one_query(
+    q_BHLD: Tensor,
+    k_BHLD: Tensor,
+    v_BHLD: Tensor,
+    plan: PositionPlan,
+    rotary: Rotary,
+    scale: float,
+    kept: KeptKeys | None,
+) -> tuple[Tensor, Tensor]:
+    """One rectangle per segment, the query heads of a key/value head as its queries: keys are read once."""
+    batch, heads, _, _ = q_BHLD.shape
+    key_heads, width = k_BHLD.shape[1], v_BHLD.shape[-1]
+    arranged = layout(plan, 1)
+    if not arranged.work:
+        return q_BHLD.new_zeros((batch, heads, 1, width)), q_BHLD.new_full((batch, heads, 1), float("-inf"))
+    keys = [_pad(rotated_keys(copy, k_BHLD, rotary, kept), width) for copy in arranged.copies]
+    queries = _pad(rotated_query(arranged, q_BHLD, rotary, plan), width).view(
+        -1, batch, key_heads, heads // key_heads, width
+    )
+    parts = []
+    for q, work in zip(queries, arranged.work, strict=True):
+        low, high, first = int(work.key_start[0]), int(work.key_stop[0]), arranged.copies[work.copy].keys.start
+        v = v_BHLD[:, :, first + low : first + high]
+        parts.append(flash(q, keys[work.copy][:, :, low:high], v, 0.0, False, scale=scale))
+    out, lse = parts[0]
+    if len(parts) > 1:
+        outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
+        lse = lses.logsumexp(0)
+        out = (outs * (lses - lse).exp_()[..., None]).sum(0).to(q_BHLD.dtype)
+    return out.reshape(batch, heads, 1, width), lse.reshape(batch, heads, 1)
 
 
-def _call(
-    index: int, work: Work, key_offset: int, piece: Tile, touched: np.ndarray[Any, Any], allowed: Tensor | None
-) -> Call:
-    rows = slice(work.rows.start + piece.row_span.start, work.rows.start + piece.row_span.stop)
-    first = not touched[rows].any()
-    touched[rows] = True
-    return Call(index, work.copy, piece, work.rows.start, key_offset, first, allowed)
-
-
-def _interval_mask(work: Work, piece: Tile) -> Tensor:
-    """Pairs of a masked tile that lie inside the intervals, bool [1, 1, rows, keys]."""
-    rows, (low, high) = slice(*piece.rows), piece.keys
-    keys = np.arange(low, high)
-    inside = (keys >= work.key_start[rows, None]) & (keys < work.key_stop[rows, None])
-    return torch.from_numpy(inside)[None, None]
+def _with_gradients(
+    q_BHLD: Tensor,
+    k_BHLD: Tensor,
+    v_BHLD: Tensor,
+    plan: PositionPlan,
+    rotary: Rotary,
+    scale: float,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The same tiles, with every rotated copy kept for the backward pass."""
+    if mask is not None and q_BHLD.shape[0] > 1:  # every row has its own mask
+        rows = [
+            _with_gradients(q, k, v, plan, rotary, scale, own)
+            for q, k, v, own in zip(*(torch.split(x, 1) for x in (q_BHLD, k_BHLD, v_BHLD, mask)), strict=True)
+        ]
+        out, lse = (torch.cat(tensors) for tensors in zip(*rows, strict=True))
+        return out, lse
+    arranged, width = layout(plan, q_BHLD.shape[2]), v_BHLD.shape[-1]
+    calls = plan_calls(plan, q_BHLD.shape[2]) if mask is None else masked_calls(plan, mask)
+    queries = [rotated_queries(work, q_BHLD, rotary, plan) for work in arranged.work]
+    keys = [rotated_keys(copy, k_BHLD, rotary) for copy in arranged.copies]
+    copies = [_pad(x.flatten(0, 1), width) for x in (*queries, *keys)]
+    run: Any = _FlashTiles.apply
+    shape = (q_BHLD.shape[0] * q_BHLD.shape[1], q_BHLD.shape[2], width)
+    out_GLD, lse_GL = run(calls, shape, scale, v_BHLD.flatten(0, 1), *copies)
+    return out_GLD.unflatten(0, q_BHLD.shape[:2]), lse_GL.unflatten(0, q_BHLD.shape[:2])
 
 
 class _FlashTiles(torch.autograd.Function):
@@ -171,75 +204,57 @@ class _FlashTiles(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, calls: tuple[Call, ...], shape: tuple[int, ...], scale: float, n: int, v: Tensor, *copies: Tensor
+        ctx: Any, calls: Calls, shape: tuple[int, ...], scale: float, v: Tensor, *copies: Tensor
     ) -> tuple[Tensor, Tensor]:
-        queries, keys = copies[:n], copies[n:]
-        precise = torch.float64 if v.dtype == torch.float64 else torch.float32
-        out = torch.zeros(shape, dtype=precise, device=v.device)
-        lse = torch.full(shape[:3], float("-inf"), dtype=precise, device=v.device)
-        for call in calls:
-            flipped = call.tile.kind == "upper"
-            q, k, values = (
-                _operand(x, flipped)
-                for x in (call.own_rows(queries[call.work]), call.keys(keys[call.copy]), call.values(v))
-            )
-            own_out, own_lse = call.rows(out), call.rows(lse[..., None])[..., 0]
-            bias = None if call.mask is None else _bias(call.mask, q)
-            causal = call.tile.kind in ("lower", "upper")
-            new_out, new_lse = flash(q, k, values, 0.0, causal, attn_mask=bias, scale=scale)
-            if call.mask is not None:
-                nothing = ~call.mask.any(-1)  # the operator reports 0 for rows that attend nothing
-                new_lse = new_lse.masked_fill(nothing, float("-inf"))
-                new_out = new_out.masked_fill(nothing[..., None], 0.0)
-            if flipped:
-                new_out, new_lse = new_out.flip(2), new_lse.flip(2)
-            merge_into(own_out, own_lse, new_out.view(own_out.shape), new_lse.reshape(own_lse.shape), first=call.first)
-        result = out.to(v.dtype)
-        ctx.save_for_backward(v, result, lse, *copies)
-        ctx.calls, ctx.scale, ctx.n = calls, scale, n
+        queries, keys = copies[: len(calls.by_work)], copies[len(calls.by_work) :]
+        merged = torch.zeros(shape, dtype=compute_dtype(v), device=v.device)
+        lse = torch.full(shape[:2], float("-inf"), dtype=merged.dtype, device=v.device)
+        for rotated, own_calls in zip(queries, calls.by_work, strict=True):
+            for call in own_calls:
+                _run(call, rotated, keys[call.copy], v, merged, lse, scale)
+        out = merged.to(v.dtype)
+        ctx.save_for_backward(v, out, lse, *copies)
+        ctx.calls, ctx.scale = calls, scale
         ctx.mark_non_differentiable(lse)
-        return result, lse
+        return out, lse
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         v, out, lse, *copies = ctx.saved_tensors
-        grad_out = grads[0]
+        works = len(ctx.calls.by_work)
         sums = [torch.zeros_like(x, dtype=lse.dtype) for x in (v, *copies)]
-        grad_v, grad_queries, grad_keys = sums[0], sums[1 : 1 + ctx.n], sums[1 + ctx.n :]
         lse = lse.masked_fill(lse == float("-inf"), 0.0)  # rows without any key: weights exp(-inf - 0) = 0
-        for call in ctx.calls:
-            flipped = call.tile.kind == "upper"
-            q, k, values, g, o = (
-                _operand(x, flipped)
-                for x in (
-                    call.own_rows(copies[call.work]),
-                    call.keys(copies[ctx.n + call.copy]),
+        for work, own_calls in enumerate(ctx.calls.by_work):
+            for call in own_calls:
+                queries, keys = copies[work], copies[works + call.copy]
+                parts = flash_backward(
+                    call.rows(grads[0]),
+                    call.own_rows(queries),
+                    call.keys(keys),
                     call.values(v),
-                    call.rows(grad_out),
                     call.rows(out),
+                    call.rows(lse[..., None])[..., 0],
+                    0.0,
+                    call.tile.kind == "lower",
+                    attn_mask=call.bias(queries.dtype),
+                    scale=ctx.scale,
                 )
-            )
-            own_lse = _operand(call.rows(lse[..., None]), flipped)[..., 0]
-            bias = None if call.mask is None else _bias(call.mask, q)
-            causal = call.tile.kind in ("lower", "upper")
-            parts = flash_backward(g, q, k, values, o, own_lse, 0.0, causal, attn_mask=bias, scale=ctx.scale)
-            targets = (
-                call.own_rows(grad_queries[call.work]),
-                call.keys(grad_keys[call.copy]),
-                call.values(grad_v),
-            )
-            for target, part in zip(targets, parts, strict=True):
-                target.add_((part.flip(2) if flipped else part).reshape(target.shape))
+                _add(call.own_rows(sums[1 + work]), parts[0], call)
+                _add(call.keys(sums[1 + works + call.copy]), parts[1], call)
+                _add(call.values(sums[0]), parts[2], call)
         dtyped = [s.to(x.dtype) for s, x in zip(sums, (v, *copies), strict=True)]
-        return None, None, None, None, *dtyped
+        return None, None, None, *dtyped
 
 
-def _operand(view: Tensor, flipped: bool) -> Tensor:
-    """[B, N, H, L, D] as the operator's [B N, H, L, D]; flipping both axes turns ``c >= r`` into ``c <= r``."""
-    merged = view.flatten(0, 1)
-    return merged.flip(2) if flipped else merged
+def _add(target_NGLD: Tensor, part_NGLD: Tensor, call: Call) -> None:
+    """Add to views whose blocks may overlap: as many tokens at a time as the blocks are apart."""
+    length = target_NGLD.shape[2]
+    step = call.tile.step if call.tile.count > 1 else length
+    for low in range(0, length, step):
+        rows = slice(low, low + step)
+        target_NGLD[:, :, rows].add_(part_NGLD[:, :, rows])
 
 
-def _bias(mask: Tensor, q: Tensor) -> Tensor:
-    """Additive form of a bool mask, in the dtype of the queries."""
-    return torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, float("-inf"))
+def _pad(x: Tensor, width: int) -> Tensor:
+    """Zero channels up to ``width``: the operator wants one head_dim for query, key and value."""
+    return F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x

@@ -27,15 +27,22 @@ def merge(out_a_BHLD: Tensor, lse_a_BHL: Tensor, out_b_BHLD: Tensor, lse_b_BHL: 
     (Tensor, Tensor)
         Output and logsumexp of the union.
     """
-    lse_BHL = torch.logaddexp(lse_a_BHL, lse_b_BHL)
-    anchor = lse_BHL.masked_fill(lse_BHL == float("-inf"), 0.0)  # exp(-inf - 0) = 0 where nothing was attended
-    weight_a, weight_b = (lse_a_BHL - anchor).exp(), (lse_b_BHL - anchor).exp()
-    return out_a_BHLD * weight_a[..., None] + out_b_BHLD * weight_b[..., None], lse_BHL
+    weight_BHL, lse_BHL = _weight(lse_a_BHL, lse_b_BHL)
+    return torch.lerp(out_a_BHLD, out_b_BHLD, weight_BHL[..., None]), lse_BHL
 
 
 def merge_into(out: Tensor, lse: Tensor, new_out: Tensor, new_lse: Tensor, *, first: bool) -> None:
-    """Merge a piece into views of a running ``(out, lse)``; ``first`` says that nothing is there yet."""
-    if not first:
-        new_out, new_lse = merge(out, lse, new_out.to(out.dtype), new_lse.to(lse.dtype))
-    out.copy_(new_out)
-    lse.copy_(new_lse)
+    """Merge a piece into views of a running ``(out, lse)``, in place; ``first`` says that nothing is there yet."""
+    if first:
+        out.copy_(new_out)
+        lse.copy_(new_lse)
+        return
+    weight, total = _weight(lse, new_lse.to(lse.dtype))
+    out.lerp_(new_out.to(out.dtype), weight[..., None])
+    lse.copy_(total)
+
+
+def _weight(lse_a: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of ``b`` in the union (0 where neither attended anything) and the union's logsumexp."""
+    total = torch.logaddexp(lse_a, lse_b)
+    return (lse_b - total.masked_fill(total == float("-inf"), 0.0)).exp(), total

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from posenc.backend import AttentionBackend, BackendCapabilities
-from posenc.plan import PositionPlan
+from posenc.plan import PositionPlan, Positions, Segment
 from posenc.rope import Rotary
 
 ROWS = 256
@@ -30,6 +30,7 @@ class ReferenceBackend(AttentionBackend):
         masks=True,
         softcap=True,
         lse_gradients=True,
+        logit_interpolation=True,
     )
     priority = -100
 
@@ -61,8 +62,8 @@ class ReferenceBackend(AttentionBackend):
                 torch.from_numpy(b[first:].copy()).to(q.device) for b in (segment.key_start, segment.key_stop)
             )
             inside = (key_index >= start[:, None]) & (key_index < stop[:, None])
-            rotated_q = self._rotate(rotary, q, segment.query_positions[first:])
-            rotated_k = self._rotate(rotary, k, segment.key_positions)
+            rotated_q = self._rotate(rotary, q, segment, segment.query_positions[first:])
+            rotated_k = self._rotate(rotary, k, segment, segment.key_positions)
             logits = torch.where(inside, rotated_q @ rotated_k.transpose(-1, -2), logits)
             attended |= inside
         if plan.query_scale is not None:
@@ -102,6 +103,6 @@ class ReferenceBackend(AttentionBackend):
         return torch.cat(outs, 2), torch.cat(lses, 2)
 
     @staticmethod
-    def _rotate(rotary: Rotary, x: Tensor, positions: object) -> Tensor:
-        cos, sin = rotary.tables(positions, dtype=torch.float64, device=x.device)
+    def _rotate(rotary: Rotary, x: Tensor, segment: Segment, positions: Positions) -> Tensor:
+        cos, sin = rotary.tables(positions, interpolation=segment.interpolation, dtype=torch.float64, device=x.device)
         return rotary.rotate(x, cos, sin)

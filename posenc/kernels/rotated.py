@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from posenc.errors import BackendError
+from posenc.kernels.kept import KeptKeys
 from posenc.plan import IntArray, PositionPlan, Positions, Segment
 from posenc.rope import Rotary
 
@@ -38,10 +39,11 @@ class Work:
 
 @dataclass(frozen=True, eq=False)
 class KeyCopy:
-    """A range of keys rotated by one position map."""
+    """A range of keys rotated by one position map; ``still`` where all positions are 0."""
 
     segment: Segment
     keys: slice
+    still: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +79,7 @@ def _layout(plan: PositionPlan, q_len: int) -> Layout:
         for copy, owner in enumerate(owners):
             if low > ranges[copy][1] or high < ranges[copy][0]:
                 continue  # sharing would rotate the keys between, which nobody reads
-            shift = _constant_shift(segment.key_positions, owner.key_positions)
+            shift = _constant_shift(segment, owner)
             if shift is not None:
                 query = query - shift if shift else query
                 ranges[copy] = [min(ranges[copy][0], low), max(ranges[copy][1], high)]
@@ -98,52 +100,107 @@ def _layout(plan: PositionPlan, q_len: int) -> Layout:
         )
         for segment, rows, copy, query in drafts
     )
-    return Layout(work, tuple(KeyCopy(s, slice(*r)) for s, r in zip(owners, ranges, strict=True)))
+    copies = (
+        KeyCopy(owner, slice(low, high), not owner.key_positions[low:high].any())
+        for owner, (low, high) in zip(owners, ranges, strict=True)
+    )
+    return Layout(work, tuple(copies))
 
 
-def _constant_shift(positions: Positions, others: Positions) -> float | None:
-    """``c`` with ``positions == others + c`` everywhere, or None."""
+def _constant_shift(segment: Segment, owner: Segment) -> float | None:
+    """``c`` with which the segment's key positions are the owner's plus ``c`` everywhere, or None."""
+    positions, others = segment.key_positions, owner.key_positions
+    if segment.interpolation != owner.interpolation:
+        return None
     if positions is others:
         return 0.0
     if positions.shape != others.shape:
         return None
     difference = positions - others
     shift = difference.flat[0]
+    if segment.interpolation == "logits" and shift % 1:
+        return None  # a query moved by a fraction would be mixed as well
     return float(shift) if bool((difference == shift).all()) else None
 
 
-def rotated_keys(copy: KeyCopy, k_BHLD: Tensor, rotary: Rotary) -> Tensor:
-    """The keys of one copy, rotated; cos/sin tables are shared by every layer and every later step."""
+def rotated_keys(copy: KeyCopy, k_BHLD: Tensor, rotary: Rotary, kept: KeptKeys | None = None) -> Tensor:
+    """The keys of one copy, rotated; cos/sin tables are shared by every layer and every later step.
+
+    ``kept`` holds what earlier steps have rotated already.
+    """
+    if copy.still and rotary.attention_scaling == 1.0:
+        return k_BHLD[:, :, copy.keys]
     root, offset = copy.segment.origin or (copy.segment, 0)
-    dtype = table_dtype(k_BHLD)
+    dtype = compute_dtype(k_BHLD)
     key = ("keys", rotary, dtype, str(k_BHLD.device))
     if key not in root.memo:
         while len(root.memo) >= KEPT_TABLES:  # frequencies that follow the length come anew with every token
             root.memo.pop(next(iter(root.memo)))
-        root.memo[key] = rotary.tables(root.key_positions, dtype=dtype, device=k_BHLD.device)
+        cos_LF, sin_LF = rotary.tables(
+            root.key_positions, interpolation=root.interpolation, dtype=dtype, device=k_BHLD.device
+        )
+        root.memo[key] = rotary.both(cos_LF), sin_LF
     cos_LF, sin_LF = root.memo[key]
-    rows = slice(offset + copy.keys.start, offset + copy.keys.stop)
-    return checked(rotary.rotate(k_BHLD[:, :, copy.keys], cos_LF[rows], sin_LF[rows]), k_BHLD, "key")
+
+    def rotate(keys: slice) -> Tensor:
+        rows = slice(offset + keys.start, offset + keys.stop)
+        return checked(rotary.rotate(k_BHLD[:, :, keys], cos_LF[rows], sin_LF[rows]), k_BHLD, "key")
+
+    return rotate(copy.keys) if kept is None else kept.rotated(copy.segment, copy.keys, k_BHLD, rotary, rotate)
 
 
-def rotated_queries(work: Work, q_BHLD: Tensor, rotary: Rotary, plan: PositionPlan) -> Tensor:
-    """The queries of one segment, rotated and scaled by the plan's ``query_scale``."""
-    dtype = table_dtype(q_BHLD)
+def rotated_queries(
+    work: Work, q_BHLD: Tensor, rotary: Rotary, plan: PositionPlan, out_BHLD: Tensor | None = None
+) -> Tensor:
+    """The queries of one segment, rotated and scaled by the plan's ``query_scale``.
+
+    ``out_BHLD`` is memory of the shape of ``q_BHLD`` that may be used for the result.
+    """
+    rows = q_BHLD[:, :, work.rows]
+    cos_LD, sin_LF, factor_L1 = _query_tables(work, q_BHLD, rotary, plan)
+    if factor_L1 is not None:
+        scaled = rotary.rotate(rows.to(cos_LD.dtype) * factor_L1, cos_LD, sin_LF)
+        return checked(scaled.to(q_BHLD.dtype), rows, "query")
+    out = None if out_BHLD is None else out_BHLD[:, :, : rows.shape[2]]
+    return checked(rotary.rotate(rows, cos_LD, sin_LF, out=out), rows, "query")
+
+
+def rotated_query(arranged: Layout, q_BH1D: Tensor, rotary: Rotary, plan: PositionPlan) -> Tensor:
+    """One query as every segment sees it, [segments, B, H, 1, D]: few operations, for decoding."""
+    key = ("query", rotary, q_BH1D.dtype, str(q_BH1D.device))
+    if key not in plan.memo:
+        tables = [_query_tables(work, q_BH1D, rotary, plan) for work in arranged.work]
+        cos = torch.stack([table[0] for table in tables])[:, None, None]
+        sin = torch.stack([table[1] for table in tables])[:, None, None]
+        plan.memo[key] = cos, sin, tables[0][2]  # the scale belongs to the query, not to the segment
+    cos, sin, factor = plan.memo[key]
+    q_SBH1D = (q_BH1D if factor is None else q_BH1D.to(cos.dtype) * factor).expand(len(arranged.work), -1, -1, -1, -1)
+    return checked(rotary.rotate(q_SBH1D, cos, sin).to(q_BH1D.dtype), q_BH1D, "query")
+
+
+def _query_tables(
+    work: Work, q_BHLD: Tensor, rotary: Rotary, plan: PositionPlan
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """cos [L, 2F] and sin [L, F] of a segment's queries, and their scale [L, 1] where cos and sin do not carry it."""
+    dtype, scale = compute_dtype(q_BHLD), plan.query_scale
     key = ("queries", work, rotary, dtype, str(q_BHLD.device))
     if key not in plan.memo:
-        plan.memo[key] = rotary.tables(work.query_positions, dtype=dtype, device=q_BHLD.device)
-    cos_LF, sin_LF = plan.memo[key]
-    rows = q_BHLD[:, :, work.rows]
-    if plan.query_scale is not None:
-        first = plan.total - q_BHLD.shape[2]
-        factor = torch.as_tensor(np.ascontiguousarray(plan.query_scale[first:][work.rows])).to(q_BHLD.device, dtype)
-        scaled = rows.to(dtype) * factor[:, None]
-        return checked(rotary.rotate(scaled, cos_LF, sin_LF).to(q_BHLD.dtype), rows, "query")
-    return checked(rotary.rotate(rows, cos_LF, sin_LF), rows, "query")
+        cos_LF, sin_LF = rotary.tables(
+            work.query_positions, interpolation=work.segment.interpolation, dtype=dtype, device=q_BHLD.device
+        )
+        factor_L1 = None
+        if scale is not None:
+            own = np.ascontiguousarray(scale[plan.total - q_BHLD.shape[2] :][work.rows])
+            factor_L1 = torch.as_tensor(own).to(q_BHLD.device, dtype)[:, None]
+            if rotary.rotated == (0, q_BHLD.shape[-1]):
+                cos_LF, sin_LF, factor_L1 = cos_LF * factor_L1, sin_LF * factor_L1, None
+        plan.memo[key] = rotary.both(cos_LF), sin_LF, factor_L1
+    found: tuple[Tensor, Tensor, Tensor | None] = plan.memo[key]
+    return found
 
 
-def table_dtype(x: Tensor) -> torch.dtype:
-    """Rotation is computed in float32, or in float64 for float64 inputs."""
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Rotations and merges are computed in float32, or in float64 for float64 inputs."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

@@ -1,8 +1,10 @@
-"""Cut the region of a segment into few rectangles and triangles that a causal kernel runs without masks.
+"""Cut the region of a segment into few rectangles and triangles for torch's CPU flash operator.
 
 Along the queries, both interval bounds move in straight runs: each stands still or advances by one
-key per query. A run is a rectangle plus at most two triangles; the runs of a long band repeat one
-pair of triangles, which one batched call computes. Only irregular intervals need masks.
+key per query. A run is a rectangle, a triangle beside a rectangle, or a band. The operator computes
+whole blocks of 512 keys, so a triangle is halved again and again into squares of full blocks, all
+squares of one size in one batched call; a band is cut into short blocks of queries under one small
+mask, again one batched call. ``docs/architecture.md`` has the measurements behind this.
 """
 
 from __future__ import annotations
@@ -15,10 +17,19 @@ import numpy as np
 
 from posenc.plan import IntArray
 
-Kind = Literal["full", "lower", "upper", "masked"]
+Kind = Literal["full", "lower", "masked"]
 
 MASKED_ROWS = 128
-"""Queries per masked tile: wide enough for the kernel, small enough that the mask stays in cache."""
+"""Queries per irregular masked tile: wide enough for the kernel, small enough that the mask stays in cache."""
+
+BAND_ROWS = 32
+"""Queries per block of a band: every block computes this many keys per query in vain."""
+
+WIDE_BAND = 2048
+"""Bands at least this wide are two triangles per ``width`` queries: there, masking every pair costs more."""
+
+LEAF = 128
+"""Queries of the smallest triangles."""
 
 SHORT_RUN = 8
 """Runs shorter than this are pooled into masked tiles."""
@@ -30,13 +41,13 @@ class Tile:
 
     Parameters
     ----------
-    kind : {"full", "lower", "upper", "masked"}
-        Which pairs ``(r, c)`` of the block are attended: all, ``c <= r``, ``c >= r``, or those inside
-        the queries' own intervals.
+    kind : {"full", "lower", "masked"}
+        Which pairs ``(r, c)`` of the block are attended: all, ``c <= r``, or those inside the queries'
+        own intervals.
     rows, keys : (int, int)
         Half-open ranges of the first block.
     count : int
-        Number of blocks; block ``b`` is shifted by ``b * step`` queries and keys.
+        Number of blocks; block ``b`` is shifted by ``b * step`` queries and keys, intervals included.
     step : int
         Distance between blocks in tokens.
     """
@@ -65,12 +76,12 @@ def tile(key_start: IntArray, key_stop: IntArray) -> list[Tile]:
     pending: list[int] = []  # rows of short runs, waiting for a masked tile
 
     def flush() -> None:
-        for block in _consecutive(pending):
+        for block in blocks_of(pending):
             low, high = key_start[block[0]], max(int(key_stop[row]) for row in block)
             tiles.append(Tile("masked", (block[0], block[-1] + 1), (int(low), int(high))))
         pending.clear()
 
-    for first, last, advance_start, advance_stop in _runs(key_start, key_stop):
+    for first, last, advance_start, advance_stop in runs(key_start, key_stop):
         rows = last - first
         if rows < SHORT_RUN and len(key_start) > SHORT_RUN:
             pending.extend(range(first, last))
@@ -80,7 +91,7 @@ def tile(key_start: IntArray, key_stop: IntArray) -> list[Tile]:
     return tiles
 
 
-def _runs(key_start: IntArray, key_stop: IntArray) -> list[tuple[int, int, int, int]]:
+def runs(key_start: IntArray, key_stop: IntArray) -> list[tuple[int, int, int, int]]:
     """Maximal runs ``(first row, end row, advance of start, advance of stop)`` of non-empty intervals."""
     rows = len(key_start)
     live = key_stop > key_start
@@ -113,26 +124,61 @@ def _run_tiles(row: int, rows: int, start: int, stop: int, advance_start: int, a
     if rows == 1 or (advance_start, advance_stop) == (0, 0):
         return [Tile("full", (row, row + rows), (start, stop))]
     if (advance_start, advance_stop) == (0, 1):
-        triangle = Tile("lower", (row, row + rows), (stop - 1, stop - 1 + rows))
-        return [triangle, *([Tile("full", (row, row + rows), (start, stop - 1))] if stop - 1 > start else [])]
+        rest = [Tile("full", (row, row + rows), (start, stop - 1))] if stop - 1 > start else []
+        return [*_triangle(row, stop - 1, rows, upper=False), *rest]
     if (advance_start, advance_stop) == (1, 0):
-        triangle = Tile("upper", (row, row + rows), (start, start + rows))
-        return [triangle, *([Tile("full", (row, row + rows), (start + rows, stop))] if stop > start + rows else [])]
+        rest = [Tile("full", (row, row + rows), (start + rows, stop))] if stop > start + rows else []
+        return [*_triangle(row, start, rows, upper=True), *rest]
     width = stop - start
-    block = min(rows, width)
-    count, rest = divmod(rows, block)
-    tiles = [Tile("upper", (row, row + block), (start, start + block), count, block)]
-    if width > block:
-        tiles.append(Tile("full", (row, row + block), (start + block, stop), count, block))
-    if block > 1:
-        tiles.append(Tile("lower", (row + 1, row + block), (stop, stop + block - 1), count, block))
+    if width < WIDE_BAND and width <= rows:
+        return _band(row, rows, start, width)
+    tiles, block = [], min(rows, width)
+    for first in range(0, rows - block + 1, block):
+        at, key = row + first, start + first
+        tiles += _triangle(at, key, block, upper=True)
+        if width > block:
+            tiles.append(Tile("full", (at, at + block), (key + block, key + width)))
+        tiles += _triangle(at + 1, key + width, block - 1, upper=False)
+    done = rows - rows % block
+    return tiles + (_run_tiles(row + done, rows - done, start + done, stop + done, 1, 1) if done < rows else [])
+
+
+def _band(row: int, rows: int, start: int, width: int) -> list[Tile]:
+    """``{(r, c): r <= c - start < r + width}`` for ``rows`` queries, ``r`` counted from ``row``."""
+    count, rest = divmod(rows, BAND_ROWS)
+    tiles = []
+    if count:
+        tiles.append(Tile("masked", (row, row + BAND_ROWS), (start, start + width + BAND_ROWS - 1), count, BAND_ROWS))
     if rest:
-        done = count * block
-        tiles.extend(_run_tiles(row + done, rest, start + done, stop + done, 1, 1))
+        done = count * BAND_ROWS
+        tiles.append(Tile("masked", (row + done, row + rows), (start + done, start + width + rows - 1)))
     return tiles
 
 
-def _consecutive(rows: list[int]) -> list[list[int]]:
+def _triangle(row: int, key: int, size: int, *, upper: bool) -> list[Tile]:
+    """``{(r, c): c <= r}`` (``c >= r`` if ``upper``), ``size`` queries from ``row`` on and keys from ``key`` on."""
+    count, rest = divmod(size, LEAF)
+    leaf: Kind = "masked" if upper else "lower"
+    tiles = []
+    if count:
+        tiles.append(Tile(leaf, (row, row + LEAF), (key, key + LEAF), count, LEAF))
+    if rest:
+        done = count * LEAF
+        tiles.append(Tile(leaf, (row + done, row + size), (key + done, key + size)))
+    half = LEAF
+    while half < size:
+        count, rest = divmod(size, 2 * half)
+        for first, blocks, length in ((0, count, half), (2 * half * count, 1, rest - half)):
+            if blocks and length > 0:
+                near, far = (first, first + half), (first + half, first + half + length)
+                rows, keys = (near, far) if upper else (far, near)
+                at_rows, at_keys = (row + rows[0], row + rows[1]), (key + keys[0], key + keys[1])
+                tiles.append(Tile("full", at_rows, at_keys, blocks, 2 * half))
+        half *= 2
+    return tiles
+
+
+def blocks_of(rows: list[int]) -> list[list[int]]:
     """Split sorted rows where they are not neighbours, and into blocks of at most ``MASKED_ROWS``."""
     blocks: list[list[int]] = []
     for row in rows:

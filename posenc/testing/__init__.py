@@ -1,4 +1,4 @@
-"""The contract suite: what every strategy and every backend must keep, as classes for pytest.
+"""The contract suite: what every strategy, adapter and backend must keep, as classes for pytest.
 
     import posenc.testing
 
@@ -19,10 +19,18 @@ except ImportError as error:
         "Install both with: pip install 'posenc[testing]'"
     ) from error
 
+from posenc.testing.adapter import AdapterContract
 from posenc.testing.backend import BackendContract
 from posenc.testing.definition import attention_by_definition
 from posenc.testing.generators import random_plans
 from posenc.testing.strategy import StrategyContract
 from posenc.testing.violation import ContractViolation
 
-__all__ = ["BackendContract", "ContractViolation", "StrategyContract", "attention_by_definition", "random_plans"]
+__all__ = [
+    "AdapterContract",
+    "BackendContract",
+    "ContractViolation",
+    "StrategyContract",
+    "attention_by_definition",
+    "random_plans",
+]

@@ -23,7 +23,7 @@ from posenc.plan import Lengths, PositionPlan, Segment
 from posenc.plugins import backend_info, strategies
 from posenc.positions import FrequencyStrategy
 from posenc.rope import Rotary
-from posenc.testing.generators import banded_plan
+from posenc.testing.generators import banded_plan, interpolating_plan
 from posenc.testing.tensors import (
     Call,
     check_empty_row_gradients,
@@ -118,6 +118,8 @@ class BackendContract:
                 plan = info.factory(window=128).plan(280, 300)
             except InvalidConfigError:  # it has parameters without a default
                 continue
+            if plan.interpolates_logits and not self.backend.capabilities.logit_interpolation:
+                continue
             for q_len in (300, 77, 1):
                 q, k, v = tensors(plan, q_len, (4, 2), self.head_dim, batch=1, dtype=dtype, device=device)
                 call = Call(q, k, v, plan, rotary, self.head_dim**-0.5)
@@ -208,7 +210,7 @@ class BackendContract:
                     violated(f"{name}: attend writes into {x}. Case: {call}.")
 
     def test_what_is_not_declared_is_refused(self) -> None:
-        """Undeclared dtypes, devices, masks, softcaps and gradients raise BackendError through ``posenc.attention``."""
+        """Undeclared dtypes, devices, masks, softcaps, interpolations and gradients raise BackendError."""
         able, (device, dtype) = self.backend.capabilities, self._declared()[0]
         call = self._plain_call(banded_plan(9), dtype, device)
         cases = {
@@ -224,6 +226,8 @@ class BackendContract:
             cases["a mask"] = replace(call, mask=torch.ones(2, 1, 9, 9, dtype=torch.bool, device=device))
         if not able.softcap:
             cases["a softcap"] = replace(call, softcap=30.0)
+        if not able.logit_interpolation:
+            cases["a segment with interpolation='logits'"] = self._plain_call(interpolating_plan(9), dtype, device)
         if not able.gradients:
             cases["inputs that require gradients"] = replace(call, v=call.v.clone().requires_grad_())
         with installed(self.backend) as name:

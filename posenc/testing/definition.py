@@ -2,19 +2,19 @@
 
 Neither query nor key is rotated here: a logit is the sum over frequencies of
 ``(q . k) cos(f r) + (q x k) sin(f r)``, so no code is shared with any backend or with ``Rotary.rotate``.
+Where a segment interpolates logits, a logit is the weighted sum of such logits at whole positions.
 
 Shape letters: B batch, H query heads, L queries or keys, D head_dim, F rotary frequencies.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
-from posenc.testing.dense import DensePlan
+from posenc.testing.dense import DensePlan, mixture
 
 
 def logits_by_definition(
@@ -31,7 +31,7 @@ def logits_by_definition(
     q = q_BHLD.double()
     k = k_BHLD.double().repeat_interleave(q_BHLD.shape[1] // k_BHLD.shape[1], 1)
     dense, first = DensePlan.of(plan), plan.total - q.shape[2]
-    relative_LLF = torch.from_numpy(np.nan_to_num(dense.relative[first:])).to(q.device)
+    parts = [[torch.from_numpy(x[first:].copy()).to(q.device) for x in part] for part in mixture(plan)]
     start, stop = rotary.rotated
     count = len(rotary.inv_freq)
     rest = [c for c in range(q.shape[-1]) if not start <= c < stop]
@@ -39,10 +39,10 @@ def logits_by_definition(
     for f in range(count):
         one, two = (start + f, start + f + count) if rotary.style == "half" else (start + 2 * f, start + 2 * f + 1)
         q1, q2, k1, k2 = q[..., one, None], q[..., two, None], k[..., None, :, one], k[..., None, :, two]
-        turn = rotary.inv_freq[f].double().to(q.device) * relative_LLF[..., f % relative_LLF.shape[-1]]
-        logits = logits + rotary.attention_scaling**2 * (
-            (q1 * k1 + q2 * k2) * turn.cos() + (q1 * k2 - q2 * k1) * turn.sin()
-        )
+        for weight_LLF, relative_LLF in parts:
+            turn = rotary.inv_freq[f].double().to(q.device) * relative_LLF[..., f % relative_LLF.shape[-1]]
+            weight = rotary.attention_scaling**2 * weight_LLF[..., f % weight_LLF.shape[-1]]
+            logits = logits + weight * ((q1 * k1 + q2 * k2) * turn.cos() + (q1 * k2 - q2 * k1) * turn.sin())
     logits = logits * torch.from_numpy(dense.scale[first:].copy()).to(q.device)[:, None] * scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)

@@ -6,6 +6,7 @@ Shape letters: L total tokens, F rotary frequencies.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +29,14 @@ class DensePlan:
         ``q[i] - k[j]``, NaN where the pair is not attended; ``F`` is 1 unless positions differ per frequency.
     scale : float64 [L]
         Factor on the logits of each query, ones where the plan has none.
+    mixed : bool [L, L]
+        The pair's logit is interpolated between whole positions, of which at least one is not its own.
     """
 
     owner: NDArray[np.int64]
     relative: Dense
     scale: Dense
+    mixed: NDArray[np.bool_]
 
     @classmethod
     def of(cls, plan: PositionPlan, where: str = "") -> DensePlan:
@@ -45,6 +49,7 @@ class DensePlan:
             violated(f"{where}positions have {sorted(widths)} columns: one number of frequencies per plan.")
         owner = np.full((total, total), -1, dtype=np.int64)
         relative = np.full((total, total, *(widths or {1})), np.nan)
+        mixed = np.zeros((total, total), dtype=bool)
         key = np.arange(total)
         for number, segment in enumerate(plan.segments):
             inside = (key >= segment.key_start[:, None]) & (key < segment.key_stop[:, None])
@@ -60,13 +65,39 @@ class DensePlan:
             row, column = inside.nonzero()
             query, keys = _columns(segment.query_positions), _columns(segment.key_positions)
             relative[row, column] = query[row] - keys[column]
-        return cls(owner, relative, _scale(plan, where))
+            if segment.interpolation == "logits":
+                mixed[row, column] = (query % 1 != 0).any(1)[row] | (keys % 1 != 0).any(1)[column]
+        return cls(owner, relative, _scale(plan, where), mixed)
 
     @property
     def farthest(self) -> Dense:
         """Largest relative distance of each query, float64 [L]; -inf where it attends nothing."""
         values: Dense = np.where(np.isnan(self.relative), -np.inf, self.relative).max(axis=(1, 2))
         return values
+
+
+def mixture(plan: PositionPlan) -> list[tuple[Dense, Dense]]:
+    """Weights and relative positions, each [L, L, F]: a logit is the weighted sum of those at these positions.
+
+    The first has weight one everywhere unless a segment interpolates logits.
+    """
+    dense = DensePlan.of(plan)
+    found = [(np.zeros_like(dense.relative), np.zeros_like(dense.relative)) for _ in range(4)]
+    for number, segment in enumerate(plan.segments):
+        row, column = (dense.owner == number).nonzero()
+        sides = product(_neighbours(segment, segment.query_positions), _neighbours(segment, segment.key_positions))
+        for (weight, relative), ((q_share, q), (k_share, k)) in zip(found, sides, strict=False):
+            weight[row, column], relative[row, column] = q_share[row] * k_share[column], q[row] - k[column]
+    return [(weight, relative) for weight, relative in found if weight.any()]
+
+
+def _neighbours(segment: Segment, positions: Dense) -> list[tuple[Dense, Dense]]:
+    """Shares and positions, each [L, F], that one side of a segment is made of."""
+    own = _columns(positions).astype(np.float64)
+    if segment.interpolation == "positions":
+        return [(np.ones_like(own), own)]
+    share = own - np.floor(own)
+    return [(1 - share, np.floor(own)), (share, np.floor(own) + 1)]
 
 
 def first_pair(where: NDArray[np.bool_]) -> tuple[int, int] | None:

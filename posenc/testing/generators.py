@@ -7,11 +7,13 @@ from itertools import pairwise
 import numpy as np
 from hypothesis import strategies as st
 
-from posenc.plan import Lengths, PositionPlan, Segment
+from posenc.plan import Interpolation, Lengths, PositionPlan, Segment
 
 
 @st.composite
-def random_plans(draw: st.DrawFn, max_total: int = 70, frequencies: int | None = None) -> PositionPlan:
+def random_plans(
+    draw: st.DrawFn, max_total: int = 70, frequencies: int | None = None, interpolated: bool = False
+) -> PositionPlan:
     """A partition of the causal plane by random non-decreasing cuts: bands, staircases and jumps.
 
     Parameters
@@ -20,6 +22,8 @@ def random_plans(draw: st.DrawFn, max_total: int = 70, frequencies: int | None =
         Most tokens.
     frequencies : int, optional
         Also draw positions that differ per rotary frequency, ``[L, frequencies]``.
+    interpolated : bool
+        Also draw segments with ``interpolation="logits"``.
     """
     total = draw(st.integers(1, max_total))
     lengths = Lengths(draw(st.integers(1, total)), total)
@@ -46,9 +50,12 @@ def random_plans(draw: st.DrawFn, max_total: int = 70, frequencies: int | None =
     }
     if frequencies is not None:
         maps["per frequency"] = index[:, None] // (1 + np.arange(frequencies))
-    names = st.sampled_from(sorted(maps))
+    kinds: list[Interpolation] = ["positions", "logits"] if interpolated else ["positions"]
+    if interpolated:
+        maps |= {"eighths": index / 8, "eighths, one on": index / 8 + 1, "eighths, a half on": index / 8 + 0.5}
+    names, kind = st.sampled_from(sorted(maps)), st.sampled_from(kinds)
     segments = [
-        Segment(f"s{number}", low, high, maps[draw(names)], maps[draw(names)])
+        Segment(f"s{number}", low, high, maps[draw(names)], maps[draw(names)], draw(kind))
         for number, (low, high) in enumerate(pairwise(bounds))
     ]
     scale = 1 + 0.2 * np.sin(index) if draw(st.booleans()) else None
@@ -64,3 +71,10 @@ def banded_plan(total: int) -> PositionPlan:
         Segment.band("far", total, near, None, index // 3 + near - near // 3, index // 3),
     ]
     return PositionPlan.build(lengths, segments)
+
+
+def interpolating_plan(total: int) -> PositionPlan:
+    """One segment whose logits are interpolated between whole positions."""
+    lengths = Lengths(total, total)
+    index = lengths.indices
+    return PositionPlan.build(lengths, [Segment.band("half", total, 0, None, index, index / 2, "logits")])

@@ -81,6 +81,34 @@ def check_bounded(plan: PositionPlan, where: str, *, window: int) -> None:
         )
 
 
+def check_retention(plan: PositionPlan, where: str, *, first: int, last: int) -> None:
+    """From query ``first + last`` on, only the kept keys are attended, and always as by that query."""
+    dense = DensePlan.of(plan, where)
+    full = first + last
+    for i in range(full, plan.total):
+        forgotten = dense.owner[i, first : i - last + 1] >= 0
+        if forgotten.any():
+            pair = (i, first + int(forgotten.argmax()))
+            violated(f"{where}pair {shown(pair)} is attended, but retention(first={first}, last={last}) drops it.")
+        for keys, alike in (
+            (range(first), range(first)),
+            (range(i - last + 1, i + 1), range(full - last + 1, full + 1)),
+        ):
+            for j, other in zip(keys, alike, strict=True):
+                pair, before = (i, j), (full, other)
+                if not np.array_equal(dense.relative[pair], dense.relative[before], equal_nan=True):
+                    violated(
+                        f"{where}pair {shown(pair)} is {_seen(dense.relative, pair)}, and pair {shown(before)} "
+                        f"{_seen(dense.relative, before)}: with retention, later queries see the kept keys as query "
+                        f"first + last = {full} does."
+                    )
+        if dense.scale[i] != dense.scale[full]:
+            violated(
+                f"{where}query_scale is {dense.scale[i]:g} at query {i} and {dense.scale[full]:g} at query {full}: "
+                "with retention it stays the same from query first + last on."
+            )
+
+
 def check_same(one: PositionPlan, other: PositionPlan, where: str, *, what: str, names: tuple[str, str]) -> None:
     """The first ``other.total`` queries of ``one`` are seen exactly as in ``other``.
 
@@ -100,6 +128,12 @@ def check_same(one: PositionPlan, other: PositionPlan, where: str, *, what: str,
         violated(
             f"{where}{what} at query {pair[0]}: pair {shown(pair)} is {_seen(a, pair)} {names[0]} "
             f"and {_seen(b, pair)} {names[1]}."
+        )
+    pair = first_pair(left.mixed[:total, :total] != right.mixed)
+    if pair is not None:
+        there, here = names if left.mixed[pair] else reversed(names)
+        violated(
+            f"{where}{what} at query {pair[0]}: the logit of pair {shown(pair)} is interpolated {there}, not {here}."
         )
     scaled = left.scale[:total] != right.scale
     if scaled.any():
@@ -171,7 +205,8 @@ def keeps_every_distance(plan: PositionPlan, where: str) -> bool:
     index = np.arange(plan.total)
     causal = np.tri(plan.total, dtype=bool)
     true = (index[:, None] - index)[causal, None]
-    return bool((DensePlan.of(plan, where).relative[causal] == true).all())
+    dense = DensePlan.of(plan, where)
+    return bool((dense.relative[causal] == true).all()) and not dense.mixed.any()
 
 
 def _broadcast(relative: Dense, like: Dense) -> Dense:

@@ -21,6 +21,7 @@ from posenc.testing.frequencies import check_rotary
 from posenc.testing.violation import violated
 
 NO_SUCH_KEY = "no_such_parameter"
+LAYERS = 3
 
 
 class StrategyContract:
@@ -163,6 +164,22 @@ class StrategyContract:
 
         self._for_every_case(check)
 
+    def test_retention(self) -> None:
+        """With ``retention``, all other keys are never attended again, and the plan of the kept ones stays."""
+
+        def check(case: Case) -> None:
+            kept = case.strategy.retention
+            idle = case.prompt <= getattr(case.strategy.params, "active_from", 0)
+            if kept is None or idle:
+                return
+            if kept.first < 0 or kept.last < 1:
+                violated(f"{case.strategy!r}: retention needs first >= 0 and last >= 1, got {kept}.")
+            if case.strategy.capabilities.uses_prompt:
+                violated(f"{case.strategy!r}: retention cannot be combined with Capabilities(uses_prompt=True).")
+            invariants.check_retention(case.plan(), case.where, first=kept.first, last=kept.last)
+
+        self._for_every_case(check)
+
     def test_identity(self) -> None:
         """A plan that moves no pair is unscaled, and if it is one segment, it is recognised as the identity."""
 
@@ -196,6 +213,23 @@ class StrategyContract:
                 what="active_from changes a longer prompt",
                 names=names,
             )
+
+        self._for_every_case(check)
+
+    def test_layers(self) -> None:
+        """What ``for_layer`` returns keeps the partition, decodes as it prefills, and heeds ``active_from``."""
+
+        def check(case: Case) -> None:
+            for layer, own in enumerate(of_layers(case.strategy)):
+                if own is case.strategy:
+                    continue
+                where, full = f"{case.where}layer {layer} of {LAYERS}: ", planned(own, case.prompt, case.total)
+                invariants.check_partition(full, where, drops_keys=own.capabilities.drops_keys)
+                invariants.check_prefill_equals_decode(full, planned(own, case.prompt, case.shorter), where)
+                if isinstance(case.strategy.params, RemapParams):
+                    idle = of_layers(rebuilt(case.strategy, active_from=case.prompt))[layer]
+                    because = f"active_from is {case.prompt}"
+                    invariants.check_identity(planned(idle, case.prompt, case.total), where, because=because)
 
         self._for_every_case(check)
 
@@ -253,3 +287,12 @@ class StrategyContract:
         lengths = Lengths(self.windows, self.max_prompt, self.max_new)
         for params in self.params:
             for_every_case(check, self._factory, params, lengths, self.settings)
+
+
+def of_layers(strategy: PositionStrategy) -> list[PositionStrategy]:
+    """The strategies of a model of three layers."""
+    found = [strategy.for_layer(layer, LAYERS) for layer in range(LAYERS)]
+    for layer, own in enumerate(found):
+        if not isinstance(own, PositionStrategy):
+            violated(f"{strategy!r}.for_layer({layer}, {LAYERS}) returns {own!r}, not a strategy.")
+    return found

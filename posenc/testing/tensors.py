@@ -140,7 +140,7 @@ def random_calls(
 ) -> Call:
     """Random plans, heads, lengths, rotations and, where they are declared, masks and softcaps."""
     width = draw(st.sampled_from([dim, dim // 2])) // 2 * 2
-    plan = draw(random_plans(max_total, frequencies=width // 2))
+    plan = draw(random_plans(max_total, frequencies=width // 2, interpolated=able.logit_interpolation))
     q_len = max(1, round(draw(st.floats(0, 1)) * plan.total))
     seed = draw(st.integers(0, 3))
     start = draw(st.sampled_from([0, dim - width]))
@@ -206,6 +206,9 @@ def _likeness(call: Call, out: Tensor, lse: Tensor, at: tuple[int, int, int], to
         variants["query_scale were forgotten"] = {"plan": replace(call.plan, query_scale=None, memo={})}
     if call.rotary.attention_scaling != 1:
         variants["attention_scaling were forgotten"] = {"rotary": replace(call.rotary, attention_scaling=1.0)}
+    if call.plan.interpolates_logits:
+        whole = tuple(replace(s, interpolation="positions", memo={}) for s in call.plan.segments)
+        variants["positions were interpolated, not logits"] = {"plan": replace(call.plan, segments=whole, memo={})}
     variants["scale were head_dim ** -0.5"] = {"scale": call.q.shape[-1] ** -0.5}
     variants["scale were 1"] = {"scale": 1.0}
     for number, segment in enumerate(call.plan.segments):

@@ -66,6 +66,8 @@ def test_the_table_shows_medians_and_spread(run):
         (["--threads", "0"], "threads 0: must be at least 1"),
         (["--rounds", "0"], "rounds 0: must be at least 1"),
         (["--window-share", "0"], "window share 0: must be at least 1"),
+        (["--device", "tpu"], "no device named 'tpu'"),
+        (["prefill", "--device", "cuda"], "prefill is measured on the CPU only"),
         (["--plot", "ratio.txt"], "a plot file must end in"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -260,6 +260,18 @@ def test_frequencies_follow_the_pick():
     assert auto.capabilities.frequencies_by_length
 
 
+def test_a_pick_may_differ_by_layer(monkeypatch):
+    def for_layer(self: Any, layer: int, layers: int) -> Any:
+        return self if layer == 0 else posenc.strategy("rerope", window=self.window, window_size=9)
+
+    monkeypatch.setattr(posenc.strategies()["rerope"].factory, "for_layer", for_layer)
+    pick = {"strategy": "rerope", "params": {"window_size": 5}, "because": "a test"}
+    auto = posenc.strategy("auto", window=WINDOW, calibration={"ranges": [{"up_to": 99, "pick": pick}]})
+    assert auto.for_layer(0, 2) is auto
+    assert [auto.for_layer(layer, 2).plan(50).max_relative for layer in (0, 1)] == [5, 9]
+    assert auto.for_layer(1, 2).describe() != auto.describe()
+
+
 def test_the_shipped_profile_is_of_the_shipped_model():
     model = load("tiny").model
     path = find_profile(taken(model))

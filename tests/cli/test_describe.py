@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import posenc
-from posenc.cli import doctor
+from posenc import trial
 from posenc.cli._output import print_table
 from posenc.plugins import PluginRecord, plugin_records
 
@@ -156,10 +158,11 @@ def test_plugins_lists_what_each_brings(run):
 def test_plugins_shows_failures(run, monkeypatch: pytest.MonkeyPatch):
     broken = PluginRecord("theirs", "their_plugin", "their-dist", "1.0", failures=("ImportError: no such thing",))
     records = [*plugin_records(), broken]
-    monkeypatch.setattr("posenc.plugins.plugin_records", lambda: records)
+    monkeypatch.setattr("posenc.trial.plugin_records", lambda: records)
     result = run("plugins")
     assert result.exit_code == 0
     assert "FAILED: ImportError: no such thing" in " ".join(result.stdout.split())
+    assert "FAILED ImportError: no such thing" in run("doctor").stdout
 
 
 def test_doctor_passes_here(run):
@@ -168,30 +171,93 @@ def test_doctor_passes_here(run):
     assert result.exit_code == 0
     assert data["self_test"]["passed"], data
     assert data["versions"]["posenc"] == posenc.__version__
-    assert {data["backends"][name] for name in ("reference", "cpu_flash")} == {"runs on cpu"}
-    assert "self-test: passed" in run("doctor").stdout
+    assert all(data["backends"][name].startswith("runs on cpu, float32") for name in ("reference", "cpu_flash"))
+    assert all(plugin["failures"] == [] for plugin in data["plugins"])
+    assert data["machine"]["kernels"]["torch CPU flash"]
 
 
-def test_doctor_fails_when_the_backends_disagree(run, monkeypatch: pytest.MonkeyPatch):
-    true = doctor._attention
+def test_doctor_prints_what_to_paste(run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("POSENC_BACKEND", "reference")
+    shown = run("doctor").stdout
+    assert "paste everything from here on into a bug report" in shown
+    for part in (posenc.__version__, "cpu_flash", "gpu ", "kernels ", "POSENC_BACKEND", "self-test: passed"):
+        assert part in shown
+    assert str(Path.home()) not in shown
+    assert str(Path(__file__).parents[2]) not in shown
+
+
+@pytest.mark.parametrize("factor", [1.01, float("nan")])
+def test_doctor_fails_when_the_backends_disagree(run, monkeypatch: pytest.MonkeyPatch, factor: float):
+    true = trial.small_attention
     monkeypatch.setattr(
-        doctor, "_attention", lambda name, device: true(name, device) * (1.01 if name == "cpu_flash" else 1)
+        trial, "small_attention", lambda name, *rest: true(name, *rest) * (factor if name == "cpu_flash" else 1)
     )
     result = run("doctor")
     assert result.exit_code == 1
-    assert "self-test: FAILED" in result.stdout
+    assert "self-test: FAILED in 0.0 s, not right: cpu_flash" in result.stdout
+    assert "WRONG on cpu" in result.stdout
 
 
 def test_doctor_survives_a_broken_backend(run, monkeypatch: pytest.MonkeyPatch):
-    def broken(name: str, device: str) -> None:
+    def broken(name: str, *rest: object) -> None:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(doctor, "_attention", broken)
+    monkeypatch.setattr(trial, "small_attention", broken)
     result = run("doctor", "--json")
     assert result.exit_code == 1
     data = json.loads(result.stdout)
-    assert data["self_test"] == {"passed": False, "reason": "RuntimeError: no such kernel"}
-    assert data["backends"]["cpu_flash"] == "fails: RuntimeError: no such kernel"
+    assert data["self_test"]["reason"] == "not right: reference, cpu_flash"
+    assert data["backends"]["cpu_flash"] == "fails on cpu: RuntimeError: no such kernel"
+
+
+def test_doctor_names_gpus(monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    from posenc.cli import doctor
+
+    card = SimpleNamespace(name="Accelerator 9", major=9, minor=1, total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    assert doctor.machine()["gpus"] == ["Accelerator 9, compute capability 9.1, 80 GiB"]
+
+
+def test_doctor_says_why_a_backend_cannot_run_here(run):
+    from posenc.kernels.reference import ReferenceBackend
+    from posenc.testing.tensors import installed
+
+    class Elsewhere(ReferenceBackend):
+        name = "elsewhere"
+        capabilities = replace(ReferenceBackend.capabilities, devices=("xpu",))
+
+    with installed(Elsewhere()):
+        result = run("doctor", "--json")
+    assert json.loads(result.stdout)["backends"]["elsewhere"] == "cannot run here: needs xpu"
+    assert result.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("breaks", "says"),
+    [
+        ("posenc.handle.apply", "RuntimeError: it does not work"),
+        ("transformers.AutoModelForCausalLM.from_pretrained", "RuntimeError: it does not work"),
+    ],
+)
+def test_doctor_fails_when_the_shipped_model_does(run, monkeypatch: pytest.MonkeyPatch, breaks: str, says: str):
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("it does not work")
+
+    monkeypatch.setattr(breaks, fail)
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert says in result.stdout
+    assert "Traceback" not in result.output
+
+
+def test_doctor_fails_when_a_remap_does_nothing(run, monkeypatch: pytest.MonkeyPatch):
+    from posenc.handle import apply
+
+    monkeypatch.setattr("posenc.handle.apply", lambda model, name, **params: apply(model, "rope"))
+    assert "a remap does not change the shipped model" in run("doctor").stdout
 
 
 def test_numbers_are_never_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -74,6 +74,11 @@ def first_rows_of_the_plan(plan: PositionPlan, q: Tensor, **call: Any) -> Positi
     return replace(plan, segments=segments, memo={})
 
 
+def interpolate_positions(plan: PositionPlan, **call: Any) -> PositionPlan:
+    """Fractional positions rotated by the fraction, whatever the segment says."""
+    return replace(plan, segments=tuple(replace(s, interpolation="positions", memo={}) for s in plan.segments), memo={})
+
+
 def capabilities(**changes: Any) -> posenc.BackendCapabilities:
     return replace(ReferenceBackend.capabilities, **changes)
 
@@ -117,6 +122,11 @@ BACKEND_MUTANTS: dict[str, tuple[posenc.AttentionBackend, str, str]] = {
         mistaken(softcap=lambda **_: None),
         "matches_the_definition",
         "It is what it would be if softcap were ignored",
+    ),
+    "logit interpolation ignored": (
+        mistaken(plan=interpolate_positions),
+        "matches_the_definition",
+        "It is what it would be if positions were interpolated, not logits",
     ),
     "lse carries no gradient": (
         backend(finish=lambda self, out, lse: (out, lse.detach())),
@@ -218,5 +228,7 @@ class TestTheGoodBackend(BackendContract):
 
 class TestABackendOfFewCapabilities(BackendContract):
     backend = backend(
-        capabilities=capabilities(devices=("cpu",), dtypes=(torch.float32,), gradients=False, masks=False)
+        capabilities=capabilities(
+            devices=("cpu",), dtypes=(torch.float32,), gradients=False, masks=False, logit_interpolation=False
+        )
     )

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posenc.plan import PositionPlan
+from posenc.plan import PositionPlan, Segment
 from posenc.rope import Rotary
 from posenc.testing import attention_by_definition, random_plans
 from posenc.testing.tensors import difference, tensors
@@ -18,25 +18,25 @@ from posenc.testing.tensors import difference, tensors
 def loops(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: PositionPlan, inv_freq: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax over loops of pairs; half style, scale 0.7."""
+    """Softmax over loops of pairs and the whole positions that make them up; half style, scale 0.7."""
     batch, heads, q_len, dim = q.shape
     total, groups, half = plan.total, heads // k.shape[1], dim // 2
-    relative = plan.relative_positions()
     out = torch.zeros(batch, heads, q_len, v.shape[-1], dtype=torch.float64)
     lse = torch.full((batch, heads, q_len), -math.inf, dtype=torch.float64)
     for b, h, row in np.ndindex(batch, heads, q_len):
         i = total - q_len + row
         logits = {}
         for j in range(i + 1):
-            if np.isnan(relative[i, j]).any() or not mask[b, 0, row, j]:
+            seen = [s for s in plan.segments if s.key_start[i] <= j < s.key_stop[i]]
+            if not seen or not mask[b, 0, row, j]:
                 continue
             query, key = q[b, h, row].double(), k[b, h // groups, j].double()
-            turn = [float(inv_freq[c]) * float(np.broadcast_to(relative[i, j], half)[c]) for c in range(half)]
-            dot = sum(
-                (float(query[c] * key[c] + query[c + half] * key[c + half])) * math.cos(turn[c])
-                + (float(query[c] * key[c + half] - query[c + half] * key[c])) * math.sin(turn[c])
-                for c in range(half)
-            )
+            dot = 0.0
+            for c in range(half):
+                for weight, relative in seen_at(seen[0], i, j, c):
+                    turn = float(inv_freq[c]) * relative
+                    dot += weight * float(query[c] * key[c] + query[c + half] * key[c + half]) * math.cos(turn)
+                    dot += weight * float(query[c] * key[c + half] - query[c + half] * key[c]) * math.sin(turn)
             logits[j] = dot * 0.7 * (1.0 if plan.query_scale is None else float(plan.query_scale[i]))
         if logits:
             values = torch.tensor(list(logits.values()), dtype=torch.float64)
@@ -45,8 +45,17 @@ def loops(
     return out, lse
 
 
+def seen_at(segment: Segment, i: int, j: int, c: int) -> list[tuple[float, float]]:
+    """Weights and relative positions of one pair in one frequency."""
+    q, k = (float(np.broadcast_to(p, 2)[c]) for p in (segment.query_positions[i], segment.key_positions[j]))
+    if segment.interpolation == "positions":
+        return [(1.0, q - k)]
+    sides = [[(1 - p % 1, p // 1), (p % 1, p // 1 + 1)] for p in (q, k)]
+    return [(a * b, one - other) for a, one in sides[0] for b, other in sides[1]]
+
+
 @settings(max_examples=25)
-@given(random_plans(max_total=14, frequencies=2), st.integers(0, 13), st.booleans())
+@given(random_plans(max_total=14, frequencies=2, interpolated=True), st.integers(0, 13), st.booleans())
 def test_the_definition_is_what_loops_compute(plan: PositionPlan, cut: int, masked: bool) -> None:
     q_len = max(1, plan.total - cut)
     q, k, v = tensors(plan, q_len, (4, 2), 4, batch=1)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import PositiveInt
 
 import posenc
-from posenc import Capabilities, Lengths, PositionPlan, Rotary, Segment
+from posenc import Capabilities, Lengths, PositionPlan, Retention, Rotary, Segment
 from posenc.testing import ContractViolation, StrategyContract
 
 
@@ -136,6 +136,28 @@ class ActiveFromIgnored(Good):
         return PositionPlan.build(lengths, self.segments(lengths), query_scale=self.query_scale(lengths))
 
 
+class LayerMisses(Good):
+    def for_layer(self, layer: int, layers: int) -> posenc.PositionStrategy:
+        return Missed(window=self.window) if layer == 1 else self
+
+
+class LayersIgnoreActiveFrom(Good):
+    def for_layer(self, layer: int, layers: int) -> posenc.PositionStrategy:
+        return Good(window=self.window, near=layer + 1)
+
+
+class NoLayer(Good):
+    def for_layer(self, layer: int, layers: int) -> posenc.PositionStrategy:
+        return None  # type: ignore[return-value]
+
+
+class MixesInDecode(Good):
+    def segments(self, lengths: Lengths) -> Sequence[Segment]:
+        kind: Any = "logits" if lengths.total > lengths.prompt else "positions"
+        index = lengths.indices
+        return (Segment.band("all", lengths.total, 0, None, index, index / 2, kind),)
+
+
 class UsesThePrompt(Good):
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         head, middle = super().segments(lengths)
@@ -160,6 +182,42 @@ class ReportsLess(Good):
 
         plan = super().plan(prompt, total)
         return Modest(plan.prompt, plan.total, plan.segments, plan.query_scale, plan.window, plan.strategy)
+
+
+class AttendsWhatACacheDrops(Good):
+    @property
+    def retention(self) -> Retention:
+        return Retention(2, self.near)
+
+
+class RetainedKeysMove(Good):
+    """Sinks at their true distance: after a cache dropped the keys between, they would look nearer."""
+
+    capabilities = Capabilities(drops_keys=True)
+
+    def segments(self, lengths: Lengths) -> Sequence[Segment]:
+        head, _ = super().segments(lengths)
+        index = lengths.indices
+        stop = np.clip(index - (self.near - 1), 0, 2)
+        return head, Segment("sinks", np.zeros_like(index), stop, index, index)
+
+    def query_scale(self, lengths: Lengths) -> NDArray[np.float64] | None:
+        return None
+
+    @property
+    def retention(self) -> Retention:
+        return Retention(2, self.near)
+
+
+class ScaleOfRetainedKeysGrows(Good):
+    capabilities = Capabilities(drops_keys=True)
+
+    def segments(self, lengths: Lengths) -> Sequence[Segment]:
+        return super().segments(lengths)[:1]
+
+    @property
+    def retention(self) -> Retention:
+        return Retention(0, self.near)
 
 
 class ForgetsInDescribe(Good):
@@ -196,6 +254,14 @@ MUTANTS: list[tuple[type[Good], str, str]] = [
     ),
     (ScaleOnTheIdentity, "identity", r"every pair keeps its true distance, but query_scale is 1\.1 at query 0"),
     (ActiveFromIgnored, "active_from", r"active_from is \d+, but pair \(i=7, j=0\) is seen at 6"),
+    (LayerMisses, "layers", r"layer 1 of 3: pair \(i=\d+, j=0\) is attended by no segment"),
+    (LayersIgnoreActiveFrom, "layers", r"layer \d of 3: active_from is \d+, but pair"),
+    (NoLayer, "layers", r"for_layer\(0, 3\) returns None, not a strategy"),
+    (
+        MixesInDecode,
+        "prefill_equals_decode",
+        r"at query \d+: the logit of pair \(i=1, j=1\) is interpolated in the plan of \d+ tokens, not in",
+    ),
     (
         UsesThePrompt,
         "uses_prompt",
@@ -203,6 +269,9 @@ MUTANTS: list[tuple[type[Good], str, str]] = [
     ),
     (KeepsState, "plans_do_not_depend_on_earlier_ones", "plans depend on the order they are asked for"),
     (ReportsLess, "range", r"max_relative reports 5, but query \d+ sees a key at relative distance 6"),
+    (AttendsWhatACacheDrops, "retention", r"pair \(i=8, j=2\) is attended, but retention\(first=2, last=6\)"),
+    (RetainedKeysMove, "retention", r"pair \(i=9, j=0\) is seen at 9, and pair \(i=8, j=0\) seen at 8: with retention"),
+    (ScaleOfRetainedKeysGrows, "retention", r"query_scale is 1\.\d+ at query 7 and 1 at query 6"),
     (ForgetsInDescribe, "describe_builds_it_again", r"describe\(\) builds ForgetsInDescribe\(window=\d+\)"),
     (AcceptsAnything, "unknown_parameters_are_refused", "an unknown parameter is accepted"),
     (TouchesFrequencies, "frequencies", r"returns other frequencies, but .*changes_frequencies=True\) is not declared"),

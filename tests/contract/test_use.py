@@ -1,4 +1,4 @@
-"""The suite as a third party runs it: what docs/testing.md shows, with plain pytest."""
+"""The suite as a third party runs it, with plain pytest; tests/docs runs what the pages show."""
 
 from __future__ import annotations
 
@@ -10,15 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.collect import blocks
+
 DOCS = Path(__file__).parents[2] / "docs"
-
-
-def write_blocks(page: str, folder: Path) -> None:
-    """Every code block that begins with its file name."""
-    for name, code in re.findall(
-        r"```python\n# (\w+\.py)\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL
-    ):
-        (folder / name).write_text(code)
 
 
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -33,16 +27,10 @@ def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    for page in ("write-a-strategy.md", "testing.md"):
-        write_blocks(page, tmp_path)
+    for block in blocks("docs/write-a-strategy.md"):
+        if block.file is not None:
+            (tmp_path / block.file).write_text(block.code)
     return tmp_path
-
-
-def test_the_guide_works_as_shown(project: Path) -> None:
-    assert {file.name for file in project.iterdir()} == {"halved.py", "test_halved.py", "test_backend.py"}
-    done = run_pytest(project)
-    assert done.returncode == 0, done.stdout
-    assert re.search(r"\d\d passed", done.stdout)
 
 
 def test_a_mistake_is_shown_in_words(project: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
@@ -10,13 +10,19 @@ import transformers
 from packaging.version import Version
 
 import posenc
-from scripts.family_measure import PROMPT, STEPS, TOLERANCE, decoded, difference, relative_error, uses
-from scripts.family_reference import dense_logits
+from posenc.adapter import EVERY_FAMILY
+from posenc.handle import find_adapter
+from posenc.testing.judge import dense_logits
+from posenc.testing.models import decoded, relative_error
+from scripts.family_measure import PROMPT, STEPS, TOLERANCE, farthest, used
 from scripts.tiny_families import WINDOW, tiny_model, tokens
 
 # family -> what it deviates in, as the probe must find it (one text per kind of layer)
 DEVIATIONS: dict[str, tuple[str, ...]] = {
     "llama": ("4 x half, channels 0..15",),
+    "mistral": ("4 x half, channels 0..15, window 16",),
+    "qwen2": ("4 x half, channels 0..7",),
+    "qwen3": ("4 x half, channels 0..15",),
     "gpt_neox": ("4 x half, channels 0..1",),
     "glm4": ("4 x interleaved, channels 0..7",),
     "cohere2": ("2 x interleaved, channels 0..7, window 16", "2 x no rotary positions"),
@@ -47,68 +53,31 @@ EAGER = ("gemma2",)
 SINCE = {"moshi": "5.23", "beam": "5.23"}
 
 
-@pytest.fixture(scope="module", params=DEVIATIONS)
-def family(request: pytest.FixtureRequest) -> tuple[str, Any]:
-    since = SINCE.get(request.param, "0")
-    if Version(transformers.__version__) < Version(since):
-        pytest.skip(f"served from transformers {since} on")
-    return request.param, tiny_model(request.param, "eager" if request.param in EAGER else None)
+BUILDERS = {name: partial(tiny_model, name, "eager" if name in EAGER else None) for name in DEVIATIONS}
 
 
-def test_facts(family: tuple[str, Any]) -> None:
-    name, model = family
-    with posenc.apply(model, "rope", window=WINDOW) as handle:
-        found = tuple(handle.layers())
-    assert found == DEVIATIONS[name]
+@pytest.mark.parametrize("family", DEVIATIONS)
+class TestFamilies(posenc.testing.AdapterContract):
+    @pytest.fixture(autouse=True)
+    def _choose(self, family: str) -> None:
+        since = SINCE.get(family, "0")
+        if Version(transformers.__version__) < Version(since):
+            pytest.skip(f"served from transformers {since} on")
+        self.model, self.layers = BUILDERS[family], DEVIATIONS[family]
+        self.adapter = find_adapter(self._built)
 
 
-def test_identity_and_detach_are_bit_equal(family: tuple[str, Any]) -> None:
-    _, model = family
-    stock = uses(model)
-    with posenc.apply(model, "rope", window=WINDOW):
-        assert difference(uses(model), stock) == 0
-    assert difference(uses(model), stock) == 0
-
-
-def test_remap_equals_the_dense_judge(family: tuple[str, Any]) -> None:
-    _, model = family
-    ids = tokens(1, PROMPT + STEPS)
-    strategy = posenc.strategy("rerope", window=WINDOW, window_size=6, replan="never")
-    expected = dense_logits(model, ids, strategy.plan(PROMPT, PROMPT + STEPS).relative_positions())
-    with torch.no_grad():
-        plain = model(ids, use_cache=False).logits[0]
-        with posenc.apply(model, strategy):
-            got = decoded(model, ids, PROMPT)[0]
-    assert relative_error(got, expected) < TOLERANCE
-    assert relative_error(plain, expected) > 10 * TOLERANCE
-
-
-def test_remap_of_a_padded_row_equals_the_row_alone(family: tuple[str, Any]) -> None:
-    _, model = family
-    ids = tokens(2, PROMPT + STEPS, seed=3)
-    mask = torch.ones_like(ids)
-    mask[0, :7] = 0
-    with torch.no_grad(), posenc.apply(model, "rerope", window=WINDOW, window_size=6, replan="never"):
-        both = decoded(model, ids, PROMPT, mask)
-        alone = decoded(model, ids[:1, 7:], PROMPT - 7)
-    assert relative_error(both[0, 7:], alone[0]) < TOLERANCE
+def test_every_family_that_an_adapter_names_is_measured() -> None:
+    named = {model_type for info in posenc.adapters().values() for model_type in info.adapter.model_types}
+    assert named <= {*DEVIATIONS, EVERY_FAMILY}
 
 
 @pytest.mark.parametrize("name", ["olmo2", "cohere2", "ernie4_5"])
 def test_identity_in_bfloat16(name: str) -> None:
     model = tiny_model(name).to(torch.bfloat16)
-    stock = uses(model)
+    stock = used(model)
     with posenc.apply(model, "rope", window=WINDOW):
-        assert difference(uses(model), stock) == 0
-
-
-def test_the_judge_agrees_with_stock(family: tuple[str, Any]) -> None:
-    _, model = family
-    ids = tokens(1, 30)
-    rope = posenc.strategy("rope", window=WINDOW).plan(30)
-    with torch.no_grad():
-        plain = model(ids, use_cache=False).logits[0]
-    assert relative_error(dense_logits(model, ids, rope.relative_positions()), plain) < TOLERANCE
+        assert farthest(used(model), stock) == 0
 
 
 @pytest.mark.parametrize("name", ["gemma3_text", "gpt_oss", "gemma2"])
@@ -134,11 +103,11 @@ def test_frequencies_are_those_of_each_layer_type() -> None:
     ids = tokens(1, PROMPT + STEPS)
     strategy = posenc.strategy("rerope", window=WINDOW, window_size=6, replan="never")
     expected = dense_logits(model, ids, strategy.plan(PROMPT, PROMPT + STEPS).relative_positions())
-    stock = uses(model)
+    stock = used(model)
     with torch.no_grad(), posenc.apply(model, strategy):
         assert relative_error(decoded(model, ids, PROMPT)[0], expected) < TOLERANCE
     with posenc.apply(model, "rope", window=WINDOW):
-        assert difference(uses(model), stock) == 0
+        assert farthest(used(model), stock) == 0
 
 
 def test_checkpointing_where_layers_drop_keyword_arguments() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,19 +13,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import posenc
+from posenc.kernels import tiles
+from posenc.kernels.flash_calls import plan_calls
 from posenc.kernels.merge import merge
-from posenc.kernels.rotated import layout
-from posenc.kernels.tiles import tile
+from posenc.kernels.rotated import Work, layout
+from posenc.kernels.tiles import LEAF, tile
 from posenc.plan import PositionPlan
-from posenc.testing import random_plans
+from posenc.testing import attention_by_definition, random_plans
+from posenc.testing.generators import interpolating_plan
 
 
-@settings(max_examples=100)
-@given(random_plans(), st.floats(0, 1))
-def test_tiles_cover_every_pair_once(plan: PositionPlan, share: float) -> None:
+def intervals(work: Work) -> np.ndarray:
+    """Pairs inside a segment's intervals, bool [rows, keys]."""
+    key = np.arange(int(work.key_stop.max()) + 1)
+    return (key >= work.key_start[:, None]) & (key < work.key_stop[:, None])
+
+
+@settings(max_examples=150)
+@given(random_plans(), st.floats(0, 1), st.sampled_from([(2, 1, 3), (4, 3, 9), (128, 32, 2048)]))
+def test_tiles_cover_every_pair_once(plan: PositionPlan, share: float, sizes: tuple[int, int, int]) -> None:
     q_len = max(1, round(share * plan.total))
+    with mock.patch.multiple(tiles, LEAF=sizes[0], BAND_ROWS=sizes[1], WIDE_BAND=sizes[2]):
+        check_tiles(plan, q_len)
+
+
+def check_tiles(plan: PositionPlan, q_len: int) -> None:
     for work in layout(plan, q_len).work:
-        rows = len(work.key_start)
+        rows, inside = len(work.key_start), intervals(work)
         covered = np.zeros((rows, int(work.key_stop.max()) + 1), dtype=int)
         for piece in tile(work.key_start, work.key_stop):
             for block in range(piece.count):
@@ -35,13 +50,10 @@ def test_tiles_cover_every_pair_once(plan: PositionPlan, share: float) -> None:
                         attended = {
                             "full": True,
                             "lower": at[1] <= at[0],
-                            "upper": at[1] >= at[0],
-                            "masked": work.key_start[row] <= key < work.key_stop[row],
+                            "masked": inside[row - block * piece.step, key - block * piece.step],
                         }[piece.kind]
                         covered[row, key] += attended
-        key = np.arange(covered.shape[1])
-        expected = (key >= work.key_start[:, None]) & (key < work.key_stop[:, None])
-        assert np.array_equal(covered, expected)
+        assert np.array_equal(covered, inside)
 
 
 def test_built_in_plans_need_few_calls() -> None:
@@ -49,8 +61,9 @@ def test_built_in_plans_need_few_calls() -> None:
         params = {"mapping": 3000} if name == "lampe" else {}
         plan = posenc.strategy(name, window=4096, **params).plan(16384)
         pieces = [piece for work in layout(plan, 16384).work for piece in tile(work.key_start, work.key_stop)]
-        assert len(pieces) <= 24, name
-        assert all(piece.kind != "masked" or piece.rows[1] - piece.rows[0] <= 8 for piece in pieces), name
+        assert len(pieces) <= 64, name
+        assert all(piece.kind != "masked" or piece.rows[1] - piece.rows[0] <= LEAF for piece in pieces), name
+        assert plan_calls(plan, 16384).complete, name
 
 
 def test_shifted_keys_share_one_rotated_copy() -> None:
@@ -65,6 +78,51 @@ def test_decoding_rotates_every_key_once() -> None:
         plan = posenc.strategy(name, window=512, **params).plan(2000, 2100)
         copies = layout(plan, 1).copies
         assert sum(copy.keys.stop - copy.keys.start for copy in copies) == 2100, name
+
+
+@pytest.mark.parametrize("shift", [0.5, 2.0])
+def test_a_shift_by_a_fraction_is_not_moved_to_interpolated_queries(shift: float) -> None:
+    lengths = posenc.Lengths(40, 40)
+    index = lengths.indices
+    segments = [
+        posenc.Segment.band("near", 40, 0, 9, index, index / 8 + shift, "logits"),
+        posenc.Segment.band("far", 40, 9, None, index, index / 8, "logits"),
+    ]
+    plan = PositionPlan.build(lengths, segments)
+    assert len(layout(plan, 40).copies) == (1 if shift == 2.0 else 2)
+    q, k, v = torch.randn(3, 1, 2, 40, 8, generator=torch.Generator().manual_seed(0))
+    rotary = posenc.Rotary.from_theta(50.0, 8)
+    expected, _ = attention_by_definition(q, k, v, plan, rotary)
+    assert (posenc.attention(q, k, v, plan, rotary, backend="cpu_flash") - expected).abs().max() < 2e-5
+
+
+def test_every_part_of_an_interpolating_plan_interpolates() -> None:
+    plan = interpolating_plan(300)
+    q, k, v = torch.randn(3, 1, 1, 300, 8, generator=torch.Generator().manual_seed(0))
+    rotary = posenc.Rotary.from_theta(50.0, 8)
+    for part, at in (
+        (plan.prefix(70), slice(0, 70)),
+        (plan.suffix(250), slice(250, 300)),
+        (plan.clipped(9), slice(0, 300)),  # and in blocks: the reference slices what is longer than a block
+    ):
+        own = [x[:, :, at] for x in (q, k, v)]
+        expected, _ = attention_by_definition(*own, dense_part(plan, part, at), rotary)
+        for backend in ("reference", "cpu_flash"):
+            assert (posenc.attention(*own, part, rotary, backend=backend) - expected).abs().max() < 2e-5
+
+
+def dense_part(plan: PositionPlan, part: PositionPlan, at: slice) -> PositionPlan:
+    """The part with the positions, and what they mean, written out of the whole plan."""
+    (whole,), (own,) = plan.segments, part.segments
+    positions = (whole.query_positions[at], whole.key_positions[at])
+    segment = posenc.Segment("s", own.key_start, own.key_stop, *positions, interpolation="logits")
+    return PositionPlan(part.prompt, part.total, (segment,))
+
+
+def test_equal_fractions_do_not_keep_the_distance_of_interpolated_logits() -> None:
+    index = posenc.Lengths(9, 9).indices
+    halves = [posenc.Segment.band("s", 9, 0, None, index + 0.5, index + 0.5, kind) for kind in ("positions", "logits")]
+    assert [segment.keeps_distance for segment in halves] == [True, False]
 
 
 lse_values = st.one_of(st.just(-math.inf), st.floats(-50, 50))
@@ -173,3 +231,52 @@ def test_backend_choice(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
     with pytest.raises(posenc.BackendError, match="out of order"):
         call(backend="cpu_flash")
     call()  # auto goes on to the next one
+
+
+def test_the_trace_says_what_was_chosen_and_why_nothing_better_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("posenc").setLevel(logging.NOTSET)
+    call()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("POSENC_TRACE", "1")
+    call(q=torch.randn(2, 4, 3, 8, requires_grad=True), mask=torch.ones(2, 1, 3, 9, dtype=torch.bool))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("posenc: backend auto -> cpu_flash: float32 on cpu, 3 queries over 9 keys, with gradient")
+    assert "with a mask (" in line
+    for better in ("xformers", "torch_flash"):
+        assert f"{better}: it runs on cuda, not on cpu" in line
+    assert "reference:" not in line
+    call(softcap=2.0)
+    assert "auto -> reference" in (line := capsys.readouterr().err)
+    assert "cpu_flash: it computes no softcap" in line
+    monkeypatch.setenv("POSENC_BACKEND", "reference")
+    call()
+    assert "backend reference, as asked" in capsys.readouterr().err
+    with caplog.at_level(logging.INFO, logger="posenc"):
+        call()  # an application that shows INFO gets it there, and once
+    assert "as asked" in caplog.text
+    assert capsys.readouterr().err == ""
+
+
+def test_a_third_backend_needs_no_more_than_its_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written against the seam as it was published: attend, capabilities and a priority."""
+    from posenc.kernels.reference import ReferenceBackend
+    from posenc.testing.tensors import installed
+
+    class Third(ReferenceBackend):
+        name = "third"
+        summary = "a third party's"
+        priority = 12
+        calls = 0
+
+        def attend(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+            Third.calls += 1
+            return super().attend(*args, **kwargs)  # type: ignore[arg-type]
+
+    with installed(Third()):
+        call()
+        assert Third.calls == 1
+        Third.priority = 9  # after cpu_flash
+        call()
+        assert Third.calls == 1

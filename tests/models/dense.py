@@ -8,6 +8,7 @@ Shape letters: L tokens, H heads, D head_dim, F frequencies.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Positions:
-    """What a plan says, as dense arrays: relative positions [L, L] or [L, L, F], a scale [L], frequencies per query."""
+    """What a plan says, as dense arrays: relative positions [L, L] or [L, L, F], a scale [L], frequencies per query.
+
+    Where ``mixed`` [L, L] is True, a logit is interpolated between the two whole relative positions beside its own.
+    """
 
     relative: np.ndarray
     scale: np.ndarray
     inv_freq: Tensor  # [L, F]
     factor: Tensor  # [L]
+    mixed: np.ndarray | bool = False
 
 
 def norm(x: Tensor, module: Any) -> Tensor:
@@ -47,7 +52,11 @@ def attend(attention: Any, x: Tensor, at: Positions, window: int | None) -> Tens
     q_c, k_c = torch.complex(q[..., :half], q[..., half:]), torch.complex(k[..., :half], k[..., half:])
     relative = torch.from_numpy(at.relative.copy())
     relative = relative if relative.ndim == 3 else relative[..., None]
-    turn = torch.polar(torch.ones(()).double(), torch.nan_to_num(relative) * at.inv_freq[:, None].double())
+    whole = relative.nan_to_num().floor()
+    share = (relative.nan_to_num() - whole) * torch.as_tensor(at.mixed)[..., None]
+    below = torch.where(share > 0, whole, relative.nan_to_num())
+    one, inv_freq = torch.ones(()).double(), at.inv_freq[:, None].double()
+    turn = (1 - share) * torch.polar(one, below * inv_freq) + share * torch.polar(one, (whole + 1) * inv_freq)
     logits = torch.einsum("ihf,jhf,ijf->hij", q_c, k_c.conj(), turn).real
     scale = at.factor.double() ** 2 * torch.from_numpy(at.scale.copy())
     logits = logits * attention.scaling * scale[:, None]
@@ -59,15 +68,16 @@ def attend(attention: Any, x: Tensor, at: Positions, window: int | None) -> Tens
     return linear(torch.einsum("hij,jhd->ihd", weights, v).reshape(length, -1), attention.o_proj)
 
 
-def dense_logits(model: Any, tokens: Tensor, at: Positions) -> Tensor:
-    """Logits [L, vocab] of one unpadded row, in float64."""
+def dense_logits(model: Any, tokens: Tensor, at: Positions | Sequence[Positions]) -> Tensor:
+    """Logits [L, vocab] of one unpadded row, in float64; positions of all layers, or of each."""
     config = model.config
     types = getattr(config, "layer_types", None)
     x = model.model.embed_tokens.weight.double()[tokens]
     for index, layer in enumerate(model.model.layers):
         sliding = types[index] == "sliding_attention" if types else getattr(config, "sliding_window", None) is not None
         window = config.sliding_window if sliding else None
-        x = x + attend(layer.self_attn, norm(x, layer.input_layernorm), at, window)
+        own = at if isinstance(at, Positions) else at[index]
+        x = x + attend(layer.self_attn, norm(x, layer.input_layernorm), own, window)
         mlp, inner = layer.mlp, norm(x, layer.post_attention_layernorm)
         gate = torch.nn.functional.silu(linear(inner, mlp.gate_proj)) * linear(inner, mlp.up_proj)
         x = x + linear(gate, mlp.down_proj)

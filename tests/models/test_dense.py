@@ -154,3 +154,12 @@ def test_remap_composes_with_frequencies() -> None:
         at = tiny.positions(model, handle.strategy, PROMPT, PROMPT)
     assert bool((at.factor > 1).all())
     assert (got - dense_logits(model, ids[0], at)).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["lm_infinite", "streaming_llm"])
+def test_keys_dropped_inside_a_sliding_window_stay_dropped(name: str) -> None:
+    model, strategy = tiny.make("mistral_sliding"), posenc.strategy(name, window=tiny.WINDOW, window_size=10, sinks=0)
+    ids = tiny.tokens(1, 60)
+    with torch.no_grad(), posenc.apply(model, strategy):
+        got = model(ids).logits[0]
+    assert (got - dense_logits(model, ids[0], tiny.positions(model, strategy, 60, 60))).abs().max() < TOLERANCE

@@ -122,5 +122,6 @@ def test_compiled_forward_and_reattach() -> None:
         for name, params in (("lampe", LAMPE), ("rerope", {"window_size": 8})):
             with posenc.apply(model, name, **params):
                 eager = model(ids, use_cache=False).logits
-                assert torch.equal(compiled(ids, use_cache=False).logits, eager)
+                remapped = compiled(ids, use_cache=False).logits  # traced products and sums round in another order
+                assert (remapped - eager).abs().max() < 5e-5 < (remapped - stock).abs().max()
             assert torch.equal(compiled(ids, use_cache=False).logits, stock)

@@ -20,6 +20,7 @@ from transformers import (
 from transformers.models.llama import modeling_llama
 
 import posenc
+from tests.families.test_refused import state
 from tests.models import tiny
 
 
@@ -282,10 +283,33 @@ def test_a_strategy_that_breaks_the_partition_is_named() -> None:
                 posenc.Segment.band("far", lengths.total, 4, None, index, index),
             ]
 
+    class Late(Twice):
+        def segments(self, lengths: posenc.Lengths) -> list[posenc.Segment]:
+            return super().segments(lengths) if lengths.total > 1200 else posenc.strategy("rope").segments(lengths)
+
+    class Crashes(Twice):
+        name = "crashes"
+
+        def segments(self, lengths: posenc.Lengths) -> list[posenc.Segment]:
+            return [1 / 0]  # type: ignore[list-item]
+
+    class LayersOfNothing(Late):
+        def for_layer(self, layer: int, layers: int) -> posenc.PositionStrategy:
+            return None  # type: ignore[return-value]
+
     model = tiny.make("llama")
-    with (
-        torch.no_grad(),
-        posenc.apply(model, Twice()),
-        pytest.raises(posenc.PluginError, match=r"strategy 'twice'.*j=0.*'near' and 'far'"),
+    before = state(model)
+    for strategy, says in (
+        (Twice(), r"strategy 'twice' made a wrong plan \(prompt 513, total 514\): .*j=0.*'near' and 'far'"),
+        (Crashes(), r"strategy 'crashes' \(module .*\) fails to plan prompt 1, total 1: ZeroDivisionError"),
+        (LayersOfNothing(), r"for_layer\(0, 2\) returns None"),
     ):
+        with pytest.raises(posenc.PluginError, match=says):
+            posenc.apply(model, strategy)
+        assert posenc.attached(model) is None
+        assert state(model) == before
+    with torch.no_grad(), posenc.apply(model, Late()):
+        model(tiny.tokens(1, 30))
+        with pytest.raises(posenc.PluginError, match=r"prompt 1300, total 1300"):
+            model(tiny.tokens(1, 1300))
         model(tiny.tokens(1, 30))

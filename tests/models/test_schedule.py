@@ -84,6 +84,15 @@ def test_dynamic_frequencies_follow_the_length_past_the_window() -> None:
     assert schedule.entries == ((1, 60), *((n, n) for n in range(WINDOW + 1, 69)))
 
 
+@pytest.mark.parametrize("name", ["rerope", "lampe"])
+def test_a_short_chat_leaves_the_identity_plan_before_the_window_ends(name: str) -> None:
+    own = Planner(posenc.strategy(name, window=WINDOW, active_from=WINDOW))
+    schedule = decode(own, own.extend(Schedule(), 0, 10), 10, 2 * WINDOW)
+    assert own.plan(schedule.prompt_at(WINDOW), WINDOW).is_identity
+    for length in range(WINDOW + 1, 2 * WINDOW):
+        assert own.plan(schedule.prompt_at(length), length).max_relative < WINDOW
+
+
 def test_announced_prompt() -> None:
     own = planner()
     schedule = own.extend(Schedule(), 0, 40, announced=90)

@@ -84,4 +84,4 @@ def positions(model: Any, strategy: PositionStrategy, prompt: int, total: int) -
     known = {length: strategy.rotary(base, length) for length in set(lengths)}
     inv_freq = torch.stack([known[length].inv_freq for length in lengths])
     factor = torch.tensor([known[length].attention_scaling for length in lengths])
-    return Positions(plan.relative_positions(), scale, inv_freq, factor)
+    return Positions(plan.relative_positions(), scale, inv_freq, factor, np.zeros((total, total), dtype=bool))

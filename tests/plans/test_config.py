@@ -25,7 +25,7 @@ def test_a_name_is_enough(tmp_path: Path) -> None:
     assert isinstance(config, Config)
     assert config.backend == "auto"
     assert config.make(64).name == "rerope"
-    assert config.as_dict() == {"strategy": {"name": "rerope"}, "backend": "auto"}
+    assert config.as_dict() == {"strategy": {"name": "rerope"}, "backend": "auto", "cache": "rotated"}
 
 
 def test_parameters_sit_beside_the_name(tmp_path: Path) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
 import pkgutil
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import posenc
+from posenc.cli._group import group
 from posenc.plugins import discover, plugin_records
 
 Install = Callable[..., str]
@@ -100,6 +104,13 @@ def test_it_is_gone_when_uninstalled() -> None:
         ("", "{module}:nothing", "AttributeError"),
         ("x = 1", "{module}", "defines none of the hooks"),
         ("posenc_register_strategies = 5", "{module}", "defines none of the hooks"),
+        ("answer = 42", "{module}:answer", "defines none of the hooks"),
+        ("def answer(): ...", "{module}:answer", "defines none of the hooks"),
+        (
+            "class Answer:\n    def __getattr__(self, name): raise RuntimeError(name)\nanswer = Answer()",
+            "{module}:answer",
+            "RuntimeError",
+        ),
         (
             """
             from posenc import hookimpl
@@ -143,9 +154,9 @@ def test_a_broken_plugin_is_recorded_and_hurts_nobody(install: Install, source: 
         ("'lampe'", "not a subclass of posenc.PositionStrategy"),
         ("None", "not a subclass of posenc.PositionStrategy"),
         ("int", "not a subclass of posenc.PositionStrategy"),
-        ("Nameless", "lacks the class attributes: name, summary, paper"),
-        ("Numbered", "lacks the class attributes: name"),
-        ("Blank", "lacks the class attributes: name"),
+        ("Nameless", "lacks: name, summary, paper"),
+        ("Numbered", "lacks: name"),
+        ("Blank", "lacks: name"),
         ("Dicty", "Params must be a subclass"),
         ("Boastful", "capabilities must be"),
         ("Abstract", "does not implement: segments"),
@@ -188,6 +199,141 @@ def test_nonsense_is_refused_and_the_rest_registered(install: Install, thing: st
     assert posenc.strategies()["fine"].distribution == "fake-plugin"
     for name in ("dicty", "boastful", "abstract"):
         assert name not in posenc.strategies()
+    assert_built_ins_work()
+
+
+NONSENSE = """
+    import torch
+    from dataclasses import replace
+    from posenc import ArchitectureAdapter, BackendCapabilities
+    from posenc.kernels.reference import ReferenceBackend
+
+    adapter = ArchitectureAdapter("theirs", "s", ("their_model",))
+
+    class Fine(ReferenceBackend):
+        name = "fine"
+
+    class Nameless(ReferenceBackend):
+        name = ""
+
+    class Dicty(Fine):
+        name, capabilities = "dicty", {"devices": ["cpu"]}
+
+    class Urgent(Fine):
+        name, priority = "urgent", "very"
+
+    class Undecided(Fine):
+        name, priority = "undecided", 1000
+        def refuses(self, *tensors): raise RuntimeError("ask me later")
+
+    def posenc_register_adapters(register):
+        ADAPTER
+
+    def posenc_register_backends(register):
+        BACKEND
+        register(Fine())
+"""
+
+
+@pytest.mark.parametrize(
+    ("adapter", "backend", "says"),
+    [
+        ("register(ArchitectureAdapter)", "pass", "not an instance of posenc.ArchitectureAdapter"),
+        ("register({'name': 'x'})", "pass", "not an instance of posenc.ArchitectureAdapter"),
+        ("register(replace(adapter, name=''))", "pass", "adapter ArchitectureAdapter lacks: name"),
+        (
+            "register(replace(adapter, model_types='llama'))",
+            "pass",
+            "model_types must be a tuple of names, got 'llama'",
+        ),
+        ("register(replace(adapter, model_types=()))", "pass", "model_types must be a tuple of names, got ()"),
+        ("pass", "register(Fine)", "not an instance of posenc.AttentionBackend"),
+        ("pass", "register(Nameless())", "backend Nameless lacks: name"),
+        ("pass", "register(Dicty())", "capabilities must be a posenc.BackendCapabilities"),
+        ("pass", "register(Urgent())", "priority must be a whole number, got 'very'"),
+    ],
+)
+def test_nonsense_of_the_other_seams_is_refused(install: Install, adapter: str, backend: str, says: str) -> None:
+    install(NONSENSE.replace("ADAPTER", adapter).replace("BACKEND", backend))
+    (failure,) = failures("fake-plugin")
+    assert says in failure
+    assert posenc.backends()["fine"].distribution == "fake-plugin"
+    assert {"reference", "cpu_flash"} <= set(posenc.backends())
+    assert "llama" in posenc.adapters()
+    assert_built_ins_work()
+
+
+def test_a_backend_that_fails_when_asked_does_not_keep_auto_from_the_others(install: Install) -> None:
+    import torch
+
+    install(NONSENSE.replace("ADAPTER", "pass").replace("BACKEND", "register(Undecided())"))
+    q = torch.randn(1, 1, 3, 8)
+    call = partial(posenc.attention, q, q, q, posenc.strategy("rope").plan(3), posenc.Rotary.from_theta(1e4, 8))
+    assert call().shape == q.shape
+    with pytest.raises(posenc.BackendError, match=r"'undecided' cannot run this case: .*RuntimeError: ask me later"):
+        call(backend="undecided")
+
+
+def test_a_slow_import_is_shown_with_its_time(install: Install) -> None:
+    install("import time; time.sleep(0.3)\n" + textwrap.dedent(GOOD.format(name="slow")), distribution="slow-plugin")
+    install(GOOD.format(name="quick"), distribution="quick-plugin")
+    seconds = {record.distribution: record.seconds for record in plugin_records()}
+    assert seconds["slow-plugin"] >= 0.3 > seconds["quick-plugin"]
+    shown = CliRunner().invoke(group, ["plugins"]).stdout
+    (line,) = [line for line in shown.splitlines() if "slow-plugin" in line]
+    assert f"{seconds['slow-plugin']:.2f}" in line
+
+
+WRONG = """
+    from posenc import PositionStrategy, Segment
+
+    class Wrong(PositionStrategy):
+        name, summary, paper = "wrong", "s", "p"
+        def segments(self, lengths):
+            BODY
+
+    def posenc_register_strategies(register):
+        register(Wrong)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("return ()", r"pair (i=0, j=0) is attended by no segment"),
+        ("return None", "TypeError: 'NoneType' object is not iterable"),
+        ("return [1 / 0]", "ZeroDivisionError: division by zero"),
+        ("return ['near', 'far']", "AttributeError: 'str' object has no attribute"),
+        (
+            "i = lengths.indices; return [Segment.band('a', lengths.total, 0, None, i, i / 0)]",
+            "segment 'a': key_positions hold a NaN or an infinity",
+        ),
+        (
+            "i = lengths.indices; return [Segment.band('a', lengths.total, 0, 9, i, i)]",
+            "is attended by no segment",
+        ),
+        (
+            "i = lengths.indices; return [Segment.band('a', lengths.total, 0, None, i, i, 'cubic')]",
+            "interpolation must be 'positions' or 'logits', got 'cubic'",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_a_strategy_that_breaks_an_invariant_is_named_and_hurts_nobody(install: Install, body: str, says: str) -> None:
+    install(WRONG.replace("BODY", body), distribution="wrong-plugin")
+    install(GOOD.format(name="bystander"), distribution="a-good-one")
+    assert failures("wrong-plugin") == []  # nothing is wrong until it plans
+    result = CliRunner().invoke(group, ["plugins", "--json"])
+    assert result.exit_code == 0
+    found = {record["distribution"]: record["failures"] for record in json.loads(result.stdout)}
+    (failure,) = found["wrong-plugin"]
+    assert failure.startswith("strategy wrong: PluginError: strategy 'wrong'")
+    assert says in failure
+    assert found["a-good-one"] == found["posenc"] == []
+    shown = CliRunner().invoke(group, ["plan", "wrong", "--prompt", "40"])
+    assert shown.exit_code == 2
+    assert shown.stderr.startswith("posenc: strategy 'wrong'")
+    assert "Traceback" not in shown.output
     assert_built_ins_work()
 
 

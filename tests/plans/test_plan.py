@@ -125,6 +125,17 @@ def test_is_identity_sees_every_deviation() -> None:
     assert posenc.strategy("self_extend", group=1, window_size=4).plan(20).keeps_distances
 
 
+def test_is_sliding_counts_the_keys_too() -> None:
+    drops = posenc.strategy("streaming_llm", window_size=4, sinks=0).plan(20)
+    assert drops.is_sliding(4)
+    assert not drops.is_sliding(5)
+    assert not drops.clipped(5).is_sliding(5)
+    assert drops.clipped(3).is_sliding(3)
+    assert not posenc.strategy("streaming_llm", window_size=4, sinks=1).plan(20).is_sliding(4)
+    assert PositionPlan.identity(Lengths(8, 10)).clipped(3).is_sliding(3)
+    assert not PositionPlan.identity(Lengths(8, 10)).is_sliding(3)
+
+
 def test_build_drops_empty_segments_and_a_scale_of_ones() -> None:
     index = np.arange(4)
     parts = [Segment.band("near", 4, 0, 9, index, index), Segment.band("far", 4, 9, None, index, index)]

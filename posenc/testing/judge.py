@@ -1,4 +1,4 @@
-"""A dense judge for any family that knows nothing of posenc: the model's own rotation is its only instrument.
+"""A dense judge for any model that knows nothing of posenc: the model's own rotation is its only instrument.
 
 The whole text runs once per query, as rows of one batch: row ``i`` is the text as query ``i`` sees it,
 with token ``j`` at position ``i - relative[i, j]``. The attention function takes query ``i`` and its keys

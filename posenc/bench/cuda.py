@@ -1,0 +1,97 @@
+"""Times and memory on a GPU.
+
+``attention`` is timed by CUDA events around each call. ``query`` is a few microseconds of work behind many of Python,
+so both sides are recorded as CUDA graphs and replayed: that is the kernels' time, without Python's. Where a side cannot
+be recorded, both are timed by events, and the row says so.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+import torch
+
+from posenc.bench.cases import Case
+from posenc.bench.timing import Pair, Timing, alternate
+
+WARM_CALLS = 3
+
+
+def measure(case: Case, pair: Pair, rounds: int, seconds: float) -> tuple[Timing, Literal["events", "graph"]]:
+    """Times of both sides in turns, and the clock that they were read from."""
+    first = (events(pair.plain), events(pair.remapped))
+    recorded = _recorded(pair) if case.kind == "query" else None
+    if recorded is not None:
+        return Timing(first, *alternate(recorded, rounds, seconds, events)), "graph"
+    return Timing(first, *alternate(pair, rounds, seconds, events)), "events"
+
+
+def events(call: Callable[[], object]) -> float:
+    """Seconds between two events around one call, the GPU idle before."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
+
+
+def _recorded(pair: Pair) -> Pair | None:
+    try:
+        return Pair(record(pair.plain), record(pair.remapped))
+    except RuntimeError:  # a copy from the host, or an allocation that a graph cannot hold
+        torch.cuda.synchronize()
+        return None
+
+
+def record(call: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """The call as a graph; replaying it fills the same output again."""
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_CALLS):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = call()
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return out
+
+    return replay
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Most bytes that one call holds at once on top of what is allocated now."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return int(torch.cuda.max_memory_allocated()) - before
+
+
+def describe() -> dict[str, Any]:
+    """The GPU, its driver, and the versions of what only a GPU uses, for the machine of a result."""
+    found = {"cuda": str(torch.version.cuda)}
+    for name in ("triton", "xformers"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return {"gpu": torch.cuda.get_device_name(), "driver": driver(), "versions": found}
+
+
+def driver() -> str | None:
+    """The driver's version, where nvidia-smi tells it."""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        ran = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(ran.stdout.split()), None)

@@ -1,0 +1,59 @@
+"""A model in use: prefill, padded batches and decoding, and how far two results lie apart."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def tokens(vocabulary: int, *shape: int, seed: int = 1) -> Tensor:
+    """Random token ids, int64, never 0 (which often is padding)."""
+    return torch.randint(1, vocabulary, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def decoded(model: Any, ids: Tensor, prompt: int, mask: Tensor | None = None) -> Tensor:
+    """Logits of a prefill of ``prompt`` tokens and of single decoded tokens after it."""
+    cache, parts = None, []
+    positions = torch.arange(ids.shape[1])[None] if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
+    cuts = [0, *range(prompt, ids.shape[1] + 1)]
+    for low, high in pairwise(cuts):
+        own = None if mask is None else mask[:, :high]
+        at = positions[:, low:high]  # as generate passes them: some families count from 0 without them
+        out = model(ids[:, low:high], attention_mask=own, position_ids=at, past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        parts.append(out.logits)
+    return torch.cat(parts, 1)
+
+
+def left_padded(ids: Tensor, padding: int) -> Tensor:
+    """An attention mask whose first row begins with padding."""
+    mask = torch.ones_like(ids)
+    mask[0, :padding] = 0
+    return mask
+
+
+def uses(model: Any, ids: Tensor, prompt: int, padding: int = 7) -> dict[str, Tensor]:
+    """Logits of prefill, of a left-padded batch, and of decoding, both with and without padding."""
+    mask = left_padded(ids, padding)
+    with torch.no_grad():
+        return {
+            "prefill": model(ids, use_cache=False).logits,
+            "prefill of a left-padded batch": model(ids, attention_mask=mask, use_cache=False).logits[:, padding:],
+            "decoding": decoded(model, ids, prompt),
+            "decoding of a left-padded batch": decoded(model, ids, prompt, mask)[:, padding:],
+        }
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """Largest difference; 0 means bit-equal, NaN counts as infinite unless both have it."""
+    if torch.equal(one, other):
+        return 0.0
+    return float((one - other).abs().nan_to_num(float("inf")).max())
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """Largest difference in units of the largest expected value."""
+    return float((got - expected).abs().max() / expected.abs().max())

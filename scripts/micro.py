@@ -1,0 +1,139 @@
+"""Micro-benchmarks behind the design of the CPU backend: the operator, the merge, the rotation, the planner.
+
+    python -m scripts.micro [--threads 1] [--heads 9/3x64]
+
+Each line is a median of several runs in seconds of processor time, which other work on the machine
+disturbs less than wall-clock time. docs/cpu-design.md says what follows from them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import click
+import numpy as np
+import torch
+
+import posenc
+from posenc.bench.cases import STRATEGIES, Heads
+from posenc.kernels.cpu_flash import flash
+from posenc.kernels.flash_calls import plan_calls
+from posenc.kernels.merge import merge_into
+
+RUNS = 7
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Median processor time of a call, after one to warm up."""
+    work()
+    times = []
+    for _ in range(RUNS):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return statistics.median(times)
+
+
+def operator(heads: Heads) -> None:
+    """What a pair costs in calls of several shapes: causal squares are computed in blocks of 512 whole keys."""
+    print("flash operator, ns per attended pair")
+    for blocks, q_len, k_len, causal in [
+        (1, 4096, 4096, False),
+        (1, 1024, 4096, False),
+        (1, 256, 4096, False),
+        (1, 4096, 4096, True),
+        (4, 1024, 1024, True),
+        (8, 512, 512, True),
+        (16, 256, 256, True),
+        (32, 128, 128, True),
+        (32, 128, 128, False),
+        (64, 64, 64, True),
+    ]:
+        q, k, v = tensors(heads, blocks, q_len, k_len)
+        used = seconds(lambda q=q, k=k, v=v, causal=causal: flash(q, k, v, 0.0, causal))
+        pairs = blocks * heads.query * (q_len * (q_len + 1) // 2 if causal else q_len * k_len)
+        shape = f"{blocks} x {q_len} x {k_len}{' causal' if causal else ''}"
+        print(f"  {shape:26} {used / pairs * 1e9:6.2f}")
+
+
+def bands(heads: Heads) -> None:
+    """A band as blocks of queries under one mask, and as two causal triangles per ``width`` queries."""
+    print("band of 4096 queries, ns per query and head")
+    for width in (128, 256, 512, 1024, 2048):
+        line = []
+        for rows in (32, 64, 128, 256):
+            q, k, v = tensors(heads, 4096 // rows, rows, rows + width)
+            row, key = torch.arange(rows)[:, None], torch.arange(rows + width)
+            bias = torch.zeros(rows, rows + width).masked_fill((key <= row) | (key > row + width), float("-inf"))
+            used = seconds(lambda q=q, k=k, v=v, bias=bias: flash(q, k, v, 0.0, False, attn_mask=bias[None, None]))
+            line.append(f"{rows} rows {used / 4096 / heads.query * 1e9:6.0f}")
+        q, k, v = tensors(heads, 4096 // width, width, width)
+        used = 2 * seconds(lambda q=q, k=k, v=v: flash(q, k, v, 0.0, True))
+        print(f"  width {width:5}  {'  '.join(line)}  two triangles {used / 4096 / heads.query * 1e9:6.0f}")
+
+
+def merging(heads: Heads) -> None:
+    """The merge, in place and as sums of fresh products."""
+    print("merge and fresh memory, ns per query and head")
+    for length in (1024, 4096, 16384):
+        out, new = torch.randn(2, 1, heads.query, length, heads.dim)
+        lse, new_lse = torch.randn(2, 1, heads.query, length)
+        rows = length * heads.query
+        in_place = seconds(lambda a=(out, lse, new, new_lse): merge_into(*a, first=False)) / rows * 1e9
+        fresh = seconds(lambda a=out, b=new, w=lse[..., None]: a * w + b * w) / rows * 1e9
+        pages = seconds(lambda a=out: torch.empty_like(a).zero_()) / rows * 1e9
+        numbers = f"in place {in_place:5.1f}  fresh products {fresh:5.1f}  zeroing fresh memory {pages:5.1f}"
+        print(f"  {length:6} tokens  {numbers}")
+
+
+def rotation(heads: Heads) -> None:
+    """One rotation of the queries: products and sums of halves, and in place."""
+    print("rotation of the queries, ns per query and head")
+    rotary = posenc.Rotary.from_theta(1e4, heads.dim)
+    for length in (1024, 4096, 16384):
+        q = torch.randn(1, heads.query, length, heads.dim)
+        cos, sin = rotary.tables(np.arange(length))
+        both, rows = rotary.both(cos), length * heads.query
+        ours = seconds(lambda q=q, c=both, s=sin: rotary.rotate(q, c, s)) / rows * 1e9
+        space = torch.empty_like(q)
+        into = seconds(lambda q=q, c=both, s=sin, o=space: rotary.rotate(q, c, s, out=o)) / rows * 1e9
+        stock = seconds(lambda q=q, n=length: rotary.rotate_as_stock(q, torch.arange(n)[None])) / rows * 1e9
+        print(
+            f"  {length:6} tokens  ours {ours:6.1f}  into memory of its own {into:6.1f}  as transformers {stock:6.1f}"
+        )
+
+
+def planning() -> None:
+    """A plan, and the kernel calls made of it, once per prompt."""
+    print("plan and calls of 16384 tokens, ms")
+    for name in STRATEGIES:
+        params = {"mapping": 3072} if name == "lampe" else {}
+        strategy = posenc.strategy(name, window=4096, **params)
+        plan_time = seconds(lambda s=strategy: s.plan(16384))
+        both = seconds(lambda s=strategy: plan_calls(s.plan(16384), 16384))
+        print(f"  {name:12} plan {plan_time * 1e3:5.2f}  calls {(both - plan_time) * 1e3:5.2f}")
+
+
+def tensors(heads: Heads, batch: int, q_len: int, k_len: int) -> list[torch.Tensor]:
+    """Random query, key and value."""
+    shapes = ((heads.query, q_len), (heads.key, k_len), (heads.key, k_len))
+    return [torch.randn(batch, count, length, heads.dim) for count, length in shapes]
+
+
+@click.command()
+@click.option("--threads", default=1, show_default=True)
+@click.option("--heads", default="9/3x64", show_default=True)
+def main(threads: int, heads: str) -> None:
+    """Print every micro-benchmark."""
+    torch.set_num_threads(threads)
+    shape = Heads.parse(heads)
+    with torch.no_grad():
+        for part in (operator, bands, merging, rotation):
+            part(shape)
+    planning()
+
+
+if __name__ == "__main__":
+    main()

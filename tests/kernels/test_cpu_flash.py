@@ -1,0 +1,77 @@
+"""cpu_flash at lengths where triangles have levels, bands have blocks and heads come in chunks."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+
+import posenc
+from posenc.kernels import cpu_flash, tiles
+from posenc.plan import PositionPlan
+
+LENGTH = 700
+PLANS = {
+    "lampe": {"mapping": 90, "head": 40, "tail": 20},
+    "self_extend": {"group": 8, "window_size": 70},
+    "rerope": {"window_size": 50},
+    "dca": {"chunk_size": 150, "local_size": 30},
+    "string": {"shift": 200, "window_size": 30},
+    "lm_infinite": {"window_size": 60, "sinks": 5},
+}
+ROTARY = posenc.Rotary.from_theta(1e4, 16)
+
+
+def plan_of(name: str) -> PositionPlan:
+    return posenc.strategy(name, window=256, **PLANS[name]).plan(LENGTH)
+
+
+def qkv(batch: int, q_len: int = LENGTH) -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    return [torch.randn(batch, heads, tokens, 16) for heads, tokens in ((6, q_len), (2, LENGTH), (2, LENGTH))]
+
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize(("leaf", "band", "wide"), [(16, 8, 64), (128, 32, 2048)])
+@pytest.mark.parametrize("q_len", [LENGTH, 333])
+def test_output_at_every_size_of_tile(name: str, leaf: int, band: int, wide: int, q_len: int) -> None:
+    q, k, v = qkv(1, q_len)
+    with mock.patch.multiple(tiles, LEAF=leaf, BAND_ROWS=band, WIDE_BAND=wide):
+        got, lse = posenc.attention(q, k, v, plan_of(name), ROTARY, backend="cpu_flash", return_lse=True)
+    expected, exact = posenc.attention(q, k, v, plan_of(name), ROTARY, backend="reference", return_lse=True)
+    assert (got - expected).abs().max() < 2e-5
+    assert (lse - exact).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("heads_at_once", [1, 2, 100])
+def test_chunks_of_heads_and_rows(batch: int, masked: bool, heads_at_once: int) -> None:
+    q, k, v = qkv(batch, 300)
+    mask = None
+    if masked:
+        mask = torch.rand(batch, 1, 300, LENGTH) < 0.6
+        mask[..., -1, 9:] = False
+        mask[0, :, 17] = False  # a query that attends nothing
+    chunk = heads_at_once * 3 * 300 * 16 * 4
+    with mock.patch.object(cpu_flash, "CHUNK_BYTES", chunk):
+        got = posenc.attention(q, k, v, plan_of("lampe"), ROTARY, backend="cpu_flash", mask=mask, return_lse=True)
+    expected = posenc.attention(q, k, v, plan_of("lampe"), ROTARY, backend="reference", mask=mask, return_lse=True)
+    assert (got[0] - expected[0]).abs().max() < 2e-5
+    assert torch.equal(got[1].isinf(), expected[1].isinf())
+    assert (got[1] - expected[1]).nan_to_num(0.0).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("wide", [64, 2048])
+def test_gradients_of_overlapping_blocks(name: str, wide: int) -> None:
+    gradients = []
+    for backend in ("cpu_flash", "reference"):
+        leaves = [x.double().requires_grad_() for x in qkv(2, 300)]
+        with mock.patch.multiple(tiles, LEAF=16, BAND_ROWS=8, WIDE_BAND=wide):
+            out = posenc.attention(*leaves, plan_of(name), ROTARY, backend=backend)
+            (out * torch.linspace(-1, 1, out.numel(), dtype=torch.double).view(out.shape)).sum().backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    for got, expected in zip(*gradients, strict=True):
+        assert (got - expected).abs().max() < 1e-9

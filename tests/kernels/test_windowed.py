@@ -1,0 +1,255 @@
+"""The backends of the CUDA libraries, on a machine without one: their plans, and their calls computed densely."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from xformers.ops import fmha
+
+import posenc
+import posenc.testing
+from posenc.kernels import xformers_segments
+from posenc.kernels.bands import Band, bands, schedule
+from posenc.kernels.kept import KeptKeys
+from posenc.kernels.rotated import layout
+from posenc.kernels.torch_flash import TorchFlashBackend
+from posenc.kernels.windowed import WindowedBackend
+from posenc.kernels.xformers_segments import NEEDED, XformersBackend, find_fmha
+from posenc.plan import PositionPlan
+from posenc.testing import random_plans
+from posenc.testing.tensors import Call, check_result, installed, tensors
+from tests.kernels import stand_ins
+
+
+class TestXformers(posenc.testing.BackendContract):
+    backend = stand_ins.SimulatedXformers()
+
+
+class TestTorchFlash(posenc.testing.BackendContract):
+    backend = stand_ins.SimulatedTorchFlash()
+
+    @pytest.fixture(autouse=True)
+    def _stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("posenc.kernels.torch_flash.forward", stand_ins.flash_forward)
+
+
+@pytest.mark.parametrize("backend", [stand_ins.SimulatedXformers(), stand_ins.SimulatedTorchFlash()])
+def test_a_window_open_to_the_right(backend: WindowedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks whose queries see less and less of the chunk before."""
+    monkeypatch.setattr("posenc.kernels.torch_flash.forward", stand_ins.flash_forward)
+    lengths = posenc.Lengths(64, 64)
+    index = lengths.indices
+    chunk = index // 32 * 32
+    cut = np.minimum(np.maximum(index - 20, 0), chunk)
+    bounds = {"far": (index * 0, cut), "before": (cut, chunk), "own": (chunk, index + 1)}
+    segments = [posenc.Segment(name, *bound, index, index // (2 + n)) for n, (name, bound) in enumerate(bounds.items())]
+    plan = PositionPlan.build(lengths, segments)
+    assert any(call.band.left is not None and call.band.right is None for call in schedule(plan, 64).calls)
+    for dtype in backend.capabilities.dtypes:
+        q, k, v = tensors(plan, 64, (4, 2), 8, dtype=dtype)
+        call = Call(q, k, v, plan, posenc.Rotary.from_theta(1e3, 8), 0.5)
+        with installed(backend) as name:
+            check_result(name, call, *call.run(name), TestXformers.tolerances[dtype])
+
+
+@pytest.mark.parametrize("backend", [stand_ins.SimulatedXformers(), stand_ins.SimulatedTorchFlash()])
+def test_decoding_with_kept_keys(backend: WindowedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("posenc.kernels.torch_flash.forward", stand_ins.flash_forward)
+    strategy = posenc.strategy("lampe", window=64, mapping=40, head=12, tail=6)
+    whole, rotary, kept = strategy.plan(90, 100), posenc.Rotary.from_theta(1e4, 16), KeptKeys()
+    q, k, v = tensors(whole, 100, (4, 2), 16, dtype=torch.bfloat16)
+    for length in range(91, 101):
+        new = q[:, :, length - 1 : length]
+        call = Call(new, k[:, :, :length], v[:, :, :length], whole.prefix(length), rotary, 0.25)
+        with installed(backend) as name:
+            given = (call.q, call.k, call.v, call.plan, rotary)
+            out, lse = posenc.attention(*given, backend=name, scale=0.25, kept=kept, return_lse=True)
+        check_result(name, call, out, lse, 2e-2)
+    assert kept.bytes > 0
+
+
+def seen(band: Band, key_start: np.ndarray, key_stop: np.ndarray) -> np.ndarray:
+    """What a band sees by its definition, bool [R, K]."""
+    row, key = np.arange(*band.rows)[:, None], np.arange(*band.keys)
+    if band.irregular:
+        return (key >= key_start[row]) & (key < key_stop[row])
+    distance = (key - band.keys[0]) - (row - band.rows[0]) - (key.size - row.size)
+    left = -np.inf if band.left is None else -band.left
+    return (distance >= left) & (distance <= (np.inf if band.right is None else band.right))
+
+
+@st.composite
+def intervals(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds that move straight for a while, bend and jump."""
+    steps: list[tuple[int, int]] = []
+    for _ in range(draw(st.integers(1, 4))):
+        steps.append((draw(st.integers(0, 3)), draw(st.integers(0, 3))))
+        steps += [(draw(st.integers(0, 1)), draw(st.integers(0, 1)))] * draw(st.integers(0, 20))
+    start, stop = np.array(steps, dtype=np.int64).cumsum(0).T
+    return start, stop + draw(st.integers(0, 12))
+
+
+def jumping() -> tuple[np.ndarray, np.ndarray]:
+    """A causal run and then a band, whose far end jumps where they meet."""
+    row = np.arange(24)
+    return np.maximum(row - 11, 0), row + 1 + 5 * (row >= 12)
+
+
+@settings(max_examples=300, deadline=None)
+@given(intervals())
+@example(jumping())
+def test_bands_cover_every_pair_once(bounds: tuple[np.ndarray, np.ndarray]) -> None:
+    key_start, key_stop = bounds
+    covered = np.zeros((len(key_start), max(1, int(key_stop.max()))), dtype=int)
+    for band in bands(key_start, key_stop):
+        pairs = seen(band, key_start, key_stop)
+        assert pairs.any(axis=1).all(), "flash attention makes +inf of a query that sees nothing"
+        assert band.right in (0, None)
+        assert band.left is None or band.left >= 0
+        covered[slice(*band.rows), slice(*band.keys)] += pairs
+    key = np.arange(covered.shape[1])
+    assert np.array_equal(covered, (key >= key_start[:, None]) & (key < key_stop[:, None]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(random_plans(), st.floats(0, 1))
+def test_a_schedule_is_the_plan(plan: PositionPlan, share: float) -> None:
+    """Every query is merged from exactly the calls that hold it, and every attended pair is in one call."""
+    q_len = max(1, round(share * plan.total))
+    planned, first = schedule(plan, q_len), plan.total - q_len
+    arranged = layout(plan, q_len)
+    relative = np.full((q_len, plan.total), np.nan)
+    for call in planned.calls:
+        work = arranged.work[call.work]
+        pairs = seen(call.band, work.key_start, work.key_stop)
+        if call.allowed is not None:
+            assert np.array_equal(call.allowed, pairs)
+        assert call.values.stop - call.values.start == call.band.keys[1] - call.band.keys[0]
+        part = relative[call.rows, call.values]
+        assert np.isnan(part[pairs]).all()
+        part[pairs] = call.work
+    expected = np.isfinite(plan.relative_positions()[first:])
+    assert np.array_equal(np.isfinite(relative), expected.all(-1) if expected.ndim == 3 else expected)
+    for row in range(q_len):
+        holding = {n for n, call in enumerate(planned.calls) if call.rows.start <= row < call.rows.stop}
+        merged = [set(numbers) for rows, numbers in planned.merges if rows.start <= row < rows.stop]
+        assert merged == ([holding] if holding else [])
+
+
+def test_built_in_plans_need_few_calls() -> None:
+    most = {"lampe": 3, "self_extend": 2, "rerope": 2, "string": 2, "dca": 18}
+    for name, limit in most.items():
+        plan = posenc.strategy(name, window=4096, **({"mapping": 3000} if name == "lampe" else {})).plan(16384)
+        calls = schedule(plan, 16384).calls
+        assert len(calls) <= limit, name
+        assert all(call.allowed is None for call in calls), name
+        assert len(schedule(plan, 1).calls) == len(plan.segments), name  # decoding: one slice of keys per segment
+
+
+@given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 12))
+def test_xformers_masks_mean_what_bands_mean(rows: int, keys: int, left: int) -> None:
+    windows = [(None, 0), (left, 0), (left, None)]
+    empty = np.zeros(0, dtype=np.int64)
+    for window in windows:
+        bias = xformers_segments._bias(fmha.attn_bias, *window, rows + keys)
+        mask = bias.materialize((rows, keys)) == 0
+        assert np.array_equal(mask.numpy(), seen(Band((0, rows), (0, keys), *window), empty, empty)), window
+    assert xformers_segments._bias(fmha.attn_bias, None, None, keys) is None
+
+
+def test_xformers_has_every_symbol_that_is_used() -> None:
+    module, problem = find_fmha()
+    assert problem == ""
+    for name in NEEDED:
+        assert xformers_segments._has(module, name), name
+    for function, parameters in {
+        "memory_efficient_attention_partial": ("query", "key", "value", "attn_bias", "scale"),
+        "memory_efficient_attention_forward_requires_grad": ("query", "key", "value", "attn_bias", "scale", "op"),
+        "merge_attentions": ("attn_split", "lse_split"),
+    }.items():
+        assert set(parameters) <= set(inspect.signature(getattr(module, function)).parameters), function
+    biases = [xformers_segments._bias(module.attn_bias, left, right, 9) for left, right in ((None, 0), (2, 0))]
+    assert {type(bias) for bias in biases} <= set(module.cutlass.FwOp.SUPPORTED_ATTN_BIAS_TYPES)
+    biases.append(xformers_segments._bias(module.attn_bias, 2, None, 9))
+    assert {type(bias) for bias in biases} <= set(module.flash.FwOp.SUPPORTED_ATTN_BIAS_TYPES)
+    assert module.flash.FwOp.SUPPORTS_PARTIAL
+    assert module.flash.FwOp.SUPPORTS_BMGHK
+    assert not module.cutlass.FwOp.SUPPORTS_PARTIAL  # else float32 could take the same path
+    assert torch.float32 in module.cutlass.FwOp.SUPPORTED_DTYPES
+
+
+def test_this_torch_has_the_operators_that_xformers_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """xformers compares their schemas when it is imported beside a CUDA torch, and gives up where they differ."""
+    from xformers.ops.fmha import torch_attention_compat
+
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    torch_attention_compat.ensure_pt_flash_ok()
+    assert torch_attention_compat.is_pt_cutlass_compatible(force=True)
+
+
+def test_the_merge_of_xformers_is_that_of_its_stand_in() -> None:
+    """Its Triton kernel under the interpreter."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.interpret_merge"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout.splitlines()[-1])
+    allowed = {"torch.float32": 2e-6, "torch.bfloat16": 1.6e-2, "torch.float16": 2e-3}
+    assert found.keys() == allowed.keys()
+    for dtype, differences in found.items():
+        for out, lse in differences:
+            assert out <= allowed[dtype]
+            assert lse <= 1e-5
+
+
+def test_a_package_without_the_symbols_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xformers_segments, "HOMES", ("posenc.rope", "no.such.package", "xformers.ops.fmha"))
+    assert find_fmha.__wrapped__() == (fmha, "")
+    monkeypatch.setattr(xformers_segments, "HOMES", ("posenc.rope", "no.such.package"))
+    module, problem = find_fmha.__wrapped__()
+    assert module is None
+    assert "posenc.rope has no memory_efficient_attention_partial; no.such.package: ModuleNotFoundError" in problem
+
+
+def test_an_absent_library_is_a_reason_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xformers_segments, "find_fmha", lambda: (None, "no module"))
+    reason = XformersBackend().unavailable(torch.zeros(1))
+    assert reason is not None
+    assert "pip install 'posenc[gpu]'" in reason
+
+
+@pytest.mark.parametrize("name", ["xformers", "torch_flash"])
+def test_an_explicit_choice_that_cannot_run_here_raises(name: str) -> None:
+    q = torch.randn(1, 2, 4, 8, dtype=torch.bfloat16)
+    plan, rotary = posenc.strategy("rope").plan(4), posenc.Rotary.from_theta(1e4, 8)
+    with pytest.raises(posenc.BackendError, match=f"{name}.*runs on cuda, not on cpu"):
+        posenc.attention(q, q, q, plan, rotary, backend=name)
+
+
+def test_heads_wider_than_the_kernels_take_are_refused() -> None:
+    q = torch.zeros(1, 1, 1, 264, dtype=torch.bfloat16)
+    assert "up to 256 channels" in str(stand_ins.SimulatedTorchFlash().refuses(q, q, q, None))
+
+
+def test_torch_flash_names_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, q = TorchFlashBackend(), torch.zeros(1, dtype=torch.bfloat16)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
+    assert "no flash attention" in str(backend.unavailable(q))
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "this GPU has 7.5" in str(backend.unavailable(q))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert backend.unavailable(q) is None

@@ -1,0 +1,146 @@
+"""What ``posenc new`` writes: installable, tested, and identical to the example in this repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import posenc
+from posenc.cli._group import group
+from posenc.scaffold import FILES, create
+from scripts.package import ROOT, CleanEnvironment, build
+
+EXAMPLE = ROOT / "examples" / "plugin-template"
+
+APPLY = """
+import posenc, torch
+from importlib.resources import files
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(str(files("posenc") / "models" / "tiny"))
+ids = torch.arange(300)[None] % model.config.vocab_size
+with torch.no_grad():
+    stock = model(ids).logits
+    with posenc.apply(model, "plugin_template", near=16) as handle:
+        assert not torch.equal(model(ids).logits, stock)
+        assert handle.describe()["strategy"] == {"name": "plugin_template", "near": 16}
+    assert torch.equal(model(ids).logits, stock)
+"""
+
+
+def new(*arguments: object) -> Result:
+    return CliRunner().invoke(group, ["new", *map(str, arguments)])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_the_example_is_the_output(tmp_path: Path) -> None:
+    result = new("plugin", "plugin-template", "--into", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert contents(tmp_path / "plugin-template") == contents(EXAMPLE)
+    assert len(contents(EXAMPLE)) == len(FILES)
+    assert [path.name for path in tmp_path.iterdir()] == ["plugin-template"]
+    assert f"{tmp_path / 'plugin-template' / 'pyproject.toml'}" in result.output
+
+
+def test_in_a_fresh_environment(tmp_path: Path) -> None:
+    """Beside the built wheel of posenc: installed, listed, applied, tested, removed."""
+    (wheel,) = build(tmp_path / "dist", "wheel")
+    clean = CleanEnvironment(tmp_path / "environment")
+    clean.install(wheel)
+    plugin = tmp_path / "plugin-template"  # a copy: building leaves files, and pytest must not find our settings
+    shutil.copytree(EXAMPLE, plugin, ignore=shutil.ignore_patterns("__pycache__"))
+    clean.install(plugin)
+
+    def listed() -> dict[str, str]:
+        rows = json.loads(clean.call(clean.posenc, "list", "--json"))
+        return {row["name"]: row["distribution"] for row in rows}
+
+    assert clean.run("-c", "import posenc; print(posenc.__file__)").startswith(str(clean.home))
+    assert listed()["plugin_template"] == "plugin-template"
+    assert listed()["lampe"] == "posenc"
+    clean.run("-c", APPLY)
+    assert " passed" in clean.run("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=plugin)
+    clean.pip("uninstall", "--yes", "plugin-template")
+    assert "plugin_template" not in listed()
+    assert listed()["lampe"] == "posenc"
+
+
+def test_an_adapter_passes_its_own_tests(tmp_path: Path) -> None:
+    assert new("adapter", "My.Family", "--into", tmp_path).exit_code == 0
+    folder = tmp_path / "My.Family"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "7 passed" in done.stdout
+    assert 'my_family = "my_family"' in (folder / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "says"),
+    [
+        ("plugin", "lampe", "strategy 'lampe' is installed already"),
+        ("adapter", "Llama", "adapter 'llama' is installed already"),
+        ("plugin", "torch", "there is a module 'torch' already"),
+        ("plugin", "json", "there is a module 'json' already"),
+        ("plugin", "class", "cannot be the name of a distribution and a module"),
+        ("plugin", "3x", "cannot be the name of a distribution and a module"),
+        ("plugin", "a b", "cannot be the name of a distribution and a module"),
+        ("plugin", "../x", "cannot be the name of a distribution and a module"),
+        ("plugin", "", "cannot be the name of a distribution and a module"),
+        ("plugin", "taken-folder", "exists already"),
+    ],
+)
+def test_names_that_cannot_be_used(tmp_path: Path, kind: str, name: str, says: str) -> None:
+    (tmp_path / "taken-folder").mkdir()
+    result = new(kind, name, "--into", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("posenc: ")
+    assert says in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["taken-folder"]
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    result = new("plugin", "mine", "--into", tmp_path / "nowhere")
+    assert result.exit_code == 2
+    assert "no such folder to write mine into" in result.stderr
+
+
+def test_nothing_is_left_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(posenc.InvalidInputError, match=r"cannot be written \(No space left on device"):
+        create("plugin", "mine", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version_has_one_place() -> None:
+    assert version("posenc") == posenc.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", posenc.__version__)
+    assert f"## [{posenc.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    places = [
+        path
+        for folder in ("posenc", "plugins", "adapters")
+        for path in (ROOT / folder).rglob("*.py")
+        if re.search(r"^__version__\s*=", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert places == [ROOT / "posenc" / "__init__.py"]
+    assert (ROOT / "posenc" / "py.typed").is_file()

