@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,12 @@ import posenc
 from posenc.calibrate import job as work
 from posenc.calibrate.choice import find_profile, recommend
 from posenc.calibrate.record import Calibration, Score, read, write
-from posenc.config import read_config
 from posenc.errors import InvalidConfigError, InvalidInputError
 from posenc.evaluate.models import Loaded, load
 from posenc.fingerprint import fingerprint
 from posenc.handle import find_adapter
 from tests.calibrate.conftest import WINDOW, make_model
 
-PAGE = Path(__file__).parents[2] / "docs" / "calibrate.md"
 Calibrated = tuple[work.Outcome, Path]
 
 
@@ -285,15 +282,3 @@ def test_the_shipped_profile_is_of_the_shipped_model():
     with posenc.apply(model, "lampe", mapping=path) as handle:
         lengths = [length for length in calibration.lengths if length > 256]
         assert max(handle.plan(length).max_relative for length in lengths) < 256
-
-
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
-def test_the_page_runs(block: str, monkeypatch):
-    monkeypatch.chdir(PAGE.parents[1])
-    exec(block, {})
-
-
-def test_the_configuration_of_the_page_makes_its_strategy(monkeypatch):
-    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    monkeypatch.chdir(PAGE.parents[1])
-    assert read_config(yaml.safe_load(block)).make(256).name == "auto"
