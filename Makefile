@@ -12,7 +12,7 @@ GPU_LACKS ?= annotated-types pydantic pydantic_core typing-inspection xformers
 BENCH = $(BIN)/posenc bench --out docs/results
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-smollm2 test lint format package bench bench-full gpu gpu-wheels clean
+.PHONY: help demo demo-smollm2 test lint format package calibrate bench bench-full gpu gpu-wheels clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,11 @@ lint: $(INSTALLED) ## style, types and spelling
 format: $(INSTALLED) ## rewrite files in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+calibrate: $(INSTALLED) ## measure posenc/profiles/tiny.yaml again (20 minutes on one idle core; it resumes)
+	OMP_NUM_THREADS=1 $(BIN)/posenc calibrate tiny --text docstrings:numpy --report-text pydoc --documents 40 \
+	    -s lampe -s rerope -s self_extend -s leaky_rerope -s dca -s yarn -s string -s dynamic -s ntk -s linear \
+	    -s llama3 -s lm_infinite -s streaming_llm --out out/calibrate-tiny --file posenc/profiles/tiny.yaml
 
 package: $(INSTALLED) ## build sdist and wheel, check them, and try the wheel in a clean environment
 	$(BIN)/python -m scripts.package

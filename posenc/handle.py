@@ -17,6 +17,7 @@ from posenc.attachment import Attachment
 from posenc.busy import alone
 from posenc.config import CacheMode, Config, NamedParams, load_config, read_config
 from posenc.errors import InvalidConfigError, InvalidInputError, UnsupportedModelError
+from posenc.fingerprint import fingerprint
 from posenc.hooks import (
     IMPLEMENTATION,
     STEP,
@@ -245,6 +246,7 @@ def apply(
     adapter.rotary_modules(decoder)
     window = adapter.window(model) if window is None else window
     chosen, configured = resolve_strategy(strategy, window, frequencies, params)
+    chosen = chosen.for_model(lambda: fingerprint(model, adapter))
     backend = backend or (configured.backend if configured else "auto")
     cache = cache or (configured.cache if configured else "rotated")
     if cache not in get_args(CacheMode):

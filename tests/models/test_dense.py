@@ -31,6 +31,15 @@ PARAMS: dict[str, dict[str, object]] = {
     "yarn": {"factor": 4},
     "llama3": {"factor": 4},
     "longrope": {"short_factor": [1.0] * 8, "long_factor": [1.0 + i / 2 for i in range(8)]},
+    "auto": {
+        "calibration": {
+            "ranges": [
+                {"up_to": 16, "pick": {"strategy": "rope", "because": "short"}},
+                {"up_to": 75, "pick": {"strategy": "rerope", "params": {"window_size": 12}, "because": "longer"}},
+                {"up_to": 999, "pick": {"strategy": "dca", "params": {"chunk_size": 40}, "because": "longest"}},
+            ]
+        }
+    },
 }
 REMAPS = [name for name, info in posenc.strategies().items() if not info.capabilities.changes_frequencies]
 NAMES = list(posenc.strategies())
