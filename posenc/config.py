@@ -56,6 +56,12 @@ class Config(BaseModel):
     frequencies: NamedParams | None = None
     backend: str = Field("auto", min_length=1)
 
+    @property
+    def label(self) -> str:
+        """A short name for tables: strategy, and frequencies where they are combined."""
+        name = self.strategy.name
+        return name if self.frequencies is None else f"{name}+{self.frequencies.name}"
+
     def make(self, window: int | None = None) -> PositionStrategy:
         """The strategy this configuration describes, frequencies included."""
         made = self.strategy.make(window)
