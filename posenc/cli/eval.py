@@ -25,9 +25,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Who measures.",
 )
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Worker processes, or Slurm jobs.")
+@click.option(
+    "--workers", type=click.IntRange(1), default=2, show_default=True, help="Worker processes, or Slurm jobs."
+)
 @click.option("--slurm", "options", multiple=True, metavar="KEY=VALUE", help="Option for submitit. Repeatable.")
-@click.option("--bundle", type=click.Path(path_type=Path), metavar="FILE.json", help="Write all results as one file too.")
+@click.option(
+    "--bundle", type=click.Path(path_type=Path), metavar="FILE.json", help="Write all results as one file too."
+)
 @click.option("--dry-run", is_flag=True, help="Print the cells and an estimate, and measure nothing.")
 @json_option
 def command(
@@ -95,13 +99,21 @@ def _print_plan(planned: Planned, as_json: bool) -> None:
         return
     table = [[*list(row.values())[:5], "done" if row["done"] else "to do", f"{row['seconds']:.1f}"] for row in rows]
     columns = ["cell", "strategy", "task", "tokens", "seed", "state", "seconds"]
-    print_table(f"{planned.suite.name}: {len(rows)} cells", columns, table, numbers=["cell", "tokens", "seed", "seconds"])
+    print_table(
+        f"{planned.suite.name}: {len(rows)} cells", columns, table, numbers=["cell", "tokens", "seed", "seconds"]
+    )
     click.echo(f"{len(missing)} cells to do, about {_duration(left)} in one process (a rough estimate)")
     click.echo(f"results folder: {planned.folder.path}")
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def _print_results(sweep: Sweep) -> None:
@@ -111,6 +123,7 @@ def _print_results(sweep: Sweep) -> None:
     for table in score_tables(sweep):
         heads = [length_head(length, sweep.window) for length in table.lengths]
         rows = [
-            [label, *("-" if score is None else score.shown for score in scores)] for label, scores in table.rows.items()
+            [label, *("-" if score is None else score.shown for score in scores)]
+            for label, scores in table.rows.items()
         ]
         print_table(table.title, ["strategy", *heads], rows, numbers=heads)

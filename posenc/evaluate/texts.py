@@ -13,7 +13,19 @@ from posenc.errors import InvalidInputError
 
 BUILT_IN = "pydoc"
 SOURCE_CODE = "stdlib"
-_PACKAGES = ("asyncio", "concurrent", "email", "html", "http", "importlib", "json", "logging", "unittest", "urllib", "xml")
+_PACKAGES = (
+    "asyncio",
+    "concurrent",
+    "email",
+    "html",
+    "http",
+    "importlib",
+    "json",
+    "logging",
+    "unittest",
+    "urllib",
+    "xml",
+)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,8 @@ def score_tables(sweep: Sweep) -> list[Table]:
         lengths = tuple(sorted({cell.length for cell in cells}))
         means = _means(cells)
         rows = {
-            label: tuple(_score(means.get((label, length)), loss=loss) for length in lengths) for label in _labels(cells)
+            label: tuple(_score(means.get((label, length)), loss=loss) for length in lengths)
+            for label in _labels(cells)
         }
         counts = _span(score.documents for scores in rows.values() for score in scores if score is not None)
         unit = "perplexity, lower is better" if loss else "share right, higher is better"
@@ -162,5 +163,3 @@ def _labels(cells: Sequence[Entry]) -> list[str]:
 def _span(counts: Iterable[int]) -> str:
     found = sorted(set(counts))
     return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}" if found else "0"
-
-

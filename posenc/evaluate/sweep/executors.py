@@ -135,7 +135,8 @@ class _Worker(threading.Thread):
             self._child = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment
             )
-        assert self._child.stdin is not None and self._child.stdout is not None
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
         try:
             self._child.stdin.write(cell.model_dump_json() + "\n")
             self._child.stdin.flush()
@@ -144,16 +145,16 @@ class _Worker(threading.Thread):
         else:
             line = self._child.stdout.readline()
         if not line:
-            return Done(id=cell.id, error=f"the worker process ended (status {self._child.wait()}), out of memory perhaps")
+            return Done(
+                id=cell.id, error=f"the worker process ended (status {self._child.wait()}), out of memory perhaps"
+            )
         done = Done.model_validate_json(line)
         if not done.id:
             raise PosencError(done.error or "a worker failed")
         return done
 
 
-def slurm(
-    cells: Sequence[Cell], folder: ResultsFolder, report: Report, *, jobs: int, options: dict[str, Any]
-) -> None:
+def slurm(cells: Sequence[Cell], folder: ResultsFolder, report: Report, *, jobs: int, options: dict[str, Any]) -> None:
     """Measure in jobs that submitit submits; `options` go to its executor (``cluster="local"`` needs no Slurm).
 
     Raises

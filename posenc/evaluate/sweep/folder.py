@@ -36,7 +36,7 @@ class ResultsFolder:
             raise InvalidInputError(f"{self.path}: is a file. Give a folder for the results with --out.")
         if (self.path / SWEEP).exists():
             read_checked(self.path / SWEEP, Sweep, FORMAT)
-        elif any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+        elif any(entry.name != CELLS and not entry.name.startswith(".") for entry in self.path.iterdir()):
             raise InvalidInputError(
                 f"{self.path}: holds files, but no {SWEEP}: not a results folder. Give a new or empty folder."
             )
@@ -61,7 +61,7 @@ class ResultsFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InvalidInputError(
-                    f"{self.path}: another posenc eval is at work here. Wait for it, or choose another folder with --out."
+                    f"{self.path}: another posenc eval is at work here. Wait for it, or choose another folder."
                 ) from None
             self._clear_drafts()
             yield

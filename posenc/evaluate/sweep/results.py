@@ -123,7 +123,9 @@ def read_checked(path: Path, model: type[BaseModel], expected: str) -> Any:
     except OSError as error:
         raise InvalidInputError(f"{path}: cannot be read ({error.strerror or error}).") from None
     except ValueError:
-        raise InvalidInputError(f"{path}: not a result of posenc eval (not JSON). Remove it and measure again.") from None
+        raise InvalidInputError(
+            f"{path}: not a result of posenc eval (not JSON). Remove it and measure again."
+        ) from None
     if not isinstance(data, dict) or data.get("format") != expected:
         raise InvalidInputError(f"{path}: not a result of posenc eval (its 'format' is not {expected!r}).")
     if data.get("version") != VERSION:
@@ -136,7 +138,9 @@ def read_checked(path: Path, model: type[BaseModel], expected: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise InvalidInputError(f"{path}: damaged result ({where}: {first['msg']}). Remove it and measure again.") from None
+        raise InvalidInputError(
+            f"{path}: damaged result ({where}: {first['msg']}). Remove it and measure again."
+        ) from None
 
 
 def write_sweep(sweep: Sweep, path: Path) -> Path:

@@ -28,7 +28,7 @@ from posenc.config import Config, read_config, read_yaml
 from posenc.errors import InvalidConfigError, InvalidInputError, PosencError
 from posenc.evaluate.models import TINY
 from posenc.evaluate.sweep.session import Cell, Session
-from posenc.evaluate.tasks import Task, read_task
+from posenc.evaluate.tasks import read_task
 from posenc.positions import explain_validation
 
 _MULTIPLE = re.compile(r"(\d+(?:\.\d+)?)x")
