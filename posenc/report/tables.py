@@ -21,7 +21,7 @@ class Score:
 
     @property
     def shown(self) -> str:
-        """``12.34 ± 0.56``: with the decimals that its error leaves meaning to, at least two."""
+        """``12.34 ± 0.56``, or ``1.002 ± 0.003``."""
         return with_error(self.value, self.error)
 
 
@@ -57,12 +57,10 @@ class DepthTable:
 
 
 def with_error(value: float, error: float) -> str:
-    """A number and its standard error as people write them."""
+    """A number and its standard error as people write them: two decimals, three where the error is below 0.01."""
     if not math.isfinite(value):
         return "-"
-    decimals = 2
-    if math.isfinite(error) and 0 < error < 0.01:
-        decimals = min(4, 1 - math.floor(math.log10(error)))
+    decimals = 3 if 0 < error < 0.01 else 2
     text = f"{value:.{decimals}f}"
     return f"{text} ± {error:.{decimals}f}" if math.isfinite(error) else text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from click.testing import CliRunner
 from posenc.errors import InvalidConfigError, PosencError, UnknownNameError
 from posenc.evaluate import harness
 from posenc.evaluate.models import TINY, load
-from posenc.evaluate.tasks.words import letters
 from posenc.evaluate.texts import read_text, tokenize
 
 HERE = Path(__file__).parent
@@ -22,18 +22,19 @@ LENGTH, COUNT = 700, 6
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both task files and their data: prose of two to three windows that holds a span of odd words."""
+    """A folder with both task files and their data: prose of three windows that holds words in a random order."""
     folder = tmp_path_factory.mktemp("tasks")
     tokenizer = load(TINY).tokenizer
     prose = tokenize(tokenizer, read_text())
+    words = [word for token in range(len(tokenizer)) if re.fullmatch(" [a-z]{2,}", word := tokenizer.decode([token]))]
     lines = []
     for number in range(COUNT):
         rng = np.random.default_rng(number)
-        right, wrong = (" ".join(letters(rng, 5, 3)).lower() for _ in range(2))
+        right, wrong = ([str(word) for word in rng.choice(words, 12, replace=False)] for _ in range(2))
         begin, end = (tokenizer.decode(prose[at : at + LENGTH // 2]) for at in (9000 * number, 9000 * number + 4000))
-        hint, rest = right[:11], right[11:]
-        text = f"{begin}\n{right}\n{end}\n{hint}"
-        lines.append(json.dumps({"text": text, "choices": [rest, wrong[11:]], "answer": 0}))
+        text = f"{begin}\n{''.join(right)}\n{end}\n{''.join(right[:4])}"
+        choices = ["".join(right[4:8]), "".join(wrong[4:8])]
+        lines.append(json.dumps({"text": text, "choices": choices, "answer": 0}))
     data = folder / "data.jsonl"
     data.write_text("\n".join(lines))
     for name in ("short_choice.yaml", "short_copy.yaml"):
