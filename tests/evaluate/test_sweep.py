@@ -100,6 +100,23 @@ def test_twenty_kills_at_random_moments_lose_nothing(tmp_path: Path, session: Se
         assert contents(tmp_path / f"killed-{number}") == expected
 
 
+@pytest.mark.parametrize("write_number", range(5))
+def test_a_kill_in_the_middle_of_a_write(write_number: int, tmp_path: Path, session: Session):
+    planned = plan(tmp_path, SMALL, session)
+    child = os.fork()
+    if child == 0:
+        count = iter(range(100))
+        os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL) if next(count) == write_number else None
+        run.execute(planned, Execution())
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert len(planned.missing) == 4 - max(0, write_number - 1)
+    run.execute(plan(tmp_path, SMALL, session), Execution())
+    whole = plan(tmp_path, SMALL, session, "whole")
+    run.execute(whole, Execution())
+    assert contents(planned.folder.path) == contents(whole.folder.path)
+
+
 def test_only_what_is_missing_is_measured(tmp_path: Path, session: Session, monkeypatch: pytest.MonkeyPatch):
     planned = plan(tmp_path, SMALL, session)
     run.execute(planned, Execution())
