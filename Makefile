@@ -61,6 +61,11 @@ results: results-tiny results-smollm2 results-page ## measure docs/results/resul
 
 results-tiny: $(INSTALLED) ## its tables of the shipped model (half an hour on one idle core)
 	$(EVAL) benchmarks/main.yaml --bundle docs/results/eval/main.json
+	@if [ -f posenc/profiles/tiny.yaml ]; then \
+	    $(EVAL) benchmarks/calibrated.yaml --bundle docs/results/eval/calibrated.json; \
+	else \
+	    echo "left out: benchmarks/calibrated.yaml, which needs posenc/profiles/tiny.yaml (posenc calibrate)"; \
+	fi
 	$(EVAL) benchmarks/ablations.yaml --bundle docs/results/eval/ablations.json
 	$(EVAL) benchmarks/combinations.yaml --bundle docs/results/eval/combinations.json
 	@if $(BIN)/python -m scripts.evaluation_texts; then \

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from posenc.config import read_config
 from posenc.errors import InvalidConfigError, InvalidInputError, PosencError
 from posenc.evaluate.sweep import executors, run
 from posenc.evaluate.sweep.executors import Done
@@ -23,6 +24,7 @@ from posenc.evaluate.sweep.results import Sweep, read_bundle, write_sweep
 from posenc.evaluate.sweep.run import Execution, Planned
 from posenc.evaluate.sweep.session import Session
 from posenc.evaluate.sweep.suite import make_cells, read_suite
+from posenc.evaluate.tasks import read_task
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -44,6 +46,7 @@ TWENTY: dict[str, Any] = {
     "tasks": [{"task": "perplexity", "documents": 2, "scored": 8}],
 }
 KILLS = 20
+BENCHMARKS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +126,13 @@ def test_only_what_is_missing_is_measured(tmp_path: Path, session: Session, monk
     before = contents(planned.folder.path)
     (planned.folder.path / "cells" / f"{planned.cells[2].id}.json").unlink()
     measured = []
-    monkeypatch.setattr(
-        executors, "measure_into", lambda f, s, cell, real=executors.measure_into: (measured.append(cell.id), real(f, s, cell))[1]
-    )
+    real = Session.measure
+
+    def measure(self: Session, cell: Any) -> Any:
+        measured.append(cell.id)
+        return real(self, cell)
+
+    monkeypatch.setattr(Session, "measure", measure)
     run.execute(plan(tmp_path, SMALL, session), Execution())
     assert measured == [planned.cells[2].id]
     assert contents(planned.folder.path) == before
@@ -189,9 +196,6 @@ def test_the_model_and_the_tokenizer_are_in_the_id(tmp_path: Path, session: Sess
 
 
 def _one(folder: Path, session: Session) -> tuple[Any, ...]:
-    from posenc.config import read_config
-    from posenc.evaluate.tasks import read_task
-
     task = read_task({"task": "perplexity", "documents": 1, "scored": 4, "longest": 24}, source="t")
     return read_config({"strategy": "rope"}), task, 24, 0
 
@@ -279,7 +283,9 @@ def test_a_cell_that_fails_ends_no_other(tmp_path: Path, session: Session, monke
 
     monkeypatch.setattr(Session, "measure", measure)
     seen: list[str] = []
-    with pytest.raises(PosencError, match=f"1 of 4 cells could not be measured(.|\n)*rope, perplexity, 40 tokens \\({bad}\\)"):
+    with pytest.raises(
+        PosencError, match=f"1 of 4 cells could not be measured(.|\n)*rope, perplexity, 40 tokens \\({bad}\\)"
+    ):
         run.execute(planned, Execution(), seen.append)
     assert len(seen) == 4
     assert "out of memory, say" in (planned.folder.path / "failed" / f"{bad}.txt").read_text()
@@ -369,6 +375,20 @@ def test_a_wrong_suite_is_refused_before_anything_is_measured(
         make_cells(read_suite(path), fresh, source=str(path))
 
 
+@pytest.mark.parametrize("file", BENCHMARKS, ids=lambda file: file.name)
+def test_the_suites_of_the_results_are_readable(file: Path, tmp_path: Path):
+    suite = read_suite(file)
+    assert suite.name == file.stem
+    assert suite.lengths_for(256)
+    tasks = [read_task(task, source=file.name) for task in suite.tasks]
+    assert tasks
+    for entry in suite.strategies:
+        if isinstance(entry, dict) and ("calibrated" in entry or "profiles" in str(entry)):
+            continue  # made by posenc calibrate
+        given = {"strategy": entry} if isinstance(entry, str) else {k: v for k, v in entry.items() if k != "label"}
+        read_config(given, source=file.name).make(8192).plan(9000)
+
+
 def test_lengths_are_tokens_or_windows(tmp_path: Path):
     suite = read_suite(write(tmp_path, SMALL, lengths=["2x", 24, "0.5x", "1x"]))
     assert suite.lengths_for(256) == [24, 128, 256, 512]
@@ -389,5 +409,5 @@ def test_calibrated_parameters_follow_the_length(tmp_path: Path, session: Sessio
         calibration=str(calibration),
     )
     assert [cell.identity["strategy"]["window_size"] for cell in planned.cells] == [8, 16, 16]
-    with pytest.raises(InvalidConfigError, match="has no 'dca'. It has: rerope"):
+    with pytest.raises(InvalidConfigError, match=r"has no 'dca'\. It has: rerope"):
         plan(tmp_path, SMALL, session, strategies=[{"calibrated": "dca"}], calibration=str(calibration))

@@ -74,7 +74,9 @@ def test_prompts_follow_from_the_seed(kind: str):
     assert text_of(first[0]) != text_of(other[0])
 
 
-@pytest.mark.parametrize("kind", ["passkey", "needle_single", "needle_multikey", "needle_multivalue", "needle_multiquery"])
+@pytest.mark.parametrize(
+    "kind", ["passkey", "needle_single", "needle_multikey", "needle_multivalue", "needle_multiquery"]
+)
 def test_needles_lie_at_their_depth(kind: str):
     for question in ask(kind, 8000)[1]:
         text = text_of(question)
@@ -193,7 +195,7 @@ def test_a_length_without_room_and_a_text_too_short(kind: str):
     with pytest.raises(InvalidInputError, match=r"\d+"):
         task.check(SOURCE, 60, 0)
     if kind not in ("common_words", "frequent_words"):
-        with pytest.raises(InvalidInputError, match="dots has 30000 tokens|text has 30000 tokens"):
+        with pytest.raises(InvalidInputError, match="has 30000 tokens"):
             task.fitted([40_000]).check(SOURCE, 40_000, 0)
 
 

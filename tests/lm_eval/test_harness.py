@@ -59,7 +59,13 @@ def evaluate(manager: Any, arguments: str, *names: str, **options: Any) -> dict[
 
     harness.register()
     found = simple_evaluate(
-        "posenc", model_args=arguments, tasks=list(names), task_manager=manager, device="cpu", bootstrap_iters=0, **options
+        "posenc",
+        model_args=arguments,
+        tasks=list(names),
+        task_manager=manager,
+        device="cpu",
+        bootstrap_iters=0,
+        **options,
     )
     results: dict[str, Any] = found["results"]
     return results
@@ -69,7 +75,16 @@ def test_the_command_runs_the_harness(tasks: Path, tmp_path: Path):
     from posenc.cli._group import group
 
     command = ["lm-eval", "run", "--model", "posenc", "--model_args", "pretrained=tiny,strategy=rerope,window_size=96"]
-    command += ["--tasks", ",".join(BOTH), "--include_path", str(tasks), "--output_path", str(tmp_path), "--device", "cpu"]
+    command += [
+        "--tasks",
+        ",".join(BOTH),
+        "--include_path",
+        str(tasks),
+        "--output_path",
+        str(tmp_path),
+        "--device",
+        "cpu",
+    ]
     result = CliRunner().invoke(group, command)
     assert result.exit_code == 0, result.output
     (file,) = tmp_path.rglob("results_*.json")

@@ -22,17 +22,20 @@ import pytest
 from posenc.report.write import write_report
 from tests.report import results
 
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 PHONE, DESK = 390, 1280
 MEASURE = """
 <iframe id="page" src="report.html" style="width:{width}px;height:800px;border:0"></iframe><pre id="found"></pre>
 <script>
 document.getElementById("page").onload = function () {{
   const view = this.contentWindow, page = view.document;
-  const wide = [...page.querySelectorAll("body *")].filter(e => !e.closest(".scroll") && e.scrollWidth > e.clientWidth + 1
-    && e.clientWidth > 0 && getComputedStyle(e).display !== "inline" && !e.closest("svg")).map(e => e.outerHTML.slice(0, 90));
-  const small = [...page.querySelectorAll("body *")].filter(e => e.childNodes.length === 1 && e.firstChild.nodeType === 3
-    && !e.closest("svg")).map(e => parseFloat(view.getComputedStyle(e).fontSize));
+  const every = [...page.querySelectorAll("body *")].filter(e => !e.closest("svg"));
+  const wide = every.filter(e => !e.closest(".scroll") && e.clientWidth > 0 && e.scrollWidth > e.clientWidth + 1)
+    .map(e => e.outerHTML.slice(0, 90));
+  const small = every.filter(e => e.childNodes.length === 1 && e.firstChild.nodeType === 3)
+    .map(e => parseFloat(view.getComputedStyle(e).fontSize));
   document.getElementById("found").textContent = JSON.stringify({{
     width: page.documentElement.scrollWidth, view: view.innerWidth, wide: wide,
     requests: view.performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:")),
@@ -80,7 +83,9 @@ def look(page: Path, width: int) -> dict[str, Any]:
     found = re.search(r'<pre id="found">(\{.*?\})</pre>', ran.stdout, re.DOTALL)
     assert found is not None, ran.stderr[-2000:]
     measured: dict[str, Any] = json.loads(unescape(found[1]))
-    measured["requests"] += [path for path in Noting.asked if path not in (f"/{frame.name}", "/report.html", "/favicon.ico")]
+    measured["requests"] += [
+        path for path in Noting.asked if path not in (f"/{frame.name}", "/report.html", "/favicon.ico")
+    ]
     return measured
 
 
@@ -99,7 +104,9 @@ def test_the_page_fits_and_asks_for_nothing(width: int, page: Path):
 
 def test_the_measurement_notices_a_page_that_is_too_wide_or_asks(page: Path, tmp_path: Path):
     html = page.read_text(encoding="utf-8").replace("Content-Security-Policy", "x-none")
-    spoilt = '<img src="missing.png"><img src="http://127.0.0.1:9/outside.png"><div style="width:900px">wide</div></body>'
+    spoilt = (
+        '<img src="missing.png"><img src="http://127.0.0.1:9/outside.png"><div style="width:900px">wide</div></body>'
+    )
     (tmp_path / "report.html").write_text(html.replace("</body>", spoilt), encoding="utf-8")
     found = look(tmp_path / "report.html", PHONE)
     assert found["width"] > PHONE

@@ -151,7 +151,9 @@ def test_what_users_wrote_is_text(tmp_path: Path):
 
 
 def test_a_chart_is_well_formed_and_has_every_point():
-    series = {f"line {n}": [Point(256, 2.0 + n, 0.1), Point(512, math.nan, 0.1), Point(1024, 3.0 + n, 0.2)] for n in range(9)}
+    series = {
+        f"line {n}": [Point(256, 2.0 + n, 0.1), Point(512, math.nan, 0.1), Point(1024, 3.0 + n, 0.2)] for n in range(9)
+    }
     chart = line_chart(series, title="a < b", x_label="x", y_label="y", log_y=True, window=256)
     figure = ET.fromstring(chart)
     svg = figure.find("svg")
