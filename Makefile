@@ -7,6 +7,7 @@ SMOLLM2 := $(VENV)/.smollm2
 LM_EVAL := $(VENV)/.lm-eval
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 JOBS ?= 2
+SUITES := main calibrated ablations combinations transfer smollm2
 EVAL = OMP_NUM_THREADS=1 $(BIN)/posenc eval
 BENCH = $(BIN)/posenc bench --out docs/results
 
@@ -78,7 +79,7 @@ results-smollm2: $(SMOLLM2) ## its passkeys of SmolLM2-135M (hours)
 	POSENC_CACHE=.cache $(BIN)/posenc eval benchmarks/smollm2.yaml --bundle docs/results/eval/smollm2.json
 
 results-page: $(INSTALLED) ## the page itself, from the result files that are there
-	$(BIN)/posenc report docs/results --name results --title "What the strategies do"
+	$(BIN)/posenc report $(wildcard $(SUITES:%=docs/results/eval/%.json) docs/results/*.json) --out docs/results --name results --title "What the strategies do"
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) out .cache

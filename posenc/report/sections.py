@@ -83,10 +83,24 @@ def _sweep(path: str, sweep: Sweep) -> Section:
     for table in score_tables(sweep):
         section.blocks.append(Chart(_chart(table, sweep.window)))
         section.blocks.append(_grid(table, sweep.window))
-    section.blocks += [_grid(table, sweep.window) for table in ratio_tables(sweep)]
+    for table in ratio_tables(sweep):
+        section.remarks.append(_lowest(table))
+        section.blocks.append(_grid(table, sweep.window))
     section.blocks += [Heat(table) for table in depth_tables(sweep)]
     section.blocks += list(_maps(sweep))
     return section
+
+
+def _lowest(table: Table) -> str:
+    """Which strategy has the lowest perplexity where, in words."""
+    found: dict[str, list[str]] = {}
+    for at, length in enumerate(table.lengths):
+        scores = {label: row[at] for label, row in table.rows.items()}
+        best = [label for label, score in scores.items() if score is not None and score.value == 1 and score.error == 0]
+        for label in best:
+            found.setdefault(label, []).append(str(length))
+    lists = "; ".join(f"{label} at {', '.join(lengths)} tokens" for label, lengths in found.items())
+    return f"Lowest {table.title.split(':')[0]}: {lists or 'not measured'}. Whether others differ: the table of ratios."
 
 
 def _chart(table: Table, window: int | None) -> str:

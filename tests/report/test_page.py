@@ -100,6 +100,7 @@ def test_both_pages_hold_every_number_and_command(page: tuple[str, str]):
             for table in tables:
                 for scores in table.rows.values():
                     assert all(score is not None and score.shown in text for score in scores)
+        assert "Lowest perplexity: rope at 256 tokens; lampe at 256, 1024 tokens." in text
         assert "20.09 ± 1.00" in text  # the calibration's choice
         assert "1.25 (1.10 .. 1.50)" in text  # the benchmark's ratio
 
