@@ -66,6 +66,12 @@ class Config(BaseModel):
     backend: str = Field("auto", min_length=1)
     cache: CacheMode = "rotated"
 
+    @property
+    def label(self) -> str:
+        """A short name for tables: strategy, and frequencies where they are combined."""
+        name = self.strategy.name
+        return name if self.frequencies is None else f"{name}+{self.frequencies.name}"
+
     def make(self, window: int | None = None) -> PositionStrategy:
         """The strategy this configuration describes, frequencies included."""
         made = self.strategy.make(window)

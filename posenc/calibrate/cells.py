@@ -17,13 +17,13 @@ from typing import Any
 
 from posenc.calibrate.corpus import Corpus
 from posenc.calibrate.grid import Candidate
-from posenc.calibrate.record import versions
 from posenc.errors import InvalidInputError
 from posenc.evaluate.models import Loaded
 from posenc.evaluate.perplexity import Mean, measure
 from posenc.files import replacing
 from posenc.fingerprint import Fingerprint
 from posenc.positions import PositionStrategy
+from posenc.provenance import versions
 
 FORMAT = 1
 

@@ -13,12 +13,13 @@ from posenc.calibrate import curve
 from posenc.calibrate.cells import Cells
 from posenc.calibrate.corpus import Corpus, check_apart, draw
 from posenc.calibrate.grid import Candidate, candidates
-from posenc.calibrate.record import Calibration, Choice, ModelRecord, Score, Settings, Texts, versions
+from posenc.calibrate.record import Calibration, Choice, ModelRecord, Score, Settings, Texts
 from posenc.calibrate.sweep import STOPPING, Sweep, sweep
 from posenc.errors import InvalidInputError
 from posenc.evaluate.models import Loaded
 from posenc.evaluate.perplexity import Mean, check_lengths
 from posenc.fingerprint import Fingerprint, fingerprint
+from posenc.provenance import versions
 
 NATIVE = "rope"
 FITTED = "lampe"

@@ -6,8 +6,6 @@ YAML (or JSON). ``lampe`` reads ``mapping``, ``head`` and ``tail`` of it, ``auto
 from __future__ import annotations
 
 import math
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -157,12 +155,6 @@ class Calibration(_Strict):
         """Strategies measured at a length, lowest mean loss on the calibration texts first."""
         found = [(name, by_length[length]) for name, by_length in self.strategies.items() if length in by_length]
         return sorted(found, key=lambda pair: pair[1].calibration.loss)
-
-
-def versions() -> dict[str, str]:
-    """Versions that a measured number may depend on."""
-    names = ("posenc", "torch", "transformers", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def is_calibration(data: Any) -> bool:
