@@ -4,18 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SMOLLM2 := $(VENV)/.smollm2
+LM_EVAL := $(VENV)/.lm-eval
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 JOBS ?= 2
 WHEELS := .wheels
 GPU_PYTHON ?= 3.12
 GPU_LACKS ?= annotated-types pydantic pydantic_core typing-inspection xformers
+SUITES := main calibrated ablations combinations transfer smollm2
+EVAL = OMP_NUM_THREADS=1 $(BIN)/posenc eval
 BENCH = $(BIN)/posenc bench --out docs/results
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-smollm2 test lint format docs package bench bench-full gpu gpu-wheels clean
+.PHONY: help demo demo-smollm2 test test-lm-eval lint format docs package calibrate bench bench-full gpu gpu-wheels results results-tiny results-smollm2 \
+    results-page clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## the main job: the shipped model at 1x to 8x its window, results in out/demo
 	$(BIN)/posenc demo --out out/demo
@@ -25,6 +29,9 @@ demo-smollm2: $(SMOLLM2) ## the same job on the real SmolLM2-135M (fetches 93 MB
 
 test: $(INSTALLED) ## the whole test suite (JOBS=2 processes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+test-lm-eval: $(LM_EVAL) ## the tests of posenc lm-eval; installs lm-evaluation-harness (600 MB) first
+	OMP_NUM_THREADS=1 POSENC_TEST_LM_EVAL=1 $(BIN)/python -m pytest tests/lm_eval
 
 lint: $(INSTALLED) ## style, types and spelling
 	$(BIN)/ruff check .
@@ -39,6 +46,11 @@ format: $(INSTALLED) ## rewrite files in the project's style
 docs: $(INSTALLED) ## the documentation as a site, built strictly, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
+calibrate: $(INSTALLED) ## measure posenc/profiles/tiny.yaml again (20 minutes on one idle core; it resumes)
+	OMP_NUM_THREADS=1 $(BIN)/posenc calibrate tiny --text docstrings:numpy --report-text pydoc --documents 40 \
+	    -s lampe -s rerope -s self_extend -s leaky_rerope -s dca -s yarn -s string -s dynamic -s ntk -s linear \
+	    -s llama3 -s lm_infinite -s streaming_llm --out out/calibrate-tiny --file posenc/profiles/tiny.yaml
+
 package: $(INSTALLED) ## build sdist and wheel, check them, and try the wheel in a clean environment
 	$(BIN)/python -m scripts.package
 
@@ -49,7 +61,8 @@ bench: $(INSTALLED) ## time and memory against plain attention (15 minutes on 2 
 	$(BENCH) query --heads 9/3x64 --heads 32/8x128 --lengths 16384 --rounds 50 --seconds 10 --no-memory
 	$(BENCH) prefill --lengths 4096 --rounds 3 --strategy lampe --no-memory
 	$(BENCH) decode --lengths 8192 --rounds 30 --strategy lampe --no-memory
-	$(BENCH) padded --lengths 2048 --rounds 3 --strategy lampe --no-memory
+	$(BENCH) padded_attention --heads 9/3x64 --heads 32/8x128 --lengths 2048 --rounds 5 --seconds 10 --no-memory
+	$(BENCH) padded --lengths 2048 --rounds 3 --strategy lampe --strategy rope --no-memory
 	$(BIN)/posenc bench --report docs/results
 
 bench-full: $(INSTALLED) ## the same with every strategy and memory throughout (an hour and a half)
@@ -59,6 +72,7 @@ bench-full: $(INSTALLED) ## the same with every strategy and memory throughout (
 	$(BENCH) query --heads 9/3x64 --heads 32/8x128 --lengths 16384 --rounds 100
 	$(BENCH) prefill --lengths 4096 --rounds 5 --seconds 30
 	$(BENCH) decode --lengths 8192 --rounds 50
+	$(BENCH) padded_attention --heads 9/3x64 --heads 32/8x128 --lengths 2048 --rounds 10
 	$(BENCH) padded --lengths 2048 --rounds 3
 	$(BIN)/posenc bench --report docs/results
 
@@ -80,6 +94,29 @@ gpu-wheels: $(INSTALLED) ## what such a machine lacks (GPU_LACKS, for Python GPU
 	    $(foreach tag,2_28 2_17,--platform manylinux_$(tag)_x86_64) --platform manylinux2014_x86_64 \
 	    -c constraints.txt -d $(WHEELS) $(GPU_LACKS)
 
+results: results-tiny results-smollm2 results-page ## measure docs/results/results.md anew (hours; stop it at any time, it resumes)
+
+results-tiny: $(INSTALLED) ## its tables of the shipped model (half an hour on one idle core)
+	$(EVAL) benchmarks/main.yaml --bundle docs/results/eval/main.json
+	@if [ -f posenc/profiles/tiny.yaml ]; then \
+	    $(EVAL) benchmarks/calibrated.yaml --bundle docs/results/eval/calibrated.json; \
+	else \
+	    echo "left out: benchmarks/calibrated.yaml, which needs posenc/profiles/tiny.yaml (posenc calibrate)"; \
+	fi
+	$(EVAL) benchmarks/ablations.yaml --bundle docs/results/eval/ablations.json
+	$(EVAL) benchmarks/combinations.yaml --bundle docs/results/eval/combinations.json
+	@if $(BIN)/python -m scripts.evaluation_texts; then \
+	    $(EVAL) benchmarks/transfer.yaml --bundle docs/results/eval/transfer.json; \
+	else \
+	    echo "left out: the suite benchmarks/transfer.yaml, which reads that novel"; \
+	fi
+
+results-smollm2: $(SMOLLM2) ## its passkeys of SmolLM2-135M (hours)
+	POSENC_CACHE=.cache $(BIN)/posenc eval benchmarks/smollm2.yaml --bundle docs/results/eval/smollm2.json
+
+results-page: $(INSTALLED) ## the page itself, from the result files that are there
+	$(BIN)/posenc report $(wildcard $(SUITES:%=docs/results/eval/%.json) docs/results/*.json) --out docs/results --name results --title "What the strategies do"
+
 clean: ## remove what the targets above made
 	rm -rf $(VENV) $(WHEELS) out site .cache
 
@@ -99,6 +136,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	fi
 	@echo "installing posenc and what it needs into $(VENV)"
 	$(PIP) install --quiet -c constraints.txt -e ".[dev,plot]"
+	@touch $@
+
+$(LM_EVAL): $(INSTALLED)
+	$(PIP) install --quiet -c constraints.txt -e ".[lm-eval]"
 	@touch $@
 
 # The package's own dependencies compile a runtime that is not used here.

@@ -41,6 +41,11 @@ class Attachment:
         Names of the decoder's rotary modules that are hooked.
     batches : OpenBatches
         Continuous batching that runs on the model (``posenc/continuous.py``).
+
+    Attributes
+    ----------
+    fingerprint : str
+        What a cache must have been filled by.
     """
 
     strategy: PositionStrategy
@@ -51,6 +56,7 @@ class Attachment:
     announced: int | list[int] | None = None
     paused: bool = False
     planner: Planner = field(init=False)
+    fingerprint: str = field(init=False)
     facts: dict[nn.Module, LayerFacts] = field(default_factory=dict, repr=False)
     rotaries: tuple[str, ...] = ()
     batches: Any = field(init=False, repr=False)
@@ -59,11 +65,7 @@ class Attachment:
 
     def __post_init__(self) -> None:
         self.planner = Planner(self.strategy)
-
-    @property
-    def fingerprint(self) -> str:
-        """What a cache must have been filled by."""
-        return self.strategy.fingerprint
+        self.fingerprint = self.strategy.fingerprint
 
     def planners(self) -> dict[nn.Module, Planner]:
         """The planner of every attention module."""

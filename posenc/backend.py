@@ -59,8 +59,8 @@ class AttentionBackend(ABC):
     priority: ClassVar[int] = 0
     """``auto`` chooses the highest priority among the backends that can run a case: the fastest where that is measured.
 
-    Ours, and between them room for yours: ``triton`` 30, ``xformers`` 20, ``torch_flash`` 15, ``cpu_flash`` 10,
-    ``reference`` -100.
+    Ours, and between them room for yours: ``xformers`` 20, ``torch_flash`` 15, ``cpu_flash`` 10, ``triton`` 5
+    (until a GPU has measured it), ``reference`` -100.
     """
 
     @abstractmethod

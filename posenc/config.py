@@ -18,7 +18,7 @@ CacheMode = Literal["rotated", "raw"]
 
 
 class NamedParams(BaseModel):
-    """A strategy by name, with its parameters as further keys: ``NAME`` or ``{name: NAME, param: value}``."""
+    """A strategy by name, with parameters: ``NAME``, ``{name: NAME, param: value}`` or ``{NAME: {param: value}}``."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -27,6 +27,10 @@ class NamedParams(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _accept_bare_name(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) == 1 and "name" not in value:
+            ((name, params),) = value.items()
+            if isinstance(params, dict) and "name" not in params:
+                return {"name": name, **params}
         return {"name": value} if isinstance(value, str) else value
 
     @property
@@ -61,6 +65,12 @@ class Config(BaseModel):
     frequencies: NamedParams | None = None
     backend: str = Field("auto", min_length=1)
     cache: CacheMode = "rotated"
+
+    @property
+    def label(self) -> str:
+        """A short name for tables: strategy, and frequencies where they are combined."""
+        name = self.strategy.name
+        return name if self.frequencies is None else f"{name}+{self.frequencies.name}"
 
     def make(self, window: int | None = None) -> PositionStrategy:
         """The strategy this configuration describes, frequencies included."""

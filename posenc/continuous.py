@@ -293,14 +293,19 @@ def install(model: Any, attachment: Attachment) -> None:
 
 
 def uninstall(model: Any) -> None:
-    """Take it off again, and stop what runs: its cache holds raw keys, which the unpatched model could not read."""
+    """Take it off again."""
+    if isinstance(vars(model).get(METHOD), InitContinuousBatching):
+        delattr(model, METHOD)
+
+
+def stop(model: Any) -> None:
+    """Stop what runs on a patched model: its cache holds raw keys, which the unpatched model could not read."""
     own = vars(model).get(METHOD)
     if not isinstance(own, InitContinuousBatching):
         return
-    delattr(model, METHOD)
     for manager in list(own.attachment.batches.managers):
         if manager.is_running():
-            logger.warning("posenc was removed while continuous batching ran: its open requests fail.")
+            logger.warning("posenc is removed while continuous batching runs: its open requests fail.")
             manager.stop(hard_stop=True)
         if getattr(model, KEPT, None) is manager:
             model.destroy_cached_continuous_batching_manager()

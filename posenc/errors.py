@@ -23,6 +23,10 @@ class UnsupportedModelError(PosencError):
     """posenc cannot serve this model exactly, for the reason given."""
 
 
+class ModelBusyError(PosencError):
+    """A strategy was to be applied to or removed from a model while it runs elsewhere."""
+
+
 class BackendError(PosencError):
     """An attention backend cannot run the case it was asked for."""
 

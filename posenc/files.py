@@ -30,6 +30,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary = Path(name)
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
+        _flush(temporary)
         os.replace(temporary, target)
     except OSError as error:
         raise InvalidInputError(f"{target}: cannot be written ({error.strerror or error}).") from None
@@ -37,6 +38,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
         if temporary is not None:
             with suppress(FileNotFoundError):
                 temporary.unlink()
+
+
+def _flush(path: Path) -> None:
+    """Have the content on the disk before its name is: a power cut must not leave an empty file."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def plain(data: Any) -> Any:

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from torch import nn
 
+from posenc import continuous
 from posenc.adapter import EVERY_FAMILY, ArchitectureAdapter, LayerFacts
 from posenc.attachment import Attachment
+from posenc.busy import alone
 from posenc.config import CacheMode, Config, NamedParams, load_config, read_config
 from posenc.errors import InvalidConfigError, InvalidInputError, UnsupportedModelError
+from posenc.fingerprint import fingerprint
 from posenc.hooks import (
     IMPLEMENTATION,
     STEP,
@@ -165,11 +168,19 @@ class Handle:
     def remove(self) -> None:
         """Take every hook off the model; a second call does nothing.
 
-        Caches filled while the handle was active hold raw keys: do not use them afterwards.
+        Caches filled while the handle was active hold raw keys: do not use them afterwards. Continuous
+        batching that still runs on the model is stopped, with a warning.
+
+        Raises
+        ------
+        ModelBusyError
+            If the model is running in another thread; the strategy stays on.
         """
         if not self.is_active:
             return
-        _restore(self.model, self._attachment)
+        continuous.stop(self.model)
+        with alone(self.model, self._attachment.adapter.decoder(self.model), "remove the strategy"):
+            _restore(self.model, self._attachment)
 
     def __enter__(self) -> Handle:
         return self
@@ -230,19 +241,17 @@ def apply(
     ------
     UnsupportedModelError
         If the model cannot be served exactly; it is left untouched.
+    ModelBusyError
+        If the model is running in another thread.
     UnknownNameError, InvalidConfigError
         If a name or a parameter is wrong.
     """
     adapter = find_adapter(model)
     decoder = adapter.decoder(model)
     adapter.rotary_modules(decoder)
-    if find_attachment(model) is not None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} already has a posenc strategy: call handle.remove() first "
-            "(posenc.attached(model) returns the handle)."
-        )
     window = adapter.window(model) if window is None else window
     chosen, configured = resolve_strategy(strategy, window, frequencies, params)
+    chosen = chosen.for_model(lambda: fingerprint(model, adapter))
     backend = backend or (configured.backend if configured else "auto")
     cache = cache or (configured.cache if configured else "rotated")
     if cache not in get_args(CacheMode):
@@ -259,7 +268,13 @@ def apply(
             f"{' or '.join(STOCK_IMPLEMENTATIONS)}: load it with one of them."
         )
     attachment = Attachment(chosen, adapter, backend, original, cache)
-    _attach(model, decoder, attachment)
+    with alone(model, decoder, "apply a strategy"):
+        if find_attachment(model) is not None:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} already has a posenc strategy: call handle.remove() first "
+                "(posenc.attached(model) returns the handle)."
+            )
+        _attach(model, decoder, attachment)
     trace("applied %r to %s (adapter %s)", chosen, type(model).__name__, adapter.name)
     return Handle(model, attachment)
 
@@ -282,8 +297,8 @@ def find_adapter(model: nn.Module) -> ArchitectureAdapter:
 
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
-            f"posenc.apply serves transformers models, got {type(model).__name__}. "
-            "For other models call posenc.attention on raw queries and keys."
+            f"posenc.apply serves transformers models, got {type(model).__name__}. Pass the whole model if this is a "
+            "part of one; for other models call posenc.attention on raw queries and keys."
         )
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder; posenc serves causal decoders.")

@@ -11,15 +11,19 @@ copied and pickled. How continuous batching starts is in ``posenc/continuous.py`
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from posenc import continuous
 from posenc.attachment import Attachment
+from posenc.compiled import CompiledStep, compiled_step
 from posenc.errors import InvalidInputError, UnsupportedModelError
+from posenc.horizon import ATTRIBUTE as HORIZON
+from posenc.horizon import Horizon, look_ahead
 from posenc.kept_layers import kept_layers
 from posenc.masks import posenc_mask
 from posenc.record import ATTRIBUTE, CacheRecord, new_real_tokens, read_record
@@ -31,6 +35,18 @@ from posenc.strays import note_stray
 IMPLEMENTATION = "posenc"
 STEP = "posenc_step"
 CANDIDATES = "posenc_candidates"
+OUTSIDE = "posenc makes plans in Python; only a token decoded on a static cache is traced (docs/architecture.md)"
+"""Why torch.compile breaks its graph in every other forward."""
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def outside_graphs(function: Function) -> Function:
+    """The function, not traced by torch.compile, which breaks its graph around it."""
+    disable: Any = torch.compiler.disable
+    disabled: Function = disable(function, reason=OUTSIDE)
+    return disabled
 
 
 def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -72,15 +88,26 @@ class DecoderHook:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         kwargs = _named(module, args, kwargs)
         self._check_implementation(module)
-        candidates = kwargs.pop(CANDIDATES, 0)
         tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
         if tokens is None:
             return (), kwargs  # the model's own error is the clear one
+        compiling = torch.compiler.is_compiling()
+        if compiling and CANDIDATES not in kwargs:
+            step = compiled_step(self.attachment, kwargs, tokens)
+            if step is not None:
+                return (), {**kwargs, STEP: step}
+        return (), self._planned(module, kwargs, tokens, compiling)
+
+    @outside_graphs
+    def _planned(self, module: nn.Module, kwargs: dict[str, Any], tokens: Tensor, compiling: bool) -> dict[str, Any]:
+        """The keyword arguments with a step whose plans are made now."""
+        candidates = kwargs.pop(CANDIDATES, 0)
         batch, new = tokens.shape[:2]
         if new == 0:
             raise InvalidInputError("the model got no tokens: the text is empty.")
         cache = kwargs.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
+        horizon = getattr(cache, HORIZON, None)
         position_ids = kwargs.get("position_ids")
         if position_ids is None:
             position_ids = (torch.arange(new, device=tokens.device) + past)[None]
@@ -94,7 +121,9 @@ class DecoderHook:
         if kwargs.get("cache") is not None:  # the paged cache of continuous batching, holding many sequences
             kwargs[STEP] = attachment.batches.step(attachment, module, kwargs, position_ids)
             kwargs["attention_mask"] = tokens.new_ones((1, 1, 1, 1), dtype=torch.bool)  # each sequence gets its own
-            return (), kwargs
+            return kwargs
+        if past and isinstance(horizon, Horizon):
+            setattr(cache, ATTRIBUTE, horizon.settle(getattr(cache, ATTRIBUTE), attachment))
         record = read_record(cache, past, attachment.fingerprint, batch, tokens.device)
         config: Any = module.config
         window = getattr(config, "sliding_window", None)
@@ -109,19 +138,21 @@ class DecoderHook:
             candidates=candidates,
             announced=None if retain else attachment.announced_rows(batch),
         )
+        bases = attachment.bases(module, position_ids)
         if cache is not None:
             setattr(cache, ATTRIBUTE, retain(record) if retain else record)
+            look_ahead(cache, record, past, attachment, module, bases, compiling=compiling)
         kwargs[STEP] = Step(
             record,
             past,
             attachment.facts,
             attachment.planners(),
-            attachment.bases(module, position_ids),
+            bases,
             attachment.backend,
             stock_attention(attachment.original, module),
             kept_layers(cache, past, new) if attachment.cache == "rotated" else None,
         )
-        return (), kwargs
+        return kwargs
 
     def _check_implementation(self, module: nn.Module) -> None:
         config: Any = module.config
@@ -179,13 +210,15 @@ def posenc_attention_forward(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function registered with transformers; without a step it is transformers' sdpa."""
-    step: Step | continuous.PagedStep | None = kwargs.pop(STEP, None)
+    step: Step | CompiledStep | continuous.PagedStep | None = kwargs.pop(STEP, None)
     if step is None:
         note_stray(module)
         return stock_attention("sdpa", module)(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    return step.attend(
+    compiling = torch.compiler.is_compiling() and isinstance(step, Step)
+    attend = outside_graphs(step.attend) if compiling else step.attend
+    return attend(
         module,
         query,
         key,

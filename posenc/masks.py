@@ -39,7 +39,7 @@ def posenc_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """transformers' bool masks; while the probe listens, every one is made and noted."""
     from transformers.masking_utils import sdpa_mask
 
-    log = _log.get()
+    log = None if torch.compiler.is_compiling() else _log.get()
     if log is None:
         mask: Tensor | None = sdpa_mask(*args, **kwargs)
         return mask

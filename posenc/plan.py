@@ -268,19 +268,17 @@ class PositionPlan:
         """True when a segment has ``interpolation="logits"``: only some backends can run it."""
         return any(segment.interpolation == "logits" for segment in self.segments)
 
-    @cached_property
-    def keys_attended(self) -> IntArray:
-        """How many keys each query attends, int64 [L]."""
-        counts = np.zeros(self.total, dtype=np.int64)
-        for segment in self.segments:
-            counts += np.maximum(segment.key_stop - segment.key_start, 0)
-        return counts
+    def is_stock(self, window: int | None) -> bool:
+        """True when a model's own attention computes this plan, clipped to its window if it has one.
 
-    def is_sliding(self, window: int) -> bool:
-        """True when every query attends exactly its last ``window`` keys, at their true distances and unscaled."""
-        return self.keeps_distances and np.array_equal(
-            self.keys_attended, np.minimum(np.arange(1, self.total + 1), window)
-        )
+        Where the window hides keys, positions may be shifted by a constant; no other key may be missing.
+        """
+        if window is None or window >= self.total:
+            return self.is_identity
+        if not self.keeps_distances:
+            return False
+        attended = sum(np.maximum(s.key_stop - s.key_start, 0) for s in self.segments)
+        return bool((attended == np.minimum(np.arange(1, self.total + 1), window)).all())
 
     @cached_property
     def reach(self) -> NDArray[np.float64]:

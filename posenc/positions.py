@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,6 +16,7 @@ from posenc.errors import InvalidConfigError, InvalidInputError, PluginError, Po
 from posenc.plan import Lengths, PositionPlan, Segment
 
 if TYPE_CHECKING:
+    from posenc.fingerprint import Fingerprint
     from posenc.rope import Rotary
 
 
@@ -201,6 +202,19 @@ class PositionStrategy(ABC):
         value: str | int = getattr(self.params, "replan", "auto")
         return value
 
+    @classmethod
+    def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
+        """Parameters that ``posenc calibrate`` tries for inputs of ``length`` tokens; empty: nothing to choose."""
+        return ()
+
+    def for_model(self, fingerprint: Callable[[], Fingerprint]) -> PositionStrategy:
+        """The strategy to use on a model; ``apply`` asks before it patches anything.
+
+        Strategies whose parameters were measured override this to refuse another model. The rest never look: the
+        fingerprint is only taken when it is called for.
+        """
+        return self
+
     def tokens(self, key: str, default: float) -> int:
         """Parameter ``key`` in tokens, by default ``default`` times the window (at least 1)."""
         value: int | None = getattr(self.params, key)
@@ -276,6 +290,9 @@ class ComposedStrategy(PositionStrategy):
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
         return self.frequencies.rotary(self.positions.rotary(base, prompt), prompt)
+
+    def for_model(self, fingerprint: Callable[[], Fingerprint]) -> PositionStrategy:
+        return ComposedStrategy(self.positions.for_model(fingerprint), self.frequencies.for_model(fingerprint))
 
     def for_layer(self, layer: int, layers: int) -> PositionStrategy:
         positions = self.positions.for_layer(layer, layers)

@@ -1,7 +1,8 @@
 """Handing the step down where a decoder layer drops keyword arguments (Nemotron, StableLM).
 
-The layers above such an attention module note the step they are given, and the module takes it from
-there. Gradient checkpointing runs a layer again without its hooks; such a module then refuses to guess.
+The layers above such an attention module note the step they are given, and the module takes it from there; a
+compiled step is noted on its cache, which both of them see. Gradient checkpointing runs a layer again without
+its hooks; such a module then refuses to guess.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
+from posenc.compiled import CompiledStep
 from posenc.errors import UnsupportedModelError
 from posenc.strays import probing
+
+NOTED = "_posenc_noted_step"
 
 _step: ContextVar[Any] = ContextVar("posenc_step", default=None)
 
@@ -25,15 +30,19 @@ class NoteStep:
     name: str
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.name in kwargs:
-            _step.set(kwargs[self.name])
+        step = kwargs.get(self.name)
+        if isinstance(step, CompiledStep):
+            setattr(kwargs["past_key_values"], NOTED, step)
+        elif step is not None:
+            _step.set(step)
 
 
 class ForgetStep:
     """After the layer, also when it raised: nothing stays behind."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        _step.set(None)
+        if not torch.compiler.is_compiling():
+            _step.set(None)
 
 
 @dataclass
@@ -47,6 +56,11 @@ class TakeStep:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self.name in kwargs:
             return None
+        cache = kwargs.get("past_key_values")
+        if getattr(cache, NOTED, None) is not None:
+            step = getattr(cache, NOTED)
+            setattr(cache, NOTED, None)
+            return args, {**kwargs, self.name: step}
         step = _step.get()
         if step is None and probing():
             return None  # noted as a stray, and refused with that reason

@@ -116,17 +116,22 @@ class Rotary:
             cos, sin = angle_LF.cos(), angle_LF.sin()
         return (cos * self.attention_scaling).to(dtype), (sin * self.attention_scaling).to(dtype)
 
+    def check_width(self, head_dim: int) -> None:
+        """Raise InvalidInputError where a head of ``head_dim`` channels lacks some that are rotated."""
+        start, stop = self.rotated
+        if stop > head_dim:
+            raise InvalidInputError(
+                f"Rotary rotates channels {start}..{stop - 1}, but the head has {head_dim} channels."
+            )
+
     def rotate(self, x_BHLD: Tensor, cos_LF: Tensor, sin_LF: Tensor, *, out: Tensor | None = None) -> Tensor:
         """Rotate in the precision of the tables and return the dtype of ``x``.
 
         ``cos`` may come with one entry per channel (:meth:`both`). ``out`` is memory of the shape of ``x``
         that may be used for the result; fresh pages cost more than the arithmetic.
         """
+        self.check_width(x_BHLD.shape[-1])
         start, stop = self.rotated
-        if stop > x_BHLD.shape[-1]:
-            raise InvalidInputError(
-                f"Rotary rotates channels {start}..{stop - 1}, but the head has {x_BHLD.shape[-1]} channels."
-            )
         part = x_BHLD[..., start:stop].to(cos_LF.dtype)
         first, second = self._pair(part)
         whole = (start, stop) == (0, x_BHLD.shape[-1])

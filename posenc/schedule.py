@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from posenc.errors import InvalidInputError, PluginError
 from posenc.plan import PositionPlan
 from posenc.positions import PositionStrategy
@@ -21,6 +23,8 @@ KEPT_PLANS = 64
 
 TRIED = 1024
 """Longest prompt that is tried when a strategy is applied."""
+ATTEMPTS = 512
+"""How often :meth:`Planner.future` tries whether a new plan would fit the window."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,11 @@ class Planner:
     def of(self, layer: int) -> Planner:
         """The planner of one attention layer: this one, unless the strategy's layers see different positions."""
         return self._own[layer] if self._own else self
+
+    @property
+    def by_layer(self) -> bool:
+        """True when the layers see different positions."""
+        return bool(self._own)
 
     def try_out(self) -> None:
         """Plan a few lengths in and beyond the window, so that a broken strategy is found before the first forward.
@@ -154,6 +163,44 @@ class Planner:
                 schedule = schedule.starting(length, length)
         return schedule
 
+    def future(self, schedule: Schedule, length: int, total: int) -> Schedule | None:
+        """The schedule of a row of ``length`` tokens once it was decoded up to ``total``.
+
+        Returns
+        -------
+        Schedule or None
+            None where that takes more than :data:`KEPT_PLANS` new plans, or :data:`ATTEMPTS` attempts at one.
+        """
+        made = 0
+        for _ in range(ATTEMPTS):
+            length = max(length + 1, self._first_doubt(schedule.prompt_at(length), total))
+            if length > total:
+                return schedule
+            if self._must_replan(schedule.prompt_at(length), length):
+                schedule, made = schedule.starting(length, length), made + 1
+            if made > KEPT_PLANS:
+                return None
+        return None
+
+    def _first_doubt(self, prompt: int, total: int) -> int:
+        """The first length, up to ``total``, at which :meth:`_must_replan` may say yes."""
+        rule, window, able = self.strategy.replan, self.strategy.window, self.strategy.capabilities
+        if isinstance(rule, int):
+            return prompt + rule
+        found = total + 1
+        if rule == "never" or window is None:
+            return found
+        if able.frequencies_by_length:
+            found = max(prompt, window) + 1
+        if self._by_prompt(prompt):
+            reach = self._covering(prompt, total).reach
+            found = min(found, max(prompt, int(np.searchsorted(reach, window))) + 1)
+        return found
+
+    def _by_prompt(self, prompt: int) -> bool:
+        """Whether a plan for a longer prompt would be another one."""
+        return self.strategy.capabilities.uses_prompt or prompt <= getattr(self.strategy.params, "active_from", 0)
+
     def _must_replan(self, prompt: int, length: int) -> bool:
         if self._own:
             return any(planner._must_replan(prompt, length) for planner in dict.fromkeys(self._own))
@@ -166,8 +213,7 @@ class Planner:
             return False
         if able.frequencies_by_length and length > window:
             return True
-        by_prompt = able.uses_prompt or prompt <= getattr(self.strategy.params, "active_from", 0)
-        if not by_prompt or self._covering(prompt, length).reach[length - 1] < window:
+        if not self._by_prompt(prompt) or self._covering(prompt, length).reach[length - 1] < window:
             return False
         return self.strategy.plan(length).max_relative < window
 

@@ -134,7 +134,7 @@ class Step:
             return self._stock(
                 module, q_BHLD, k_BHKD, v_BHKD, mask, rotary, offset, scaling=scaling, dropout=dropout, options=options
             )
-        self._refuse(dropout, options)
+        self.refuse(dropout, options)
         layer = Layer(window, base, planner, scaling, options.get("softcap"), options.get("s_aux"))
         index: int | None = getattr(module, "layer_idx", None) if offset == 0 else None
         out_BHLD: Tensor | None = None
@@ -206,8 +206,7 @@ class Step:
             return None
         _, high, prompt = group.pieces[0]
         plan = self._plan(planner, prompt, high, window, 0)
-        identity = plan.is_sliding(window) if window is not None and window < high else plan.is_identity
-        if identity and not self.record.dropped:  # else the model's mask does not know which keys are left
+        if plan.is_stock(window) and not self.record.dropped:  # else the model's mask does not know which keys are left
             return planner.rotary(base, prompt)
         if not group.consecutive:
             raise InvalidInputError(
@@ -241,7 +240,8 @@ class Step:
         return self.stock(module, q, k, v_BHKD, mask, dropout=dropout, scaling=scaling, **options)
 
     @staticmethod
-    def _refuse(dropout: float, options: dict[str, Any]) -> None:
+    def refuse(dropout: float, options: dict[str, Any]) -> None:
+        """Raise for what a remapped layer does not compute."""
         if dropout:
             raise BackendError(
                 f"attention dropout ({dropout}) is not available under a remapped plan: set the model's "

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+if find_spec("triton") and not torch.cuda.is_available():  # before anything imports it: kernels are then interpreted
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(1)
 settings.register_profile("posenc", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("posenc")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was left out."""
+    if find_spec("lm_eval") is None:
+        terminalreporter.write_line(
+            "left out: tests/lm_eval, lm-evaluation-harness is not installed (make test-lm-eval)"
+        )

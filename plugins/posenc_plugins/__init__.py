@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from posenc.hookspecs import hookimpl
 from posenc.positions import PositionStrategy
+from posenc_plugins.auto import Auto
 from posenc_plugins.dca import DualChunkAttention
 from posenc_plugins.dpe import DimensionWisePositions
 from posenc_plugins.dynamic import DynamicNTK
@@ -39,6 +40,7 @@ STRATEGIES: tuple[type[PositionStrategy], ...] = (
     YaRN,
     Llama3Scaling,
     LongRoPE,
+    Auto,
 )
 
 

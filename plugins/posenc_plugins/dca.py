@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, PositiveInt
 
+from posenc.calibrate.grid import parts
 from posenc.errors import InvalidConfigError
 from posenc.plan import Lengths, Segment
 from posenc.positions import Capabilities, PositionStrategy, RemapParams
@@ -41,6 +42,15 @@ class DualChunkAttention(PositionStrategy):
                 f"dca.local_size: {local} must be smaller than chunk_size ({self.largest}): "
                 "chunks hold chunk_size - local_size tokens."
             )
+
+    @classmethod
+    def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
+        return [
+            {"chunk_size": min(chunk, window - 1), "local_size": local}
+            for chunk in parts(window, 1, 2, 3, 4, 5, 6, 7, 8)
+            for local in parts(chunk, 1, 2, 4)
+            if local < min(chunk, window - 1)
+        ]
 
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         index, c, largest = lengths.indices, self.chunk, self.largest

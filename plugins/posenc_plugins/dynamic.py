@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from posenc.calibrate.grid import factor_grid
 from posenc.errors import InvalidConfigError
 from posenc.positions import Capabilities, FrequencyStrategy, Params
 from posenc_plugins.transformers_rope import transformers_rotary
@@ -30,6 +32,10 @@ class DynamicNTK(FrequencyStrategy):
     paper = "emozilla 2023, dynamic NTK, in Peng et al. 2023, arXiv 2309.00071"
     Params = DynamicParams
     capabilities = Capabilities(changes_frequencies=True, frequencies_by_length=True)
+
+    @classmethod
+    def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
+        return factor_grid(window, length)
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
         if len(base.inv_freq) < 2:

@@ -5,17 +5,29 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
+from posenc.calibrate.grid import parts
 from posenc.plan import IntArray, Lengths, PositionPlan, Segment
 from posenc.positions import Capabilities, PositionStrategy, RemapParams
-from posenc_plugins.lampe_mapping import OFFICIAL_SHORT, PROFILES, Curve, check_mapping, fallback, named_curve
+from posenc_plugins.lampe_mapping import (
+    OFFICIAL_SHORT,
+    PROFILES,
+    Curve,
+    Mapping,
+    check_mapping,
+    fallback,
+    named_mapping,
+)
+
+if TYPE_CHECKING:
+    from posenc.fingerprint import Fingerprint
 
 logger = logging.getLogger("posenc")
 
@@ -73,11 +85,35 @@ class Lampe(PositionStrategy):
 
     def __init__(self, *, window: int | None = None, **params: Any) -> None:
         super().__init__(window=window, **params)
-        self.head = self.tokens("head", 1 / 16)
-        tail: int | None = self.params.tail
+        self._measured = self._read_measured()
+        head, tail = self._beside_the_curve("head"), self._beside_the_curve("tail")
+        self.head = self.tokens("head", 1 / 16) if head is None else head
         self.tail = max(1, min(200, self.require_window("tail") // 20)) if tail is None else tail
         self.official = self.params.compat == "official"
         self._mapping = self._read_mapping()
+
+    def _read_measured(self) -> Mapping | None:
+        """The profile or file that ``mapping`` names."""
+        given = self.params.mapping
+        return named_mapping(given, key="lampe.mapping") if isinstance(given, str) else None
+
+    def _beside_the_curve(self, key: str) -> int | None:
+        """A parameter as given, else as the file has it: a curve holds for the head it was measured with."""
+        given: int | None = getattr(self.params, key)
+        return getattr(self._measured, key) if given is None and self._measured is not None else given
+
+    def for_model(self, fingerprint: Callable[[], Fingerprint]) -> PositionStrategy:
+        if self._measured is not None and self._measured.model is not None:
+            self._measured.check_model(fingerprint())
+        return self
+
+    @classmethod
+    def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
+        return [
+            {"head": head, "mapping": mapping}
+            for head in parts(window, 0.5, 1, 2, 4)
+            for mapping in parts(window, 1, 2, 3, 4, 5, 6)
+        ]
 
     def _read_mapping(self) -> int | Curve:
         given: int | str | Curve | None = self.params.mapping
@@ -89,7 +125,10 @@ class Lampe(PositionStrategy):
                 self.window,
             )
             return curve
-        return named_curve(given, key="lampe.mapping") if isinstance(given, str) else given
+        if isinstance(given, str):
+            assert self._measured is not None
+            return self._measured.curve
+        return given
 
     def mapping_length(self, prompt: int) -> int:
         """``U``, the positions a prompt of ``prompt`` tokens is spread over."""
@@ -163,4 +202,5 @@ class Lampe(PositionStrategy):
         given = self.params.mapping
         if isinstance(given, str) and given not in PROFILES and isinstance(self._mapping, Curve):
             described["mapping"] = self._mapping.model_dump()  # the file may not travel with the model
+            described |= {key: value for key in ("head", "tail") if (value := self._beside_the_curve(key)) is not None}
         return described

@@ -1,7 +1,8 @@
 """Mapping length of LaMPE: how many positions a prompt of ``l`` tokens is spread over.
 
 ``U(l) = int(c / (1 + exp(-(a l + b))))``: the scaled sigmoid of the paper (Zhang et al. 2025,
-arXiv 2508.02308, section 3), fitted per model. A calibration file is YAML or JSON::
+arXiv 2508.02308, section 3), fitted per model. A calibration file is what ``posenc calibrate`` writes, or YAML or
+JSON written by hand::
 
     mapping: {c: 1536.0, a: 0.00042, b: -2.467}     # or c, a, b at the top level
     window: 2048                                    # any other key is kept for the reader
@@ -10,13 +11,16 @@ arXiv 2508.02308, section 3), fitted per model. A calibration file is YAML or JS
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from posenc.calibrate.record import check_same_model, is_calibration, parse
 from posenc.errors import InvalidConfigError
+from posenc.fingerprint import Fingerprint
 
 
 class Curve(BaseModel):
@@ -32,6 +36,34 @@ class Curve(BaseModel):
         """Mapping length of a prompt of ``length`` tokens."""
         exponent = -(self.a * length + self.b)
         return int(self.c / (1 + math.exp(exponent))) if exponent < 700 else 0  # exp overflows above 709
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """A curve and, where it was measured by ``posenc calibrate``, what belongs to it.
+
+    Parameters
+    ----------
+    curve : Curve
+        The sigmoid.
+    head, tail : int, optional
+        What it was measured with.
+    model : Fingerprint, optional
+        The model it was measured on.
+    source : str
+        Profile or file.
+    """
+
+    curve: Curve
+    source: str
+    head: int | None = None
+    tail: int | None = None
+    model: Fingerprint | None = None
+
+    def check_model(self, model: Fingerprint) -> None:
+        """Refuse another model than the one that was measured; raises InvalidConfigError."""
+        if self.model is not None:
+            check_same_model(self.model, model, source=f"lampe.mapping: {self.source}")
 
 
 PROFILES = {
@@ -77,7 +109,7 @@ def _curve(value: dict[Any, Any]) -> Curve:
         raise ValueError(f"{{c, a, b}} is wrong: {'; '.join(problems)}") from None
 
 
-def named_curve(name: str, *, key: str) -> Curve:
+def named_mapping(name: str, *, key: str) -> Mapping:
     """The curve of a profile, or of a calibration file when no profile has that name.
 
     Raises
@@ -88,7 +120,7 @@ def named_curve(name: str, *, key: str) -> Curve:
     from posenc.config import read_yaml  # here, because posenc.config imports the plugins
 
     if name in PROFILES:
-        return PROFILES[name]
+        return Mapping(PROFILES[name], name)
     if not Path(name).exists():
         near = get_close_matches(name, PROFILES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -98,14 +130,20 @@ def named_curve(name: str, *, key: str) -> Curve:
         )
     try:
         data = read_yaml(name)
+        measured = parse(data, source=name) if is_calibration(data) else None
     except InvalidConfigError as error:
         raise InvalidConfigError(f"{key}: {error}") from None
+    if measured is not None:
+        data = {"mapping": measured.mapping}
     found = data.get("mapping", data) if isinstance(data, dict) else None
     if not isinstance(found, dict):
         raise InvalidConfigError(
             f"{key}: {name} holds no mapping. It needs the keys c, a, b, alone or under 'mapping'."
         )
     try:
-        return _curve({letter: found[letter] for letter in "cab" if letter in found})
+        curve = _curve({letter: found[letter] for letter in "cab" if letter in found})
     except ValueError as error:
         raise InvalidConfigError(f"{key}: {name}: {error}") from None
+    if measured is None:
+        return Mapping(curve, name)
+    return Mapping(curve, name, measured.head, measured.tail, measured.model.fingerprint)

@@ -3,10 +3,12 @@ arXiv 2306.15595."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from posenc.calibrate.grid import factor_grid
 from posenc.positions import FrequencyStrategy, Params
 from posenc_plugins.transformers_rope import transformers_rotary
 
@@ -27,6 +29,10 @@ class LinearScaling(FrequencyStrategy):
     summary = "position interpolation: every frequency divided by a factor"
     paper = "Chen et al. 2023, Positional Interpolation, arXiv 2306.15595"
     Params = LinearParams
+
+    @classmethod
+    def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
+        return factor_grid(window, length)
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
         return transformers_rotary(self, base, prompt, needs_window=False, factor=self.params.factor)

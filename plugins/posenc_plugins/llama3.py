@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from posenc.calibrate.grid import factor_grid
 from posenc.errors import InvalidConfigError
 from posenc.positions import FrequencyStrategy, Params
 from posenc_plugins.transformers_rope import transformers_rotary
@@ -41,6 +43,10 @@ class Llama3Scaling(FrequencyStrategy):
                 f"llama3.low_freq_factor: {self.params.low_freq_factor:g} must be smaller than "
                 f"high_freq_factor ({self.params.high_freq_factor:g})."
             )
+
+    @classmethod
+    def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
+        return factor_grid(window, length)
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
         return transformers_rotary(self, base, prompt, **self.params.model_dump())

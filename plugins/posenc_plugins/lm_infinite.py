@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from posenc.calibrate.grid import parts
 from posenc.plan import Lengths, Segment
 from posenc.positions import Capabilities, PositionStrategy, RemapParams, Retention
 
@@ -31,6 +32,11 @@ class LMInfinite(PositionStrategy):
     def __init__(self, *, window: int | None = None, **params: Any) -> None:
         super().__init__(window=window, **params)
         self.window_size = self.tokens("window_size", 1 / 2)
+
+    @classmethod
+    def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
+        sizes = parts(window, 1, 2, 3, 4, 5, 6, 7, 8)
+        return [{"window_size": size, "sinks": sinks} for size in sizes for sinks in (0, 4, 16)]
 
     @property
     def retention(self) -> Retention:

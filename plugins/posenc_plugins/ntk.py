@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from posenc.calibrate.grid import factor_grid
 from posenc.errors import InvalidConfigError
 from posenc.positions import FrequencyStrategy, Params
 from posenc_plugins.transformers_rope import geometric_theta
@@ -27,6 +29,10 @@ class NTKScaling(FrequencyStrategy):
     summary = "NTK-aware scaling: a larger, fixed base"
     paper = "bloc97 2023, NTK-aware scaled RoPE, in Peng et al. 2023, arXiv 2309.00071"
     Params = NTKParams
+
+    @classmethod
+    def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
+        return factor_grid(window, length)
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
         from posenc.rope import Rotary

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
+from posenc.calibrate.grid import BUDGET, compressions, parts, spread
 from posenc.plan import Lengths, Segment
 from posenc.positions import Capabilities, PositionStrategy, RemapParams, log_length_scale
 
@@ -43,6 +44,10 @@ class ReRoPE(PositionStrategy):
         wanted: bool | None = self.params.log_scale
         self.scale_window = window if wanted is None else self.require_window("log_scale") if wanted else None
 
+    @classmethod
+    def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
+        return [{"window_size": size} for size in spread(window / 16, 7 * window / 8, BUDGET)]
+
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         index = lengths.indices
         query, key = self.beyond(index)
@@ -71,6 +76,14 @@ class LeakyReRoPE(ReRoPE):
     paper = "Su 2023, Leaky ReRoPE, github.com/bojone/rerope"
     Params = LeakyReRoPEParams
     capabilities = Capabilities()
+
+    @classmethod
+    def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
+        grid = []
+        for near in parts(window, 1, 2, 4):
+            factors = compressions(length - near, window - near, (0.75, 1, 1.5, 2, 4, 8, 16, 32))
+            grid += [{"window_size": near, "factor": factor} for factor in factors]
+        return grid
 
     def beyond(self, index: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
         factor = self.params.factor

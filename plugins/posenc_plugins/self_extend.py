@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
+from posenc.calibrate.grid import compressions, parts
 from posenc.plan import Lengths, Segment
 from posenc.positions import Capabilities, PositionStrategy, RemapParams, log_length_scale
 
@@ -34,6 +35,14 @@ class SelfExtend(PositionStrategy):
         super().__init__(window=window, **params)
         self.window_size = self.tokens("window_size", 1 / 4)
         self.scale_window = self.require_window("log_scale") if self.params.log_scale else None
+
+    @classmethod
+    def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
+        grid = []
+        for near in parts(window, 1, 2, 4):
+            groups = compressions(length - near, window - near, (0.75, 1, 1.25, 1.5, 2, 3, 4, 8))
+            grid += [{"group": group, "window_size": near} for group in sorted({max(2, round(g)) for g in groups})]
+        return grid
 
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         group, w = self.params.group, self.window_size

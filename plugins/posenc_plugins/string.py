@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from posenc.calibrate.grid import parts
 from posenc.plan import Lengths, Segment
 from posenc.positions import Capabilities, PositionStrategy, RemapParams
 
@@ -39,6 +40,14 @@ class ShiftedRoPE(PositionStrategy):
     def __init__(self, *, window: int | None = None, **params: Any) -> None:
         super().__init__(window=window, **params)
         self.shift = self.tokens("shift", 1 / 3)
+
+    @classmethod
+    def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
+        return [
+            {"shift": shift, "window_size": seen}
+            for shift in parts(window, 1, 2, 3, 4, 5, 6, 7, 8)
+            for seen in parts(window, 0.25, 0.5, 1)
+        ]
 
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         index = lengths.indices

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from posenc.calibrate.grid import factor_grid
 from posenc.errors import InvalidConfigError
 from posenc.positions import FrequencyStrategy, Params
 from posenc_plugins.transformers_rope import transformers_rotary
@@ -39,6 +41,10 @@ class YaRN(FrequencyStrategy):
             raise InvalidConfigError(
                 f"yarn.beta_slow: {self.params.beta_slow:g} must not exceed beta_fast ({self.params.beta_fast:g})."
             )
+
+    @classmethod
+    def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
+        return factor_grid(window, length)
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
         return transformers_rotary(self, base, prompt, **self.params.model_dump())

@@ -50,10 +50,19 @@ KINDS = {
     ),
     "prefill": Kind("model forward of a prompt of L tokens", "the same model, not patched", True),
     "decode": Kind("model forward of one token at L cached ones", "the same model, not patched", True),
+    "padded_attention": Kind(
+        "one layer's attention of a patched model for a padded batch of 4 rows, the longest L tokens",
+        "the same, row by row",
+        False,
+    ),
     "padded": Kind(
         "model forward of a padded batch of 4 rows, the longest L tokens", "the patched model, row by row", True
     ),
 }
+
+PADDED = ("padded_attention", "padded")
+ROW_SHARES = (4, 3, 2, 1)
+"""Rows of a padded batch, in quarters of the longest."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +133,18 @@ class Case:
     @property
     def baseline(self) -> Case:
         """What this case shares with every other one that has the same baseline."""
-        if self.kind == "padded":  # its baseline is patched as well
+        if self.kind in PADDED:  # its baseline is patched as well
             return self
         return replace(self, strategy="rope", backend="auto")
 
     def __str__(self) -> str:
         where = f"{self.threads} threads" if self.device == "cpu" else f"{self.backend} on {self.device}"
         return f"{self.kind} {self.shape} {self.dtype} {self.strategy} {self.length}, {where}"
+
+
+def row_lengths(case: Case) -> list[int]:
+    """Tokens of the rows of a padded batch, the longest first."""
+    return [max(1, case.length * share // ROW_SHARES[0]) for share in ROW_SHARES]
 
 
 @dataclass(frozen=True)

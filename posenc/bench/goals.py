@@ -91,7 +91,11 @@ TARGETS = (
         (Goal("decode", MODEL, 8192, "rate", 0.95),),
     ),
     Target(
-        "Padded batch of 4 unequal rows, time over the sum of its rows alone",
+        "Attention of a padded batch of 4 unequal rows, time over the sum of its rows alone",
+        tuple(Goal("padded_attention", shape, 2048, "time", 1.2) for shape in ATTENTION_SHAPES),
+    ),
+    Target(
+        "Model prefill of a padded batch of 4 unequal rows, time over the sum of its rows alone",
         (Goal("padded", MODEL, 2048, "time", 1.2),),
     ),
 )

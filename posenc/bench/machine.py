@@ -6,9 +6,10 @@ import os
 import platform
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from posenc.provenance import versions
 
 
 def describe() -> dict[str, Any]:
@@ -22,10 +23,7 @@ def describe() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "vector_units": torch.backends.cpu.get_cpu_capability(),
         "wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("posenc", "torch", "transformers", "numpy")},
-        },
+        "versions": versions(),
     }
 
 

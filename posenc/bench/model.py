@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import posenc
-from posenc.bench.cases import Case
+from posenc.bench.cases import Case, row_lengths
 from posenc.bench.timing import Pair
 from posenc.rope import Rotary
 
@@ -42,9 +42,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 
-ROW_SHARES = (4, 3, 2, 1)
-"""Rows of a padded batch, in quarters of the longest."""
-
 
 def build(case: Case) -> Pair:
     """Both sides of a ``prefill``, ``decode`` or ``padded`` case."""
@@ -56,7 +53,7 @@ def build(case: Case) -> Pair:
         return Pair(Prefill(stock, tokens), Prefill(patched, tokens))
     if case.kind == "decode":
         return Pair(*decoders(stock, patched, tokens))
-    rows = [tokens[:, : max(1, case.length * share // ROW_SHARES[0])] for share in ROW_SHARES]
+    rows = [tokens[:, :length] for length in row_lengths(case)]
     return Pair(RowByRow(patched, rows), padded_batch(patched, rows))
 
 

@@ -37,12 +37,12 @@ class VerbGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         found = pkgutil.iter_modules([str(Path(__file__).parent)])
-        return sorted(module.name for module in found if not module.name.startswith("_"))
+        return sorted(module.name.replace("_", "-") for module in found if not module.name.startswith("_"))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        command: click.Command = import_module(f"posenc.cli.{cmd_name}").command
+        command: click.Command = import_module(f"posenc.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def resolve_command(

@@ -68,8 +68,8 @@ def print_json(data: Any) -> None:
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on stderr, silent where stderr is no terminal; call the result after every step."""
+def progress(total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr, silent where stderr is no terminal; call ``step(description, advance=1)``."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -95,7 +95,7 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
     with bar:
         task = bar.add_task("", total=total)
 
-        def step(description: str) -> None:
-            bar.update(task, advance=1, description=description)
+        def step(description: str, advance: int = 1) -> None:
+            bar.update(task, advance=advance, description=description)
 
         yield step

@@ -22,7 +22,7 @@ param_option = click.option(
 )
 
 
-def read_pairs(pairs: tuple[str, ...]) -> dict[str, Any]:
+def read_pairs(pairs: tuple[str, ...], *, option: str = "--param") -> dict[str, Any]:
     """``key=value`` pairs as parameters; values are read as YAML.
 
     Raises
@@ -37,13 +37,13 @@ def read_pairs(pairs: tuple[str, ...]) -> dict[str, Any]:
         key, found, text = pair.partition("=")
         key = key.strip()
         if not found or not key:
-            raise InvalidConfigError(f"--param {pair!r}: expected KEY=VALUE, such as mapping=128.")
+            raise InvalidConfigError(f"{option} {pair!r}: expected KEY=VALUE, such as mapping=128.")
         if key in values:
-            raise InvalidConfigError(f"--param {key}: given twice.")
+            raise InvalidConfigError(f"{option} {key}: given twice.")
         try:
             values[key] = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise InvalidConfigError(f"--param {pair!r}: the value is not valid YAML.") from None
+            raise InvalidConfigError(f"{option} {pair!r}: the value is not valid YAML.") from None
     return values
 
 
@@ -98,15 +98,9 @@ def check_params(config: Config) -> None:
             read_params(strategies()[chosen.name].params, given, path=chosen.name)
 
 
-def label(config: Config) -> str:
-    """A short name for tables: strategy, and frequencies where they are combined."""
-    name = config.strategy.name
-    return name if config.frequencies is None else f"{name}+{config.frequencies.name}"
-
-
 def labels(configs: list[Config]) -> list[str]:
     """One distinct label per configuration: equal names are told apart by their parameters."""
-    names = [label(config) for config in configs]
+    names = [config.label for config in configs]
     shown = []
     for name, config in zip(names, configs, strict=True):
         if names.count(name) > 1:

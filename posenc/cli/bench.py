@@ -18,7 +18,7 @@ SETTINGS = ("kind", "shape", "dtype", "threads", "backend")
 
 
 @click.command("bench", short_help="Measure time and memory against plain attention.")
-@click.argument("kinds", nargs=-1, metavar="[attention|query|prefill|decode|padded]...")
+@click.argument("kinds", nargs=-1, metavar="[attention|query|prefill|decode|padded_attention|padded]...")
 @click.option("--strategy", "-s", "strategies", multiple=True, metavar="NAME", help="Repeatable [default: five].")
 @click.option("--lengths", type=NumberList(int), help="Tokens [default: 2048,4096].")
 @click.option("--heads", multiple=True, metavar="HQ/HKVxD", help="Of raw tensors; repeatable [default: 9/3x64].")
@@ -51,11 +51,12 @@ def command(
     """Measure what remapping costs, in turns with the same work without it.
 
     \b
-    attention  L queries over L raw keys, against rotation and one causal SDPA call
-    query      one query over L raw keys, against SDPA over rotated ones
-    prefill    a model's forward of L tokens, against the model not patched
-    decode     a model's forward of one token at L cached ones, against the model not patched
-    padded     a padded batch of 4 rows, against its rows one by one
+    attention         L queries over L raw keys, against rotation and one causal SDPA call
+    query             one query over L raw keys, against SDPA over rotated ones
+    prefill           a model's forward of L tokens, against the model not patched
+    decode            a model's forward of one token at L cached ones, against the model not patched
+    padded_attention  one layer's attention of a padded batch of 4 rows, against its rows one by one
+    padded            a model's forward of a padded batch of 4 rows, against its rows one by one
 
     Without a kind, attention is measured. Times are medians over rounds; a ratio is that of a pair.
     """

@@ -75,7 +75,7 @@ def load(name: str) -> Loaded:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    source = _locate(name)
+    source = locate(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
@@ -85,7 +85,14 @@ def load(name: str) -> Loaded:
     return Loaded(name, model, tokenizer)
 
 
-def _locate(name: str) -> str:
+def locate(name: str) -> str:
+    """Where transformers finds a model: the folder of ``tiny`` or ``smollm2``, else the folder or hub name given.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is none of these.
+    """
     if name == TINY:
         if not (tiny_folder() / "config.json").is_file():
             raise InvalidInputError(

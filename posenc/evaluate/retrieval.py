@@ -68,9 +68,14 @@ def plant(document: NDArray[np.int64], span: NDArray[np.int64], depth: float, *,
     if len(document) < 2 * size:
         raise InvalidInputError(f"length {len(document)}: too short to plant a span of {size} tokens and repeat it.")
     planted = document.copy()
-    start = int(depth * (len(document) - 2 * size))
+    start = span_start(len(document), size, depth)
     planted[start : start + size] = planted[-size:] = span
     return planted
+
+
+def span_start(length: int, size: int, depth: float) -> int:
+    """First token of a span of `size` tokens at `depth` of a document that ends with the span again."""
+    return int(depth * (length - 2 * size))
 
 
 def random_tokens(tokenizer: Any) -> NDArray[np.int64]:

@@ -1,7 +1,8 @@
-"""Texts to measure on: files, and the English prose that every Python carries."""
+"""Texts to measure on: files, and the English prose and the source code that every Python carries."""
 
 from __future__ import annotations
 
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,20 @@ from numpy.typing import NDArray
 from posenc.errors import InvalidInputError
 
 BUILT_IN = "pydoc"
+SOURCE_CODE = "stdlib"
+_PACKAGES = (
+    "asyncio",
+    "concurrent",
+    "email",
+    "html",
+    "http",
+    "importlib",
+    "json",
+    "logging",
+    "unittest",
+    "urllib",
+    "xml",
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +43,7 @@ def read_text(source: str | Path = BUILT_IN) -> Text:
     ----------
     source : str or Path
         ``"pydoc"`` for the language reference inside every Python (``pydoc_data.topics``), else a
-        path to a UTF-8 text file.
+        path to a UTF-8 text file. ``"stdlib"`` is the source code of some packages of the standard library.
 
     Raises
     ------
@@ -39,6 +54,8 @@ def read_text(source: str | Path = BUILT_IN) -> Text:
         from pydoc_data.topics import topics
 
         return Text("pydoc_data.topics", "\n".join(topics[key] for key in sorted(topics)))
+    if str(source) == SOURCE_CODE:
+        return Text("standard library", _source_code())
     path = Path(source)
     try:
         content = path.read_text(encoding="utf-8")
@@ -51,6 +68,14 @@ def read_text(source: str | Path = BUILT_IN) -> Text:
     if not content.strip():
         raise InvalidInputError(f"{path}: the text is empty.")
     return Text(path.name, content)
+
+
+def _source_code() -> str:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = [file for package in _PACKAGES for file in sorted((root / package).rglob("*.py"))]
+    if not files:
+        raise InvalidInputError(f"{SOURCE_CODE}: this Python comes without the sources of its standard library.")
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def tokenize(tokenizer: object, text: Text) -> NDArray[np.int64]:

@@ -17,9 +17,11 @@ def posenc_register_backends(register: Callable[[AttentionBackend], None]) -> No
     from posenc.kernels.cpu_flash import CpuFlashBackend
     from posenc.kernels.reference import ReferenceBackend
     from posenc.kernels.torch_flash import TorchFlashBackend
+    from posenc.kernels.triton_backend import TritonBackend
     from posenc.kernels.xformers_segments import XformersBackend
 
     register(ReferenceBackend())
     register(CpuFlashBackend())
     register(XformersBackend())
     register(TorchFlashBackend())
+    register(TritonBackend())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import posenc
-from posenc.bench.cases import KINDS, Heads, Settings
+from posenc.bench.cases import KINDS, PADDED, Heads, Settings
 from posenc.bench.model import make_model, twin
 from posenc.bench.run import build
 from posenc.bench.timing import LEAST_ROUNDS, Pair, measure
@@ -15,7 +15,7 @@ from posenc.errors import InvalidInputError
 from tests.bench.conftest import small
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "padded"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in PADDED])
 def test_with_the_identity_plan_both_sides_are_equal(kind: str):
     pair = build(small(kind, strategy="rope"))
     with torch.no_grad():
@@ -25,15 +25,16 @@ def test_with_the_identity_plan_both_sides_are_equal(kind: str):
     assert plain.abs().max() > 0
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "padded"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in PADDED])
 def test_a_remap_is_at_work_beyond_the_window(kind: str):
     pair = build(small(kind))
     with torch.no_grad():
         assert not torch.allclose(pair.plain(), pair.remapped(), atol=1e-4)
 
 
-def test_a_padded_batch_computes_its_rows():
-    pair = build(small("padded"))
+@pytest.mark.parametrize("kind", PADDED)
+def test_a_padded_batch_computes_its_rows(kind: str):
+    pair = build(small(kind))
     with torch.no_grad():
         rows = pair.plain()
         assert rows.shape[0] == 4

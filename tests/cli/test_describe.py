@@ -206,7 +206,7 @@ def test_doctor_survives_a_broken_backend(run, monkeypatch: pytest.MonkeyPatch):
     result = run("doctor", "--json")
     assert result.exit_code == 1
     data = json.loads(result.stdout)
-    assert data["self_test"]["reason"] == "not right: reference, cpu_flash"
+    assert data["self_test"]["reason"].startswith("not right: reference, cpu_flash")
     assert data["backends"]["cpu_flash"] == "fails on cpu: RuntimeError: no such kernel"
 
 

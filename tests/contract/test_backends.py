@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 
 import posenc
+from posenc.kernels.triton_backend import INTERPRETED
 
 
 @pytest.mark.parametrize("name", posenc.backends())
@@ -12,3 +14,5 @@ class TestRegistered(posenc.testing.BackendContract):
     @pytest.fixture(autouse=True)
     def _choose(self, name: str) -> None:
         self.backend = posenc.backends()[name].backend
+        if name == "triton" and INTERPRETED:  # a second per case, and more tests in tests/kernels/test_triton.py
+            self.settings = hypothesis.settings(self.settings, max_examples=12)

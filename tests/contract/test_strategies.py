@@ -22,11 +22,34 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(level)
 
 
+def picks(*ranges: tuple[int, str, dict[str, Any]], beyond: tuple[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Parameters of ``auto``: a table as a calibration file gives one."""
+
+    def pick(name: str, params: dict[str, Any]) -> dict[str, Any]:
+        return {"strategy": name, "params": params, "because": "the test says so"}
+
+    table: dict[str, Any] = {"ranges": [{"up_to": up_to, "pick": pick(name, own)} for up_to, name, own in ranges]}
+    if beyond is not None:
+        table["beyond"] = [pick(*beyond)]
+    return {"calibration": table}
+
+
+REQUIRED: dict[str, tuple[dict[str, Any], ...]] = {
+    "auto": (
+        picks((20, "rope", {}), (60, "rerope", {"window_size": 9}), (100, "lampe", {"head": 4, "mapping": 20})),
+        picks((30, "dca", {"chunk_size": 12, "local_size": 3}), beyond=("self_extend", {"group": 3, "window_size": 5})),
+        picks((40, "rope", {}), (110, "yarn", {"factor": 4.0}), beyond=("streaming_llm", {"window_size": 9})),
+    ),
+}
+"""Strategies with a parameter that has no default."""
+
+
 @pytest.mark.parametrize("name", posenc.strategies())
 class TestRegistered(posenc.testing.StrategyContract):
     @pytest.fixture(autouse=True)
     def _choose(self, name: str) -> None:
         self.strategy = posenc.strategies()[name].factory
+        self.params = REQUIRED.get(name, ({},))
 
 
 OTHER_PARAMETERS: list[tuple[str, tuple[dict[str, Any], ...]]] = [

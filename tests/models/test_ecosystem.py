@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, pipeline
 
 import posenc
 from posenc.evaluate.models import tiny_folder
@@ -125,3 +125,37 @@ def test_compiled_forward_and_reattach() -> None:
                 remapped = compiled(ids, use_cache=False).logits  # traced products and sums round in another order
                 assert (remapped - eager).abs().max() < 5e-5 < (remapped - stock).abs().max()
             assert torch.equal(compiled(ids, use_cache=False).logits, stock)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_prompts_and_dynamic_decoding_at_changing_lengths() -> None:
+    # plans are made in Python, outside the graph: nothing of one length may be baked into the next
+    torch._dynamo.reset()
+    model = tiny.make("llama")
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad(), posenc.apply(model, "lampe", **LAMPE):
+        for length in (80, 81, 100):
+            ids = tiny.tokens(1, length)
+            assert torch.equal(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
+        caches = [DynamicCache(config=model.config) for _ in range(2)]
+        for cache in caches:
+            model(ids, past_key_values=cache)
+        for seed in range(4):
+            one, other = (
+                run(tiny.tokens(1, 1, seed=seed), past_key_values=cache).logits
+                for run, cache in zip((compiled, model), caches, strict=True)
+            )
+            assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_gradients_through_a_compiled_forward() -> None:
+    torch._dynamo.reset()
+    ids, grads = tiny.tokens(2, 70), []
+    for compiles in (False, True):
+        model = tiny.make("llama")
+        with posenc.apply(model, "lampe", **LAMPE):
+            run = torch.compile(model, backend="eager") if compiles else model
+            run(ids, labels=ids, use_cache=False).loss.backward()
+        grads.append(torch.cat([w.grad.flatten() for w in model.parameters()]))
+    assert (grads[0] - grads[1]).abs().max() < 1e-6 * grads[0].abs().max()

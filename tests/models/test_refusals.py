@@ -130,6 +130,49 @@ def test_attach_twice_and_detach_twice() -> None:
     second.remove()
 
 
+@pytest.mark.parametrize("part", ["model.layers", "model.layers.0", "model.layers.0.self_attn", "model.rotary_emb"])
+def test_a_part_of_a_model_is_refused(part: str) -> None:
+    model, ids = tiny.make("llama"), tiny.tokens(1, 30)
+    with torch.no_grad():
+        stock = model(ids).logits
+        with pytest.raises(posenc.UnsupportedModelError, match="Pass the whole model"):
+            posenc.apply(model.get_submodule(part), "rerope", window_size=8)
+        assert torch.equal(model(ids).logits, stock)
+        with posenc.apply(model.model, "rerope", window_size=8) as handle:  # its decoder is a model of its own
+            assert not torch.equal(model(ids).logits, stock)
+            assert handle.is_active
+        assert torch.equal(model(ids).logits, stock)
+
+
+class Int8Linear(torch.nn.Module):
+    """A linear layer with 8-bit weights, as weight-only quantization makes them: no float weight to be found."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.step = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("weight", (linear.weight.detach() / self.step).round().to(torch.int8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ (self.weight * self.step).T
+
+
+def test_a_model_with_quantized_weights() -> None:
+    model, twin, ids = tiny.make("llama"), tiny.make("llama"), tiny.tokens(1, 80)
+    for layer, plain in zip(model.model.layers, twin.model.layers, strict=True):
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            small = Int8Linear(getattr(layer.self_attn, name))
+            setattr(layer.self_attn, name, small)
+            with torch.no_grad():
+                getattr(plain.self_attn, name).weight.copy_(small.weight * small.step)
+    with torch.no_grad():
+        stock = model(ids).logits
+        with posenc.apply(model, "lampe", mapping=30, active_from=80):
+            assert torch.equal(model(ids).logits, stock)
+        with posenc.apply(model, "lampe", mapping=30), posenc.apply(twin, "lampe", mapping=30):
+            assert (model(ids).logits - twin(ids).logits).abs().max() < 1e-5
+        assert torch.equal(model(ids).logits, stock)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 from pathlib import Path
@@ -37,17 +38,25 @@ def test_greedy_and_prompt_lookup_give_the_same_tokens() -> None:
         assert torch.equal(greedy, lookup)
 
 
-def test_assistant_model_changes_nothing() -> None:
+@pytest.mark.parametrize("drafts", ["patched drafter", "stock drafter"])
+@pytest.mark.parametrize("target", ["patched target", "stock target"])
+def test_assistant_model_changes_nothing(target: str, drafts: str) -> None:
     model, drafter = tiny.make("llama"), tiny.make("llama")
     with torch.no_grad():
         for weight in drafter.parameters():
             weight.add_(0.02 * torch.randn_like(weight))
-    ids = tiny.tokens(1, 70)
-    with posenc.apply(model, "self_extend", group=4, window_size=16):
+    ids, asked = tiny.tokens(1, 70), []
+    drafter.register_forward_hook(lambda *_: asked.append(1))
+    with contextlib.ExitStack() as patches:
+        if target == "patched target":
+            patches.enter_context(posenc.apply(model, "self_extend", group=4, window_size=16))
+        if drafts == "patched drafter":
+            patches.enter_context(posenc.apply(drafter, "rerope", window_size=9))
+        asked.clear()
         greedy = model.generate(ids, do_sample=False, max_new_tokens=25)
+        assert not asked
         assert torch.equal(model.generate(ids, assistant_model=drafter, do_sample=False, max_new_tokens=25), greedy)
-        with posenc.apply(drafter, "rerope", window_size=9):
-            assert torch.equal(model.generate(ids, assistant_model=drafter, do_sample=False, max_new_tokens=25), greedy)
+        assert asked
 
 
 def test_candidates_are_not_a_new_turn_but_a_prompt_is() -> None:

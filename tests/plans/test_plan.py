@@ -125,15 +125,15 @@ def test_is_identity_sees_every_deviation() -> None:
     assert posenc.strategy("self_extend", group=1, window_size=4).plan(20).keeps_distances
 
 
-def test_is_sliding_counts_the_keys_too() -> None:
+def test_stock_attention_needs_every_key_of_the_window() -> None:
     drops = posenc.strategy("streaming_llm", window_size=4, sinks=0).plan(20)
-    assert drops.is_sliding(4)
-    assert not drops.is_sliding(5)
-    assert not drops.clipped(5).is_sliding(5)
-    assert drops.clipped(3).is_sliding(3)
-    assert not posenc.strategy("streaming_llm", window_size=4, sinks=1).plan(20).is_sliding(4)
-    assert PositionPlan.identity(Lengths(8, 10)).clipped(3).is_sliding(3)
-    assert not PositionPlan.identity(Lengths(8, 10)).is_sliding(3)
+    assert drops.clipped(4).is_stock(4)
+    assert not drops.clipped(5).is_stock(5)
+    assert drops.clipped(3).is_stock(3)
+    assert not posenc.strategy("streaming_llm", window_size=4, sinks=1).plan(20).clipped(5).is_stock(5)
+    assert PositionPlan.identity(Lengths(8, 10)).clipped(3).is_stock(3)
+    assert not PositionPlan.identity(Lengths(8, 10)).is_stock(3)
+    assert PositionPlan.identity(Lengths(8, 10)).is_stock(None)
 
 
 def test_build_drops_empty_segments_and_a_scale_of_ones() -> None:

@@ -1,0 +1,83 @@
+"""Attention of one layer of a patched model for a padded batch: what padding costs where remapping happens.
+
+A whole model computes its linear layers on padding too, patched or not; ``padded`` measures that.
+Shape letters: B batch, H heads, L tokens, D head_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import posenc
+from posenc.adapter import LayerFacts, RotarySource
+from posenc.bench.attention import THETA
+from posenc.bench.cases import Case, Heads, row_lengths
+from posenc.bench.timing import Pair
+from posenc.record import empty_record
+from posenc.schedule import Planner
+from posenc.step import Step
+from posenc.stock import stock_attention
+
+
+@dataclass
+class LayerAttention:
+    """The attention of some left-padded rows, as a layer of a patched model asks for it; the last tokens' outputs."""
+
+    step: Step
+    module: nn.Module
+    q_BHLD: Tensor
+    k_BHLD: Tensor
+    v_BHLD: Tensor
+
+    def __call__(self) -> Tensor:
+        out_BLHD, _ = self.step.attend(
+            self.module, self.q_BHLD, self.k_BHLD, self.v_BHLD, None, scaling=None, dropout=0.0, options={}
+        )
+        return out_BLHD[:, -1]
+
+
+@dataclass
+class RowByRow:
+    """The same rows, one after the other and without padding."""
+
+    rows: list[LayerAttention]
+
+    def __call__(self) -> Tensor:
+        return torch.cat([row() for row in self.rows])
+
+
+def build(case: Case) -> Pair:
+    """Both sides of a ``padded_attention`` case, on the same random tensors."""
+    heads, dtype, lengths = Heads.parse(case.shape), getattr(torch, case.dtype), row_lengths(case)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(len(lengths), count, case.length, heads.dim, generator=generator, dtype=dtype)
+        for count in (heads.query, heads.key, heads.key)
+    )
+    planner = Planner(case.make_strategy())
+
+    def layer(chosen: slice, longest: int) -> LayerAttention:
+        own = (x[chosen, :, case.length - longest :] for x in (q, k, v))
+        module = nn.Module()
+        return LayerAttention(_step(planner, module, lengths[chosen], heads.dim, case.backend), module, *own)
+
+    rows = [layer(slice(row, row + 1), length) for row, length in enumerate(lengths)]
+    return Pair(RowByRow(rows), layer(slice(None), case.length))
+
+
+def _step(planner: Planner, module: nn.Module, lengths: list[int], dim: int, backend: str) -> Step:
+    """The step of a forward on an empty cache, for rows padded on the left to the longest."""
+    ids_BL = torch.arange(max(lengths)).expand(len(lengths), -1)
+    padding_B1 = max(lengths) - torch.tensor(lengths)[:, None]
+    real_BL = ids_BL >= padding_B1
+    facts = LayerFacts(RotarySource("rotary_emb"))
+    record = empty_record(planner.strategy.fingerprint, len(lengths), ids_BL.device).extended(
+        0, (ids_BL - padding_B1).clamp(min=0), real_BL, planner
+    )
+    rotary = posenc.Rotary.from_theta(THETA, dim)
+    return Step(
+        record, 0, {module: facts}, {module: planner}, {facts: rotary}, backend, stock_attention("sdpa", module)
+    )

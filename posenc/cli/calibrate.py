@@ -1,0 +1,259 @@
+"""``posenc calibrate``: choose a strategy's parameters for a model, by measurement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from posenc.cli._lengths import NumberList
+from posenc.cli._output import json_option, print_json, print_table, progress
+
+if TYPE_CHECKING:
+    from posenc.calibrate.job import Job, Outcome
+    from posenc.calibrate.record import Calibration, Choice
+    from posenc.calibrate.sweep import Sweep
+    from posenc.evaluate.perplexity import Mean
+
+FEW = 30
+
+
+@click.command("calibrate", short_help="Choose parameters for a model by measurement.")
+@click.argument("model")
+@click.option("--text", "texts", multiple=True, default=("pydoc",), show_default=True, help="To choose on. Repeatable.")
+@click.option("--report-text", "report_texts", multiple=True, help="Others, to report the choice on. Repeatable.")
+@click.option("--strategy", "-s", "names", multiple=True, default=("lampe",), show_default=True, help="Repeatable.")
+@click.option("--lengths", type=NumberList(int), help="Input lengths in tokens (default: 1, 2, 4 and 8 windows).")
+@click.option("--score", "scored", type=int, default=128, show_default=True, help="Tokens scored at each input's end.")
+@click.option("--documents", type=click.IntRange(2), default=48, show_default=True, help="Most documents per text set.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Order of the documents, and resampling.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("out/calibrate"), show_default=True, help="Folder."
+)
+@click.option("--file", type=click.Path(path_type=Path), help="The calibration file (default: OUT/calibration.yaml).")
+@click.option("--dry-run", is_flag=True, help="Print what would be measured, and an estimate.")
+@json_option
+def command(
+    model: str,
+    texts: tuple[str, ...],
+    report_texts: tuple[str, ...],
+    names: tuple[str, ...],
+    lengths: tuple[int, ...] | None,
+    scored: int,
+    documents: int,
+    seed: int,
+    out: Path,
+    file: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Sweep the parameters of one or more strategies on MODEL and write a calibration file.
+
+    MODEL and texts are those of 'posenc ppl'; a text may also be docstrings:PACKAGE, the docstrings of
+    an installed package. A run that was stopped goes on where it was when it is started again.
+    """
+    from posenc.bench.results import prepare as prepare_folder
+    from posenc.calibrate import job as work
+    from posenc.calibrate.record import write
+    from posenc.evaluate.models import load
+
+    target = file or out / "calibration.yaml"
+    loaded = load(model)
+    if lengths is None:
+        if loaded.window is None:
+            raise click.UsageError("the model's configuration does not tell its window: give --lengths.")
+        lengths = tuple(loaded.window * multiple for multiple in (1, 2, 4, 8))
+    asked = work.Asked(
+        tuple(dict.fromkeys(names)), texts, report_texts, lengths, documents, scored, seed, _command_line()
+    )
+    job = work.prepare(loaded, asked)
+    if dry_run:
+        _print_dry_run(job, work.estimate_seconds(job), as_json)
+        return
+    for folder in (out / work.CELLS, target.parent):
+        prepare_folder(folder)
+    if len(job.corpus.documents) < FEW:
+        click.echo(
+            f"only {len(job.corpus.documents)} documents: the choice will be uncertain. "
+            f"A longer text or shorter lengths give more; {FEW} are a good minimum.",
+            err=True,
+        )
+    with progress(job.tokens) as step:
+        outcome = work.run(job, out, step)
+    write(outcome.calibration, target)
+    files = [target, *_plots(outcome, out)]
+    if as_json:
+        print_json(_as_dict(outcome) | {"files": [str(path) for path in files]})
+        return
+    _print(outcome)
+    click.echo("written:")
+    for path in files:
+        click.echo(f"  {path}")
+    if len(files) == 1:
+        click.echo("no plots: matplotlib is not installed. Run: pip install 'posenc[plot]'")
+
+
+def _command_line() -> str:
+    """The command as it can be typed again."""
+    import shlex
+    import sys
+
+    return shlex.join(["posenc", *sys.argv[1:]])
+
+
+def _plots(outcome: Outcome, out: Path) -> list[Path]:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return []
+    from posenc.calibrate.picture import plot_sweeps
+
+    native = outcome.calibration.native
+    return [plot_sweeps(sweeps, native, out / f"v-curves-{name}.png") for name, sweeps in outcome.sweeps.items()]
+
+
+def _print_dry_run(job: Job, seconds: float, as_json: bool) -> None:
+    documents = len(job.corpus.documents)
+    if as_json:
+        print_json(
+            {
+                "model": job.fingerprint.model_dump(),
+                "window": job.window,
+                "documents": documents,
+                "seconds": seconds,
+                "cells": [
+                    {"length": length, "strategy": name, "params": candidate.params}
+                    for name, grid in job.grids.items()
+                    for length, candidates in grid.items()
+                    for candidate in candidates
+                ],
+            }
+        )
+        return
+    grids = [(name, length, tried) for name, grid in job.grids.items() for length, tried in grid.items()]
+    rows = [[name, length, len(tried), str(tried[0]), str(tried[-1])] for name, length, tried in grids]
+    cells = sum(len(tried) for _, _, tried in grids)
+    print_table(
+        f"{cells} cells of up to {documents} documents, and the native model at every length",
+        ["strategy", "tokens", "cells", "first", "last"],
+        rows,
+        numbers=["tokens", "cells"],
+    )
+    click.echo(f"at most {_duration(seconds)} on this machine; dropping clearly bad candidates usually saves a third")
+
+
+def _print(outcome: Outcome) -> None:
+    from posenc.cli.ppl import length_head
+
+    calibration = outcome.calibration
+    window = calibration.model.fingerprint.window
+    heads = {length: length_head(length, window) for length in calibration.lengths}
+    documents = calibration.settings.documents
+    for name, sweeps in outcome.sweeps.items():
+        print_table(
+            f"{name}: perplexity of the last {calibration.settings.scored_tokens} tokens, {documents} documents, "
+            "± error of the gap to the best (*); (n) dropped after n documents",
+            ["parameters", *heads.values()],
+            _curve_rows(sweeps, list(heads)),
+            numbers=list(heads.values()),
+        )
+    rows = []
+    for length in calibration.lengths:
+        gaps = _gaps(outcome.reported.get(length, {}))
+        scores = [_perplexity(calibration.native[length]), _perplexity(calibration.native_report.get(length))]
+        mine = [["native", "", *scores]]
+        mine += [[name, *_choice_cells(choice)] for name, choice in calibration.ranked(length)]
+        if length in calibration.fitted:
+            mine.append(["lampe (curve)", *_choice_cells(calibration.fitted[length])])
+        rows += [[heads[length], *row, gaps.get(row[0], "")] for row in mine]
+    texts = calibration.texts
+    print_table(
+        f"the choice, perplexity ± standard error on {_names(texts.calibration)}, and on {_names(texts.report)}; "
+        "there also the paired gap to the lowest loss",
+        ["tokens", "strategy", "parameters", "calibration", "report", "nats behind"],
+        rows,
+        numbers=["calibration", "report", "nats behind"],
+    )
+    if calibration.mapping is not None:
+        click.echo(_fit_sentence(calibration))
+
+
+def _curve_rows(sweeps: dict[int, Sweep], lengths: list[int]) -> list[list[str]]:
+    """One row per parameters, one column per length."""
+    import math
+
+    cells: dict[str, dict[int, str]] = {}
+    for length, sweep in sweeps.items():
+        best = sweep.best
+        for point in sweep.points:
+            gap = sweep.behind(point)
+            value = math.exp(min(best.losses.mean + gap.mean, 700.0))
+            mark = f"({len(point.losses.values)})" if sweep.dropped(point) else "*" if point is best else ""
+            params = ", ".join(f"{key}={value}" for key, value in point.candidate.params.items())
+            error = "" if point is best else f" ± {value * gap.standard_error:.2f}"
+            cells.setdefault(params, {})[length] = f"{value:.2f}{error} {mark}".strip()
+    return [[params, *(found.get(length, "") for length in lengths)] for params, found in cells.items()]
+
+
+def _gaps(reported: dict[str, Mean]) -> dict[str, str]:
+    """Paired difference to the lowest loss on the report texts, by label."""
+    if not reported:
+        return {}
+    best = min(reported.values(), key=lambda own: own.mean)
+    gaps = {label: own.minus(best) for label, own in reported.items() if own is not best}
+    return {label: f"{gap.mean:.3f} ± {gap.standard_error:.3f}" for label, gap in gaps.items()}
+
+
+def _choice_cells(choice: Choice) -> list[str]:
+    shown = ", ".join("curve" if isinstance(value, dict) else f"{key}={value}" for key, value in choice.params.items())
+    return [shown, _perplexity(choice.calibration), _perplexity(choice.report)]
+
+
+def _perplexity(score: Any) -> str:
+    return "" if score is None else score.perplexity
+
+
+def _names(texts: Any) -> str:
+    return ", ".join(text.name for text in texts) or "no other text (--report-text)"
+
+
+def _fit_sentence(calibration: Calibration) -> str:
+    assert calibration.mapping is not None
+    assert calibration.confidence is not None
+    mapping, sure = calibration.mapping, calibration.confidence
+    spans = ", ".join(f"{low}..{high} at {length}" for length, (low, high) in sure.mapping_length.items())
+    return (
+        f"lampe: head {calibration.head}, U(l) = {mapping['c']:g} / (1 + exp(-({mapping['a']:g} l + {mapping['b']:g})))"
+        f"; 95% of {sure.samples} resamplings of the documents put U within {spans}."
+    )
+
+
+def _as_dict(outcome: Outcome) -> dict[str, Any]:
+    """The calibration, the loss of every document of every candidate, and those of the report texts."""
+    return {
+        "calibration": outcome.calibration.model_dump(exclude_none=True),
+        "reported": {
+            str(length): {label: list(losses.values) for label, losses in own.items()}
+            for length, own in outcome.reported.items()
+        },
+        "sweeps": {
+            name: {
+                str(length): [
+                    {
+                        "params": point.candidate.params,
+                        "max_relative": point.max_relative,
+                        "dropped": sweep.dropped(point),
+                        "losses": list(point.losses.values),
+                    }
+                    for point in sweep.points
+                ]
+                for length, sweep in sweeps.items()
+            }
+            for name, sweeps in outcome.sweeps.items()
+        },
+    }
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"

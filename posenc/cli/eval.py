@@ -1,0 +1,129 @@
+"""``posenc eval SUITE.yaml``: strategies x lengths x tasks x seeds, cell by cell, resumed where they were left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from posenc.cli._output import json_option, print_json, print_table, progress
+from posenc.cli._strategy import read_pairs
+
+if TYPE_CHECKING:
+    from posenc.evaluate.sweep.results import Sweep
+    from posenc.evaluate.sweep.run import Planned
+
+
+@click.command("eval", short_help="Run a suite of evaluations; resumes.")
+@click.argument("suite", metavar="SUITE.yaml")
+@click.option("--out", type=click.Path(path_type=Path), help="Results folder [default: out/eval/NAME].")
+@click.option(
+    "--executor",
+    type=click.Choice(["in-process", "processes", "slurm"]),
+    default="in-process",
+    show_default=True,
+    help="Who measures.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1), default=2, show_default=True, help="Worker processes, or Slurm jobs."
+)
+@click.option("--slurm", "options", multiple=True, metavar="KEY=VALUE", help="Option for submitit. Repeatable.")
+@click.option(
+    "--bundle", type=click.Path(path_type=Path), metavar="FILE.json", help="Write all results as one file too."
+)
+@click.option("--dry-run", is_flag=True, help="Print the cells and an estimate, and measure nothing.")
+@json_option
+def command(
+    suite: str,
+    out: Path | None,
+    executor: Any,
+    workers: int,
+    options: tuple[str, ...],
+    bundle: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Run the cells of SUITE.yaml that the results folder lacks.
+
+    A cell is one strategy, length, task and seed, and one file of the folder. Stop this at any time, even with
+    kill -9, and start it again: measured cells are kept.
+    """
+    slurm = read_pairs(options, option="--slurm")
+    if slurm and executor != "slurm":
+        raise click.UsageError("--slurm belongs to --executor slurm.")
+
+    from posenc.evaluate.sweep import run
+    from posenc.evaluate.sweep.results import write_sweep
+
+    planned = run.plan(suite, out)
+    missing = planned.missing
+    if dry_run:
+        _print_plan(planned, as_json)
+        return
+    if bundle is not None and not bundle.parent.is_dir():
+        raise click.UsageError(f"--bundle: there is no folder {bundle.parent}.")
+    with progress(len(missing)) as step:
+        sweep = run.execute(planned, run.Execution(executor, workers, slurm), step)
+    files = [planned.folder.path] if bundle is None else [planned.folder.path, write_sweep(sweep, bundle)]
+    if as_json:
+        print_json({**sweep.model_dump(exclude_none=True), "files": [str(file) for file in files]})
+        return
+    _print_results(sweep)
+    click.echo(f"{len(missing)} cells measured, {len(planned.cells) - len(missing)} were there already")
+    for file in files:
+        click.echo(f"results: {file}")
+
+
+def _print_plan(planned: Planned, as_json: bool) -> None:
+    from posenc.evaluate.sweep.estimate import seconds_per_cell
+
+    known = planned.folder.timings()
+    guesses = seconds_per_cell(planned.session.loaded(planned.suite.model), planned.cells)
+    missing = {cell.id for cell in planned.missing}
+    rows = [
+        {
+            "id": cell.id,
+            "strategy": cell.label,
+            "task": cell.task["task"],
+            "tokens": cell.length,
+            "seed": cell.seed,
+            "done": cell.id not in missing,
+            "seconds": round(known.get(cell.id, guess), 1),
+        }
+        for cell, guess in zip(planned.cells, guesses, strict=True)
+    ]
+    left = sum(float(row["seconds"]) for row in rows if not row["done"])
+    if as_json:
+        print_json({"folder": str(planned.folder.path), "cells": rows, "seconds_left": round(left, 1)})
+        return
+    table = [[*list(row.values())[:5], "done" if row["done"] else "to do", f"{row['seconds']:.1f}"] for row in rows]
+    columns = ["cell", "strategy", "task", "tokens", "seed", "state", "seconds"]
+    print_table(
+        f"{planned.suite.name}: {len(rows)} cells", columns, table, numbers=["cell", "tokens", "seed", "seconds"]
+    )
+    click.echo(f"{len(missing)} cells to do, about {_duration(left)} in one process (a rough estimate)")
+    click.echo(f"results folder: {planned.folder.path}")
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _print_results(sweep: Sweep) -> None:
+    from posenc.cli.ppl import length_head
+    from posenc.report.tables import score_tables
+
+    for table in score_tables(sweep):
+        heads = [length_head(length, sweep.window) for length in table.lengths]
+        rows = [
+            [label, *("-" if score is None else score.shown for score in scores)]
+            for label, scores in table.rows.items()
+        ]
+        print_table(table.title, ["strategy", *heads], rows, numbers=heads)

@@ -1,0 +1,38 @@
+"""How long a sweep may take, from two forwards of the model as it is. Rough: good for minutes or hours, not seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from posenc.evaluate.models import Loaded
+from posenc.evaluate.sweep.session import Cell
+from posenc.evaluate.tasks import read_task
+
+SHORT, LONG = 256, 1024
+"""Tokens of the two forwards."""
+
+
+def seconds_per_cell(loaded: Loaded, cells: Sequence[Cell]) -> list[float]:
+    """Estimated seconds of every cell: ``a L + b L**2`` for each input that it reads."""
+    import torch
+
+    tokens = torch.zeros(1, LONG, dtype=torch.int64, device=loaded.model.device)
+    with loaded.threads(), torch.inference_mode():
+        short, long = (_seconds(loaded, tokens[:, :length]) for length in (SHORT, LONG))
+    square = max(0.0, (long - short * LONG / SHORT) / (LONG**2 - LONG * SHORT))
+    linear = max(0.0, short / SHORT - square * SHORT)
+    prefills = [read_task(cell.task, source=cell.label).prefills for cell in cells]
+    return [
+        count * (linear * cell.length + square * cell.length**2) for count, cell in zip(prefills, cells, strict=True)
+    ]
+
+
+def _seconds(loaded: Loaded, tokens: object) -> float:
+    """The faster of two forwards: the first one warms up."""
+    found = []
+    for _ in range(2):
+        began = time.perf_counter()
+        loaded.model(input_ids=tokens, use_cache=False, logits_to_keep=1)
+        found.append(time.perf_counter() - began)
+    return min(found)

@@ -1,0 +1,146 @@
+"""A results folder: ``sweep.json``, ``cells/ID.json`` and ``timings.jsonl``; safe against a kill at any moment."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from posenc.errors import InvalidInputError
+from posenc.evaluate.sweep.results import CELL_FORMAT, FORMAT, CellResult, Entry, Sweep, read_checked, write_sweep
+from posenc.evaluate.tasks.base import Sample
+from posenc.files import replacing
+
+SWEEP, CELLS, TIMINGS, FAILED, LOCK = "sweep.json", "cells", "timings.jsonl", "failed", ".lock"
+
+
+class ResultsFolder:
+    """The folder of one sweep. A cell's file is there whole or not at all, whoever writes it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def check(self) -> None:
+        """Refuse a folder that another version, or something else, wrote.
+
+        Raises
+        ------
+        InvalidInputError
+            Also if the path is a file.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise InvalidInputError(f"{self.path}: is a file. Give a folder for the results with --out.")
+        if (self.path / SWEEP).exists():
+            read_checked(self.path / SWEEP, Sweep, FORMAT)
+        elif any(entry.name != CELLS and not entry.name.startswith(".") for entry in self.path.iterdir()):
+            raise InvalidInputError(
+                f"{self.path}: holds files, but no {SWEEP}: not a results folder. Give a new or empty folder."
+            )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder, and keep other runs of posenc eval out of it inside the block.
+
+        Raises
+        ------
+        InvalidInputError
+            If one is at work in it, or it cannot be written.
+        """
+        self.check()
+        try:
+            (self.path / CELLS).mkdir(parents=True, exist_ok=True)
+            lock = (self.path / LOCK).open("w")
+        except OSError as error:
+            raise InvalidInputError(f"{self.path}: cannot be written ({error.strerror or error}).") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InvalidInputError(
+                    f"{self.path}: another posenc eval is at work here. Wait for it, or choose another folder."
+                ) from None
+            self._clear_drafts()
+            yield
+
+    def write_sweep(self, sweep: Sweep) -> None:
+        """List the cells."""
+        write_sweep(sweep, self.path / SWEEP)
+
+    def done(self, identifier: str) -> bool:
+        """True when the cell's file is there and whole.
+
+        Raises
+        ------
+        InvalidInputError
+            If it is something else.
+        """
+        file = self._file(identifier)
+        if not file.is_file():
+            return False
+        self.read(identifier)
+        return True
+
+    def read(self, identifier: str) -> tuple[Sample, ...]:
+        """The samples of a measured cell."""
+        result: CellResult = read_checked(self._file(identifier), CellResult, CELL_FORMAT)
+        if result.id != identifier:
+            raise InvalidInputError(f"{self._file(identifier)}: holds another cell. Remove it and measure again.")
+        return result.samples
+
+    def write(self, result: CellResult, seconds: float) -> None:
+        """Keep a measured cell, and note how long it took."""
+        with replacing(self._file(result.id)) as temporary:
+            temporary.write_text(result.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
+        with suppress(OSError), (self.path / TIMINGS).open("a", encoding="utf-8") as log:
+            log.write(json.dumps({"id": result.id, "seconds": round(seconds, 3)}) + "\n")
+        with suppress(OSError):
+            self._failure(result.id).unlink(missing_ok=True)
+
+    def write_failure(self, identifier: str, trace: str) -> None:
+        """Keep the traceback of a cell that could not be measured."""
+        file = self._failure(identifier)
+        with suppress(OSError):
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(trace, encoding="utf-8")
+
+    def timings(self) -> dict[str, float]:
+        """Seconds per measured cell, as far as they are known."""
+        found: dict[str, float] = {}
+        with suppress(OSError):
+            for line in (self.path / TIMINGS).read_text(encoding="utf-8").splitlines():
+                with suppress(ValueError, KeyError, TypeError):  # the last line of a killed run may be cut
+                    entry = json.loads(line)
+                    found[entry["id"]] = float(entry["seconds"])
+        return found
+
+    def load(self) -> Sweep:
+        """The sweep with the samples of every measured cell.
+
+        Raises
+        ------
+        InvalidInputError
+            If the folder holds no sweep, or a file of it is damaged.
+        """
+        if not (self.path / SWEEP).is_file():
+            raise InvalidInputError(f"{self.path}: no {SWEEP} here. Make one with posenc eval --out {self.path}.")
+        sweep: Sweep = read_checked(self.path / SWEEP, Sweep, FORMAT)
+        return sweep.model_copy(update={"cells": tuple(self._filled(entry) for entry in sweep.cells)})
+
+    def _filled(self, entry: Entry) -> Entry:
+        return entry.model_copy(update={"samples": self.read(entry.id)}) if self.done(entry.id) else entry
+
+    def _file(self, identifier: str) -> Path:
+        return self.path / CELLS / f"{identifier}.json"
+
+    def _failure(self, identifier: str) -> Path:
+        return self.path / FAILED / f"{identifier}.txt"
+
+    def _clear_drafts(self) -> None:
+        """Remove the unfinished files of a killed run; nobody else is writing while the lock is held."""
+        for folder in (self.path, self.path / CELLS):
+            for draft in folder.glob(".*.json"):
+                draft.unlink(missing_ok=True)

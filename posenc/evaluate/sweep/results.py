@@ -1,0 +1,153 @@
+"""What a sweep leaves behind: one sweep file, and the samples of every cell.
+
+In a results folder the sweep file (``sweep.json``) lists the cells, and each cell's samples are a file of their
+own; a bundle is one file that holds both. Nothing in them depends on when or how fast something ran, so measuring
+again writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from posenc.errors import InvalidInputError
+from posenc.evaluate.tasks.base import Sample
+from posenc.files import plain, replacing
+
+FORMAT, CELL_FORMAT = "posenc-eval", "posenc-eval-cell"
+VERSION = 1
+"""Rises when a file of one version cannot be read as the other."""
+DECIMALS = 6
+"""Of a stored score: finer than any error, coarser than the noise of a last bit."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def identify(identity: dict[str, Any]) -> str:
+    """The id of a cell: a hash of everything that determines its result, the version of the files included."""
+    text = json.dumps({"version": VERSION, **plain(identity)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+class CellResult(_Strict):
+    """The file of one cell."""
+
+    format: Literal["posenc-eval-cell"] = "posenc-eval-cell"
+    version: Literal[1] = 1
+    id: str
+    identity: dict[str, Any]
+    samples: tuple[Sample, ...]
+
+
+class Entry(_Strict):
+    """One cell as the sweep file lists it.
+
+    Parameters
+    ----------
+    id : str
+        Hash of ``identity``.
+    label : str
+        The strategy's name in tables.
+    task : str
+        The task's name in tables.
+    metric : str
+        ``"loss"`` (nats per token) or ``"accuracy"``.
+    length, seed : int
+    identity : dict
+        Everything that determines the result.
+    samples : tuple of Sample, optional
+        In bundles; None where the cell is not measured yet.
+    """
+
+    id: str
+    label: str
+    task: str
+    metric: Literal["loss", "accuracy"]
+    length: int
+    seed: int
+    identity: dict[str, Any]
+    samples: tuple[Sample, ...] | None = None
+
+
+class Sweep(_Strict):
+    """A sweep file."""
+
+    format: Literal["posenc-eval"] = "posenc-eval"
+    version: Literal[1] = 1
+    name: str
+    command: str
+    model: str
+    window: int | None
+    versions: dict[str, str]
+    cells: tuple[Entry, ...]
+
+    @property
+    def missing(self) -> int:
+        """Cells without samples."""
+        return sum(cell.samples is None for cell in self.cells)
+
+
+def rounded(samples: list[Sample]) -> tuple[Sample, ...]:
+    """Samples as they are stored; a score that is no number becomes None."""
+    scores = plain([sample.score for sample in samples])
+    return tuple(
+        sample.model_copy(update={"score": None if score is None else round(score, DECIMALS)})
+        for sample, score in zip(samples, scores, strict=True)
+    )
+
+
+def read_checked(path: Path, model: type[BaseModel], expected: str) -> Any:
+    """Read a JSON file of one of the models above.
+
+    Raises
+    ------
+    InvalidInputError
+        If it cannot be read, is something else, or another version wrote it.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInputError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    except ValueError:
+        raise InvalidInputError(
+            f"{path}: not a result of posenc eval (not JSON). Remove it and measure again."
+        ) from None
+    if not isinstance(data, dict) or data.get("format") != expected:
+        raise InvalidInputError(f"{path}: not a result of posenc eval (its 'format' is not {expected!r}).")
+    if data.get("version") != VERSION:
+        raise InvalidInputError(
+            f"{path}: written by another version of posenc (results version {data.get('version')!r}, this one reads "
+            f"and writes {VERSION}). Choose another folder with --out, or use the posenc that wrote it."
+        )
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidInputError(
+            f"{path}: damaged result ({where}: {first['msg']}). Remove it and measure again."
+        ) from None
+
+
+def write_sweep(sweep: Sweep, path: Path) -> Path:
+    """Write a sweep file or a bundle, one line per cell; never half of one."""
+    data = plain(sweep.model_dump(exclude_none=True))
+    cells = data.pop("cells")
+    head = json.dumps(data, indent=1, ensure_ascii=False)
+    lines = ",\n".join("  " + json.dumps(cell, ensure_ascii=False) for cell in cells)
+    body = f"{head[:-2]},\n" + f' "cells": [\n{lines}\n ]\n}}\n'
+    with replacing(path) as temporary:
+        temporary.write_text(body, encoding="utf-8")
+    return path
+
+
+def read_bundle(path: Path) -> Sweep:
+    """Read a sweep file; of a bundle the samples are there as well."""
+    sweep: Sweep = read_checked(path, Sweep, FORMAT)
+    return sweep

@@ -1,0 +1,169 @@
+"""One process's view of a sweep: it loads a model and texts once, names cells, and measures them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from posenc.config import Config, read_config
+from posenc.errors import InvalidInputError
+from posenc.evaluate import fingerprint
+from posenc.evaluate.models import Loaded, load
+from posenc.evaluate.sweep.results import CellResult, identify, rounded
+from posenc.evaluate.tasks import read_task
+from posenc.evaluate.tasks.base import Source, Subject, Task
+from posenc.evaluate.texts import read_text
+from posenc.files import plain
+from posenc.fingerprint import Fingerprint
+from posenc.positions import ComposedStrategy, PositionStrategy
+
+
+class Cell(BaseModel):
+    """One thing to measure, complete: a worker in another process needs nothing else.
+
+    Parameters
+    ----------
+    label : str
+        The strategy's name in tables; not part of the identity.
+    model : str
+        What to load; the identity has its fingerprint.
+    config, task : dict
+        As a suite writes them, everything given.
+    length, seed : int
+    identity : dict
+        Everything that determines the result.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    label: str
+    model: str
+    config: dict[str, Any]
+    task: dict[str, Any]
+    length: int
+    seed: int
+    identity: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        """Hash of the identity."""
+        return identify(self.identity)
+
+
+@dataclass
+class Session:
+    """Loaded models, texts and fingerprints.
+
+    Parameters
+    ----------
+    loader : callable
+        Takes a model's name and returns it loaded.
+    """
+
+    loader: Callable[[str], Loaded] = load
+    _models: dict[str, Loaded] = field(default_factory=dict)
+    _fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
+    _tokenizers: dict[str, str] = field(default_factory=dict)
+    _sources: dict[tuple[str, str], Source] = field(default_factory=dict)
+
+    def loaded(self, name: str) -> Loaded:
+        """The model of that name; another one is forgotten, since memory holds one large model."""
+        if name not in self._models:
+            self._models.clear()
+            self._models[name] = self.loader(name)
+        return self._models[name]
+
+    def source(self, model: str, text: str) -> Source:
+        """A text in the tokens of a model."""
+        key = model, text
+        if key not in self._sources:
+            self._sources[key] = Source(self.loaded(model).tokenizer, read_text(text))
+        return self._sources[key]
+
+    def cell(self, label: str, model: str, config: Config, task: Task, length: int, seed: int) -> Cell:
+        """Put a cell together.
+
+        Raises
+        ------
+        PosencError
+            If the strategy makes no plan of that length, or the task cannot be made.
+        """
+        loaded = self.loaded(model)
+        strategy = config.make(loaded.window).for_model(lambda: self._fingerprint(model))
+        strategy.plan(length)
+        source = self.source(model, task.text)
+        task.check(source, length, seed)
+        identity = {
+            **self._model_facts(model),
+            "strategy": _determined(strategy),
+            "backend": config.backend,
+            "task": task.settings(),
+            "text": source.fingerprint,
+            "length": length,
+            "seed": seed,
+        }
+        return Cell(
+            label=label,
+            model=model,
+            config=config.as_dict(),
+            task={"task": task.kind, **task.model_dump(mode="json")},
+            length=length,
+            seed=seed,
+            identity=plain(identity),
+        )
+
+    def measure(self, cell: Cell) -> CellResult:
+        """Measure a cell; the model is as it was afterwards.
+
+        Raises
+        ------
+        InvalidInputError
+            If the model, text or calibration file is no longer what the cell was made for.
+        PosencError
+            If the strategy does not fit the model.
+        """
+        from posenc.handle import apply
+
+        config, task = read_config(cell.config, source=cell.label), read_task(cell.task, source=cell.label)
+        found = self.cell(cell.label, cell.model, config, task, cell.length, cell.seed)
+        if found.id != cell.id:
+            changed = ", ".join(key for key in cell.identity if cell.identity[key] != found.identity.get(key))
+            raise InvalidInputError(f"{cell.label}: {changed} changed since this sweep was started. Start it again.")
+        loaded = self.loaded(cell.model)
+        with loaded.threads(), apply(loaded.model, config) as handle:
+            source = self.source(cell.model, task.text)
+            samples = task.measure(Subject(loaded, handle), source, cell.length, cell.seed)
+        return CellResult(id=cell.id, identity=cell.identity, samples=rounded(samples))
+
+    def _fingerprint(self, name: str) -> Fingerprint:
+        if name not in self._fingerprints:
+            from posenc.fingerprint import fingerprint as of_model
+            from posenc.handle import find_adapter
+
+            model = self.loaded(name).model
+            self._fingerprints[name] = of_model(model, find_adapter(model))
+        return self._fingerprints[name]
+
+    def _model_facts(self, name: str) -> dict[str, Any]:
+        loaded = self.loaded(name)
+        return {
+            "model": self._fingerprint(name).model_dump(mode="json"),
+            "dtype": str(loaded.model.dtype),
+            "tokenizer": self._tokenizer(name),
+        }
+
+    def _tokenizer(self, name: str) -> str:
+        if name not in self._tokenizers:
+            self._tokenizers[name] = fingerprint.of_tokenizer(self.loaded(name).tokenizer)
+        return self._tokenizers[name]
+
+
+def _determined(strategy: PositionStrategy) -> dict[str, Any]:
+    """Every parameter of a strategy, defaults and the content of calibration files included."""
+    if isinstance(strategy, ComposedStrategy):
+        return {**_determined(strategy.positions), "frequencies": _determined(strategy.frequencies)}
+    parameters = strategy.params.model_dump(mode="json")
+    return {**parameters, "window": strategy.window, **plain(strategy.describe())}

@@ -1,0 +1,137 @@
+"""What a task is: a few settings, and how they turn a model under a strategy into scores."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+
+from posenc.errors import InvalidInputError
+from posenc.evaluate import fingerprint
+from posenc.evaluate.models import Loaded
+from posenc.evaluate.perplexity import Mean
+from posenc.evaluate.texts import BUILT_IN, Text, tokenize
+from posenc.handle import Handle
+
+
+class Sample(BaseModel):
+    """One scored thing.
+
+    Parameters
+    ----------
+    document : int
+        Samples of one document share its text, so they are not independent: errors are over documents.
+    score : float
+        Nats per token for losses, otherwise the share that is right.
+    depth : float, optional
+        Where the needle was hidden: 0 is the start of the context, 1 its end.
+    expected, answer : str, optional
+        What was asked for, and what the model said.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    document: NonNegativeInt
+    score: float | None
+    depth: float | None = None
+    expected: str | None = None
+    answer: str | None = None
+
+
+def over_documents(samples: Sequence[Sample]) -> Mean:
+    """One value per document: the mean of its samples. A score that is no number (null in JSON) is NaN."""
+    by_document: dict[int, list[float]] = {}
+    for sample in samples:
+        by_document.setdefault(sample.document, []).append(math.nan if sample.score is None else sample.score)
+    return Mean(tuple(float(np.mean(scores)) for _, scores in sorted(by_document.items())))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A text as one model's tokenizer reads it."""
+
+    tokenizer: Any
+    text: Text
+
+    @cached_property
+    def tokens(self) -> NDArray[np.int64]:
+        """int64 [T], without special tokens."""
+        return tokenize(self.tokenizer, self.text)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the text."""
+        return fingerprint.of_text(self.text)
+
+    def encode(self, words: str) -> NDArray[np.int64]:
+        """Tokens of a piece of a prompt."""
+        return np.asarray(self.tokenizer.encode(words, add_special_tokens=False), dtype=np.int64)
+
+    def require(self, tokens: int, what: str) -> None:
+        """Raise InvalidInputError unless the text has that many tokens."""
+        if len(self.tokens) < tokens:
+            raise InvalidInputError(
+                f"{what}: the text {self.text.name} has {len(self.tokens)} tokens, and {tokens} are needed. "
+                "Give a longer text or shorter lengths."
+            )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under a strategy."""
+
+    loaded: Loaded
+    handle: Handle
+
+
+class Task(BaseModel, ABC):
+    """Settings of a task as they stand in a suite; subclasses are the kinds.
+
+    ``version`` rises when the same settings give other prompts or scores: old results are then measured again.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: ClassVar[str]
+    metric: ClassVar[Literal["loss", "accuracy"]] = "accuracy"
+    version: ClassVar[int] = 1
+    unnamed: ClassVar[frozenset[str]] = frozenset({"documents"})
+    """Settings that :attr:`title` leaves out."""
+
+    text: str = Field(BUILT_IN, min_length=1)
+    documents: PositiveInt = 4
+
+    def fitted(self, lengths: Sequence[int]) -> Task:
+        """The task for a suite of these lengths; it may depend on the longest."""
+        return self
+
+    @abstractmethod
+    def check(self, source: Source, length: int, seed: int) -> None:
+        """Raise InvalidInputError if the task cannot be made at this length."""
+
+    @abstractmethod
+    def measure(self, subject: Subject, source: Source, length: int, seed: int) -> list[Sample]:
+        """Score a model."""
+
+    @property
+    def prefills(self) -> int:
+        """About how many inputs of the full length one cell reads, for estimates."""
+        return self.documents
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that determines what is asked, as plain data; the text goes by its content instead."""
+        return {"task": self.kind, "version": self.version, **self.model_dump(mode="json", exclude={"text"})}
+
+    @property
+    def title(self) -> str:
+        """A name for tables: the kind, and the settings that are not the usual ones."""
+        given = self.model_dump(mode="json", exclude_defaults=True, exclude=set(self.unnamed))
+        shown = ", ".join(f"{key}={value}" for key, value in given.items() if not isinstance(value, list))
+        return f"{self.kind} ({shown})" if shown else self.kind

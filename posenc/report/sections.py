@@ -1,0 +1,194 @@
+"""What a page says, before it is HTML or Markdown: sections of text, charts, tables, heat maps and pictures."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from posenc.bench.report import describe_machine
+from posenc.bench.results import Result
+from posenc.evaluate.sweep.results import Sweep
+from posenc.report.curves import Calibration
+from posenc.report.maps import config_of, is_beyond, map_address
+from posenc.report.sources import Material
+from posenc.report.svg import Point, line_chart
+from posenc.report.tables import DepthTable, Table, depth_tables, ratio_tables, score_tables
+
+HIGHEST_LOSS = 1.0
+"""Nats per token above the best candidate up to which V-curves are drawn."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of text; the columns from ``numbers`` on are right-aligned."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    numbers: int = 1
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A depth table that is coloured, 0 to 1."""
+
+    table: DepthTable
+
+
+@dataclass(frozen=True)
+class Chart:
+    """SVG text; Markdown shows the numbers only."""
+
+    svg: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A position map: the address of its image, and what it shows."""
+
+    title: str
+    address: str
+    caption: str
+
+
+Block = Grid | Heat | Chart | Picture
+
+
+@dataclass
+class Section:
+    """A heading, the command that made its numbers, remarks, and blocks."""
+
+    title: str
+    command: str
+    remarks: list[str] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+
+
+def sections(material: Material) -> list[Section]:
+    """Every section of a page, in its order."""
+    found = [_sweep(path, sweep) for path, sweep in material.sweeps.items()]
+    found += [_calibration(path, calibration) for path, calibration in material.calibrations.items()]
+    return found + [_bench(path, result) for path, result in material.benches.items()]
+
+
+def _sweep(path: str, sweep: Sweep) -> Section:
+    versions = ", ".join(f"{name} {version}" for name, version in sweep.versions.items())
+    window = "" if sweep.window is None else f", window {sweep.window} tokens"
+    remarks = [f"Model {sweep.model}{window}; {versions}; read from {path}."]
+    if sweep.missing:
+        remarks.append(f"{sweep.missing} of {len(sweep.cells)} cells are not measured yet; run the command again.")
+    section = Section(sweep.name, sweep.command, remarks)
+    for table in score_tables(sweep):
+        section.blocks.append(Chart(_chart(table, sweep.window)))
+        section.blocks.append(_grid(table, sweep.window))
+    for table in ratio_tables(sweep):
+        section.remarks.append(_lowest(table))
+        section.blocks.append(_grid(table, sweep.window))
+    section.blocks += [Heat(table) for table in depth_tables(sweep)]
+    section.blocks += list(_maps(sweep))
+    return section
+
+
+def _lowest(table: Table) -> str:
+    """Which strategy has the lowest perplexity where, in words."""
+    found: dict[str, list[str]] = {}
+    for at, length in enumerate(table.lengths):
+        scores = {label: row[at] for label, row in table.rows.items()}
+        best = [label for label, score in scores.items() if score is not None and score.value == 1 and score.error == 0]
+        for label in best:
+            found.setdefault(label, []).append(str(length))
+    lists = "; ".join(f"{label} at {', '.join(lengths)} tokens" for label, lengths in found.items())
+    return f"Lowest {table.title.split(':')[0]}: {lists or 'not measured'}. Whether others differ: the table of ratios."
+
+
+def _chart(table: Table, window: int | None) -> str:
+    series = {
+        label: [
+            Point(length, score.value, score.error)
+            for length, score in zip(table.lengths, scores, strict=True)
+            if score is not None
+        ]
+        for label, scores in table.rows.items()
+    }
+    return line_chart(
+        series,
+        title=table.title,
+        x_label="input length (tokens)",
+        y_label=table.unit.split(",")[0],
+        log_y=table.lower_is_better,
+        bounds=None if table.lower_is_better else (0.0, 1.0),
+        window=window,
+    )
+
+
+def _grid(table: Table, window: int | None) -> Grid:
+    rows = [
+        [label, *("-" if score is None else score.shown for score in scores)] for label, scores in table.rows.items()
+    ]
+    return Grid(table.title, ["strategy", *(_head(length, window) for length in table.lengths)], rows)
+
+
+def _head(length: int, window: int | None) -> str:
+    return f"{length}" if not window else f"{length} ({length / window:g}x)"
+
+
+def _maps(sweep: Sweep) -> Iterator[Picture]:
+    """One map per strategy, at the longest length, on one colour scale that ends at the window."""
+    longest = max(cell.length for cell in sweep.cells)
+    shown = {cell.label: cell for cell in sweep.cells if cell.length == longest}
+    logger = logging.getLogger("posenc")
+    before = logger.level
+    logger.setLevel(logging.ERROR)  # a curve that the sweep was warned of need not be warned of again
+    try:
+        plans = {
+            label: config_of(cell.identity["strategy"]).make(sweep.window).plan(longest)
+            for label, cell in shown.items()
+        }
+    finally:
+        logger.setLevel(before)
+    for label, plan in plans.items():
+        highest = float(plan.window or max(plan.max_relative, 1))
+        beyond = ", beyond the window (grey)" if is_beyond(plan) else ""
+        caption = f"{longest} tokens, distances seen up to {plan.max_relative:g}{beyond}"
+        yield Picture(label, map_address(plan, highest), caption)
+
+
+def _calibration(path: str, calibration: Calibration) -> Section:
+    remarks = [f"Model {calibration.model}; {calibration.texts}; read from {path}."]
+    section = Section(f"calibration of {calibration.model}", calibration.command, remarks)
+    for curve in calibration.curves:
+        lowest = min(point.y for line in curve.lines.values() for point in line if math.isfinite(point.y))
+        chart = line_chart(
+            curve.lines,
+            title=f"{curve.strategy} at {curve.length} tokens",
+            x_label=f"{curve.parameter}, {curve.strategy} at {curve.length} tokens",
+            y_label="nats per token",
+            log_x=False,
+            bounds=(lowest, lowest + HIGHEST_LOSS),
+        )
+        section.blocks.append(Chart(chart))
+    columns = ["tokens", "strategy", "parameters", "tried", "perplexity where chosen", "perplexity elsewhere"]
+    section.blocks.append(Grid("choices, perplexity ± standard error", columns, calibration.choices, 3))
+    return section
+
+
+def _bench(path: str, result: Result) -> Section:
+    section = Section("costs", result.command, [describe_machine(result.machine), f"Read from {path}."])
+    rows = []
+    for row in result.rows:
+        memory = "-" if row.memory_ratio is None else f"{row.memory_ratio:.2f}"
+        time = f"{row.ratio:.2f} ({min(row.ratios):.2f} .. {max(row.ratios):.2f})"
+        rows.append([row.strategy, row.kind, row.shape, row.dtype, str(row.length), time, memory])
+    columns = [
+        "strategy",
+        "kind",
+        "shape",
+        "dtype",
+        "tokens",
+        "time, times plain (lowest .. highest)",
+        "memory, times plain",
+    ]
+    section.blocks.append(Grid("time and peak memory against the same work without remapping", columns, rows, 4))
+    return section

@@ -1,0 +1,163 @@
+"""Numbers with their errors, out of the samples of a sweep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from posenc.evaluate.perplexity import Mean, Perplexity
+from posenc.evaluate.sweep.results import Entry, Sweep
+from posenc.evaluate.tasks.base import over_documents
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number, its standard error over documents (NaN for a single one), and how many documents there were."""
+
+    value: float
+    error: float
+    documents: int
+
+    @property
+    def shown(self) -> str:
+        """``12.34 ± 0.56``, or ``1.002 ± 0.003``."""
+        return with_error(self.value, self.error)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One task of a sweep: a row per strategy, a column per length; None where nothing was measured.
+
+    Parameters
+    ----------
+    title, unit : str
+    lengths : tuple of int
+        In tokens.
+    rows : dict of str to tuple
+        By the strategy's label.
+    lower_is_better : bool
+    """
+
+    title: str
+    unit: str
+    lengths: tuple[int, ...]
+    rows: dict[str, tuple[Score | None, ...]]
+    lower_is_better: bool
+
+
+@dataclass(frozen=True)
+class DepthTable:
+    """Where a strategy finds what was hidden: a row per depth, a column per length."""
+
+    label: str
+    task: str
+    lengths: tuple[int, ...]
+    rows: dict[float, tuple[Score | None, ...]]
+
+
+def with_error(value: float, error: float) -> str:
+    """A number and its standard error as people write them: two decimals, three where the error is below 0.01."""
+    if not math.isfinite(value):
+        return "-"
+    decimals = 3 if 0 < error < 0.01 else 2
+    text = f"{value:.{decimals}f}"
+    return f"{text} ± {error:.{decimals}f}" if math.isfinite(error) else text
+
+
+def tasks_of(sweep: Sweep) -> list[str]:
+    """The tasks of a sweep by name, in its order."""
+    return list(dict.fromkeys(cell.task for cell in sweep.cells))
+
+
+def score_tables(sweep: Sweep) -> list[Table]:
+    """One table per task: perplexity for losses, otherwise the share that is right."""
+    tables = []
+    for task in tasks_of(sweep):
+        cells = [cell for cell in sweep.cells if cell.task == task]
+        loss = cells[0].metric == "loss"
+        lengths = tuple(sorted({cell.length for cell in cells}))
+        means = _means(cells)
+        rows = {
+            label: tuple(_score(means.get((label, length)), loss=loss) for length in lengths)
+            for label in _labels(cells)
+        }
+        counts = _span(score.documents for scores in rows.values() for score in scores if score is not None)
+        unit = "perplexity, lower is better" if loss else "share right, higher is better"
+        tables.append(Table(f"{task}: {unit}, {counts} documents, ± standard error", unit, lengths, rows, loss))
+    return tables
+
+
+def ratio_tables(sweep: Sweep) -> list[Table]:
+    """Perplexity over the lowest one at the same length, with the error of the paired difference.
+
+    Documents are the same for every strategy, so differences have far smaller errors than the values.
+    """
+    tables = []
+    for task in tasks_of(sweep):
+        cells = [cell for cell in sweep.cells if cell.task == task and cell.metric == "loss"]
+        lengths = tuple(sorted({cell.length for cell in cells}))
+        means = _means(cells)
+        rows: dict[str, list[Score | None]] = {label: [] for label in _labels(cells)}
+        for length in lengths:
+            at = {label: means[label, length] for label in rows if (label, length) in means}
+            finite = {label: mean for label, mean in at.items() if math.isfinite(mean.mean)}
+            best = min(finite, key=lambda label: finite[label].mean) if finite else None
+            for label, scores in rows.items():
+                paired = best is not None and label in at and len(at[label].values) == len(at[best].values)
+                scores.append(_ratio(at[label].minus(at[best])) if best is not None and paired else None)
+        if rows:
+            unit = "times the lowest perplexity at that length"
+            title = f"{task}: {unit}, ± standard error of the paired difference"
+            tables.append(Table(title, unit, lengths, {label: tuple(scores) for label, scores in rows.items()}, True))
+    return tables
+
+
+def depth_tables(sweep: Sweep) -> list[DepthTable]:
+    """One table per strategy and task that hides something."""
+    tables = []
+    for task in tasks_of(sweep):
+        cells = [cell for cell in sweep.cells if cell.task == task]
+        depths = sorted({s.depth for cell in cells for s in cell.samples or () if s.depth is not None})
+        lengths = tuple(sorted({cell.length for cell in cells}))
+        for label in _labels(cells) if depths else ():
+            own = [cell for cell in cells if cell.label == label]
+            rows = {}
+            for depth in depths:
+                means = _means(own, depth)
+                rows[depth] = tuple(_score(means.get((label, length)), loss=False) for length in lengths)
+            tables.append(DepthTable(label, task, lengths, rows))
+    return tables
+
+
+def _means(cells: Sequence[Entry], depth: float | None = None) -> dict[tuple[str, int], Mean]:
+    """Per strategy and length one value per document, seeds one after the other."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.seed):
+        samples = [s for s in cell.samples or () if depth is None or s.depth == depth]
+        if samples:
+            found.setdefault((cell.label, cell.length), []).extend(over_documents(samples).values)
+    return {key: Mean(tuple(values)) for key, values in found.items()}
+
+
+def _score(mean: Mean | None, *, loss: bool) -> Score | None:
+    if mean is None:
+        return None
+    if loss:
+        perplexity = Perplexity(mean)
+        return Score(perplexity.value, perplexity.standard_error, len(mean.values))
+    return Score(mean.mean, mean.standard_error, len(mean.values))
+
+
+def _ratio(difference: Mean) -> Score:
+    ratio = Perplexity(difference)
+    return Score(ratio.value, ratio.standard_error, len(difference.values))
+
+
+def _labels(cells: Sequence[Entry]) -> list[str]:
+    return list(dict.fromkeys(cell.label for cell in cells))
+
+
+def _span(counts: Iterable[int]) -> str:
+    found = sorted(set(counts))
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}" if found else "0"

@@ -1,0 +1,237 @@
+"""The page: every number with its error and its command, nothing from elsewhere, damaged results named."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+import struct
+import xml.etree.ElementTree as ET
+import zlib
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import posenc
+from posenc.errors import InvalidInputError
+from posenc.report.maps import BEYOND, NOTHING, colours, map_address, png
+from posenc.report.sources import collect
+from posenc.report.svg import Point, line_chart, style, ticks
+from posenc.report.tables import depth_tables, ratio_tables, score_tables, with_error
+from posenc.report.write import write_report
+from tests.report import results
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> tuple[str, str]:
+    """HTML and Markdown of made-up results."""
+    html, markdown = write_report([results.write_all(tmp_path)], tmp_path / "out", title="A & B")
+    return html.read_text(encoding="utf-8"), markdown.read_text(encoding="utf-8")
+
+
+def test_scores_are_means_over_documents_with_their_errors():
+    losses, found = score_tables(results.sweep())
+    value = losses.rows["rope"][1]
+    assert value is not None
+    assert value.value == pytest.approx(math.exp(5.15))
+    assert value.error == pytest.approx(math.exp(5.15) * np.std([5.0, 5.1, 5.2, 5.3], ddof=1) / 2)
+    assert (losses.lengths, value.documents) == ((256, 1024), 4)
+    best = found.rows["lampe"][1]
+    assert best is not None
+    assert (best.value, best.error) == (pytest.approx(0.8), pytest.approx(0))
+
+
+def test_ratios_are_paired():
+    (table,) = ratio_tables(results.sweep())
+    rope = table.rows["rope"][1]
+    assert rope is not None
+    assert rope.value == pytest.approx(math.exp(1.9))
+    assert rope.error == pytest.approx(0, abs=1e-12)  # every document's difference is the same
+    assert [scores[1].value for scores in table.rows.values() if scores[1]][1] == 1.0
+
+
+def test_depths_are_kept_apart_and_a_missing_cell_is_a_gap():
+    whole = results.sweep()
+    cells = tuple(
+        cell.model_copy(update={"samples": None}) if (cell.label, cell.length) == ("rope", 256) else cell
+        for cell in whole.cells
+    )
+    sweep = results.sweep(cells=cells)
+    assert sweep.missing == 2
+    rope = next(table for table in depth_tables(sweep) if table.label == "rope")
+    assert rope.rows[0.1][0] is None
+    found = rope.rows[0.9][1]
+    assert found is not None
+    assert found.value == 0.0
+
+
+def test_seeds_are_pooled():
+    sweep = results.sweep()
+    more = [cell.model_copy(update={"seed": 1, "id": f"{cell.id}x"}) for cell in sweep.cells]
+    score = score_tables(results.sweep(cells=(*sweep.cells, *more)))[0].rows["lampe"][0]
+    assert score is not None
+    assert score.documents == 8
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "shown"),
+    [
+        (12.345, 0.678, "12.35 ± 0.68"),
+        (1.0012, 0.0023, "1.001 ± 0.002"),
+        (0.5, math.nan, "0.50"),
+        (math.inf, 1, "-"),
+        (math.nan, math.nan, "-"),
+        (1.0, 0.0, "1.00 ± 0.00"),
+    ],
+)
+def test_numbers_as_people_write_them(value: float, error: float, shown: str):
+    assert with_error(value, error) == shown
+
+
+def test_both_pages_hold_every_number_and_command(page: tuple[str, str]):
+    for text in page:
+        assert "posenc eval made-up.yaml" in text
+        assert "posenc calibrate tiny --text novel.txt --json" in text
+        assert "posenc bench attention --lengths 4096" in text
+        for tables in (score_tables(results.sweep()), ratio_tables(results.sweep())):
+            for table in tables:
+                for scores in table.rows.values():
+                    assert all(score is not None and score.shown in text for score in scores)
+        assert "Lowest perplexity: rope at 256 tokens; lampe at 256, 1024 tokens." in text
+        assert "20.09 ± 1.00" in text  # the calibration's choice
+        assert "1.25 (1.10 .. 1.50)" in text  # the benchmark's ratio
+
+
+class Outside(HTMLParser):
+    """Notes every address that a page asks for, and checks that tags are closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.addresses += [value or "" for key, value in attrs if key in ("src", "href", "srcset", "data", "action")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_asks_for_nothing(page: tuple[str, str]):
+    html = page[0]
+    reader = Outside()
+    reader.feed(html)
+    assert not reader.open
+    assert all(address.startswith(("#s", "data:image/png;base64,")) for address in reader.addresses)
+    assert sum(address.startswith("data:") for address in reader.addresses) == len(results.STRATEGIES)
+    assert not {"script", "link", "iframe", "object", "form"} & reader.tags
+    assert "url(" not in html
+    assert "@import" not in html
+    assert "http" not in html.replace('http-equiv="Content-Security-Policy"', "")
+    assert "default-src &#x27;none&#x27;" in html
+    assert '<meta name="viewport" content="width=device-width' in html
+
+
+def test_what_users_wrote_is_text(tmp_path: Path):
+    sweep = results.sweep(name="<script>alert(1)</script>", command="posenc eval 'a<b>.yaml'")
+    from posenc.evaluate.sweep.results import write_sweep
+
+    html, _ = write_report([write_sweep(sweep, tmp_path / "a.json")], tmp_path)
+    assert "<script>" not in html.read_text()
+    assert "a&lt;b&gt;.yaml" in html.read_text()
+
+
+def test_a_chart_is_well_formed_and_has_every_point():
+    series = {
+        f"line {n}": [Point(256, 2.0 + n, 0.1), Point(512, math.nan, 0.1), Point(1024, 3.0 + n, 0.2)] for n in range(9)
+    }
+    chart = line_chart(series, title="a < b", x_label="x", y_label="y", log_y=True, window=256)
+    figure = ET.fromstring(chart)
+    svg = figure.find("svg")
+    assert svg is not None
+    assert len(svg.findall("polyline")) == 9
+    assert len(svg.findall("path")) == 18
+    assert len({style(number) for number in range(100)}) == 100
+    spans = figure.findall("figcaption/span")
+    assert ["".join(span.itertext()) for span in spans] == list(series)
+    assert line_chart({"a": [Point(1, math.nan, 0)]}, title="", x_label="", y_label="") == ""
+
+
+def test_higher_values_are_higher_up():
+    chart = line_chart({"a": [Point(1, 1.0, 0), Point(2, 9.0, 0)]}, title="t", x_label="x", y_label="y")
+    found = re.search(r'points="([\d.]+),([\d.]+) ([\d.]+),([\d.]+)"', chart)
+    assert found is not None
+    x0, y0, x1, y1 = map(float, found.groups())
+    assert x0 < x1
+    assert y0 > y1
+
+
+@pytest.mark.parametrize(("low", "high", "log"), [(0, 1, False), (3.1, 3.4, False), (8, 450, True), (8.9, 9.1, True)])
+def test_ticks_are_few_and_inside(low: float, high: float, log: bool):
+    found = ticks(low, high, log=log)
+    assert 2 <= len(found) <= 10
+    assert all(low <= tick <= high for tick in found)
+
+
+def test_a_map_shows_what_the_plan_says():
+    plan = posenc.strategy("rope", window=256).plan(1000)
+    data = base64.b64decode(map_address(plan, 256).partition(",")[2])
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", data[16:24])
+    start = data.index(b"IDAT") + 4
+    size = struct.unpack(">I", data[start - 8 : start - 4])[0]
+    rows = np.frombuffer(zlib.decompress(data[start : start + size]), np.uint8).reshape(height, 1 + 3 * width)
+    pixels = rows[:, 1:].reshape(height, width, 3)
+    assert tuple(pixels[0, -1]) == NOTHING  # a key after the query
+    assert tuple(pixels[-1, 0]) == BEYOND  # a distance of 999
+    assert tuple(pixels[-1, -1]) == tuple(colours(0.0))
+    assert png(pixels) == data
+
+
+def test_lightness_grows_along_the_scale():
+    scale = colours(np.linspace(0, 1, 20)) @ np.array([0.3, 0.59, 0.11])
+    assert (np.diff(scale) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.json", '{"format": "posenc-eval", "version": 9}', "another version"),
+        ("a.json", '{"format": "posenc-eval", "version": 1}', "damaged result"),
+        ("a.yaml", "format: posenc-calibration\nversion: 1\n", "damaged calibration"),
+        ("a.json", '{"format": "posenc-bench"}', "not a result of posenc bench"),
+        ("a.json", '{"format": "other"}', "not a result of posenc eval, posenc calibrate or posenc bench"),
+        ("a.json", "{", "not a result of posenc eval, posenc calibrate or posenc bench"),
+        ("a.yaml", "a: [", "not a result of posenc eval, posenc calibrate or posenc bench"),
+    ],
+)
+def test_files_that_are_no_results(name: str, content: str, said: str, tmp_path: Path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InvalidInputError, match=said):
+        collect([tmp_path / name])
+
+
+def test_another_versions_calibration_is_refused(tmp_path: Path):
+    changed = json.loads(json.dumps(results.CALIBRATION))
+    changed["calibration"]["version"] = 2
+    (tmp_path / "c.json").write_text(json.dumps(changed))
+    with pytest.raises(InvalidInputError, match="version 2; this posenc reads 1"):
+        collect([tmp_path])
+
+
+def test_nothing_to_report(tmp_path: Path):
+    (tmp_path / "notes.json").write_text("{}")
+    with pytest.raises(InvalidInputError, match="no results here"):
+        collect([tmp_path])
+    with pytest.raises(InvalidInputError, match="does not exist"):
+        collect([tmp_path / "nowhere"])
