@@ -97,14 +97,32 @@ def _rows_of_results(text: str, name: str) -> list[str]:
     found = []
     for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
         command = re.search(r"^```\w*\n(.+?)\n```", section, re.MULTILINE | re.DOTALL)
-        if not section.startswith("main\n") or command is None:
+        if not section.startswith(("main\n", "calibrated\n")) or command is None:
             continue
         for heading, body in re.findall(r"^### (.+?)\n\n(\|.+?)(?:\n\n|\Z)", section, re.MULTILINE | re.DOTALL):
             head, rule, *rows = body.splitlines()
             mine = [row for row in rows if re.match(rf"\| {name}\b(?!\+)", row)]
-            if mine and "depth" not in heading:
+            if mine and "by depth" not in heading and "times the lowest" not in heading:
                 found.append(f"{heading} (`{command[1]}`):\n\n" + "\n".join([head, rule, *mine]))
     return found
+
+
+def comparison() -> str:
+    """The two main tables of docs/results/results.md whole."""
+    text = (ROOT / "docs" / "results" / "results.md").read_text(encoding="utf-8")
+    main = text.split("\n## main\n")[1].split("\n## ")[0]
+    tables = re.findall(r"^### ((?:perplexity: perplexity|spans: share right), .+?)\n\n(\|.+?)\n\n", main, re.M | re.S)
+    return "\n\n".join(f"{heading}:\n\n{_linked(body)}" for heading, body in tables)
+
+
+def _linked(body: str) -> str:
+    """A table whose strategies lead to their pages."""
+    return re.sub(
+        r"^\| (\w+)(?= \|)",
+        lambda cell: f"| [`{cell[1]}`](strategies/{cell[1]}.md)" if cell[1] in posenc.strategies() else cell[0],
+        body,
+        flags=re.M,
+    )
 
 
 def _rows_of_demo(text: str, name: str) -> list[str]:
@@ -145,5 +163,5 @@ def _help(command: click.Command, name: str, outer: click.Context) -> list[str]:
 
 
 PARTS: dict[str, Callable[..., str]] = {
-    part.__name__: part for part in (strategies, facts, parameters, frequencies, measured, commands)
+    part.__name__: part for part in (strategies, facts, parameters, frequencies, measured, comparison, commands)
 }

@@ -155,6 +155,16 @@ def test_links_that_leave_docs_lead_to_pages_of_the_site(tree: Path) -> None:
     assert "## two.toml" in found["source/examples.md"]
 
 
+def test_the_numbers_of_the_decision_table_are_those_of_the_results() -> None:
+    shown = set(re.findall(r"[\d.]+ ± [\d.]+", read("choosing.md")))
+    assert len(shown) > 15
+    main = read("results/results.md").split("\n## main\n")[1].split("\n## ")[0]
+    assert shown <= set(re.findall(r"[\d.]+ ± [\d.]+", main))
+    compared = parts.comparison()
+    assert compared.count("[`rerope`](strategies/rerope.md)") == 2
+    assert "10.22 ± 0.62" in compared
+
+
 def test_measured_rows_come_from_the_results_page() -> None:
     text = (
         "# R\n\n## ablations\n\n```\nposenc eval x\n```\n\n### p: a\n\n| s | 256 |\n| --- | ---: |\n| lampe, U | 1 |\n\n"
