@@ -60,7 +60,7 @@ def command(
         raise InvalidInputError("the prompt has no tokens.")
     options = {"do_sample": sample, "temperature": (temperature or 1.0) if sample else None}
     torch.manual_seed(seed)
-    with loaded.threads(), apply(loaded.model, chosen[0]), torch.inference_mode():
+    with loaded.threads(), apply(loaded.model, chosen[0]), torch.no_grad():
         out = loaded.model.generate(
             tokens,
             attention_mask=torch.ones_like(tokens),

@@ -55,7 +55,7 @@ def make_passkey(tokenizer: Any, haystack: NDArray[np.int64], length: int, depth
     return Passkey(np.concatenate([prose[:cut], needle, prose[cut:], question]), key, depth)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def answer(model: Any, tokenizer: Any, prompt: Passkey, *, new_tokens: int = 2 * DIGITS) -> str:
     """What the model says, greedily."""
     tokens = torch.from_numpy(prompt.tokens)[None].to(model.device)

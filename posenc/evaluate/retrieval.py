@@ -109,7 +109,7 @@ def measure(
     return Retrieval(Mean(tuple(scores)), tuple(planted_at))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _accuracy(model: Any, tokens: torch.Tensor) -> float:
     asked = SPAN - HINT
     tokens = tokens.to(model.device)

@@ -37,7 +37,7 @@ class SharedPrefill:
         self._prompt = np.empty(0, dtype=np.int64)
         self.tokens_read = 0
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def read(self, prompt_P: NDArray[np.int64], keep: int = 1) -> Tensor:
         """Logits of the last `keep` positions of a prompt.
 
@@ -69,7 +69,7 @@ class SharedPrefill:
         logits: Tensor = out.logits[0].float()
         return logits
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def answer(self, prompt_P: NDArray[np.int64], new_tokens: int) -> list[int]:
         """Up to `new_tokens` tokens, greedily, the end-of-text token not included."""
         said: list[int] = []

@@ -12,6 +12,7 @@ Shape letters: B batch, H heads, G batch rows x heads, N blocks of a tile, L tok
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,9 @@ flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_back
 CHUNK_BYTES = 16 * 2**20
 """Heads are done in groups whose queries take about this much: memory below malloc's 32 MiB limit for
 mappings of their own is used again, while fresh pages cost more than the rotation of what they hold."""
+
+LEAST_KEYS = 1024
+"""Keys worth a thread of their own when one query reads them."""
 
 
 class CpuFlashBackend(AttentionBackend):
@@ -155,20 +159,35 @@ def _one_query(
     if not arranged.work:
         return q_BHLD.new_zeros((batch, heads, 1, width)), q_BHLD.new_full((batch, heads, 1), float("-inf"))
     keys = [_pad(rotated_keys(copy, k_BHLD, rotary, kept), width) for copy in arranged.copies]
-    queries = _pad(rotated_query(arranged, q_BHLD, rotary, plan), width).view(
-        -1, batch, key_heads, heads // key_heads, width
-    )
-    parts = []
-    for q, work in zip(queries, arranged.work, strict=True):
+    shape = (-1, batch * key_heads, heads // key_heads, width)
+    queries_SGRD = _pad(rotated_query(arranged, q_BHLD, rotary, plan), width).reshape(shape)
+    v_GLD, parts = v_BHLD.flatten(0, 1), []
+    for q_GRD, work in zip(queries_SGRD, arranged.work, strict=True):
         low, high, first = int(work.key_start[0]), int(work.key_stop[0]), arranged.copies[work.copy].keys.start
-        v = v_BHLD[:, :, first + low : first + high]
-        parts.append(flash(q, keys[work.copy][:, :, low:high], v, 0.0, False, scale=scale))
+        k, v = keys[work.copy].flatten(0, 1)[:, low:high], v_GLD[:, first + low : first + high]
+        parts += _read_once(q_GRD, k, v, scale)
     out, lse = parts[0]
     if len(parts) > 1:
         outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
         lse = lses.logsumexp(0)
         out = (outs * (lses - lse).exp_()[..., None]).sum(0).to(q_BHLD.dtype)
     return out.reshape(batch, heads, 1, width), lse.reshape(batch, heads, 1)
+
+
+def _read_once(q_GRD: Tensor, k_GLD: Tensor, v_GLD: Tensor, scale: float) -> list[tuple[Tensor, Tensor]]:
+    """Outputs and logsumexps over all keys, in pieces that keep every thread busy: the operator shares out heads."""
+    threads, length = torch.get_num_threads(), k_GLD.shape[1]
+    pieces = threads // math.gcd(len(k_GLD), threads)
+    if length // pieces < LEAST_KEYS:
+        pieces = 1
+    even = length - length % pieces
+    k, v = (torch.unflatten(x[:, :even], 1, (pieces, -1)).transpose(0, 1) for x in (k_GLD, v_GLD))
+    out, lse = flash(q_GRD.expand(pieces, -1, -1, -1), k, v, 0.0, False, scale=scale)
+    found = list(zip(out, lse, strict=True))
+    if even < length:
+        rest = flash(q_GRD[None], k_GLD[None, :, even:], v_GLD[None, :, even:], 0.0, False, scale=scale)
+        found.append((rest[0][0], rest[1][0]))
+    return found
 
 
 def _with_gradients(

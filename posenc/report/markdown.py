@@ -9,7 +9,7 @@ def page(title: str, introduction: str, sections: list[Section]) -> str:
     """The whole file."""
     parts = [f"# {title}", introduction]
     for section in sections:
-        parts += [f"## {section.title}", f"```\n{section.command}\n```", *section.remarks]
+        parts += [f"## {section.title}", f"```bash\n{section.command}\n```", *section.remarks]
         maps = [block for block in section.blocks if isinstance(block, Picture)]
         for block in section.blocks:
             if isinstance(block, Grid):

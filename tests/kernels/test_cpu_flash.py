@@ -75,3 +75,19 @@ def test_gradients_of_overlapping_blocks(name: str, wide: int) -> None:
         gradients.append([leaf.grad for leaf in leaves])
     for got, expected in zip(*gradients, strict=True):
         assert (got - expected).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_one_query_in_pieces(threads: int, batch: int) -> None:
+    before = torch.get_num_threads()
+    q, k, v = qkv(batch, 1)
+    try:
+        torch.set_num_threads(threads)
+        with mock.patch.object(cpu_flash, "LEAST_KEYS", 7):
+            got = posenc.attention(q, k, v, plan_of("lampe"), ROTARY, backend="cpu_flash", return_lse=True)
+    finally:
+        torch.set_num_threads(before)
+    expected = posenc.attention(q, k, v, plan_of("lampe"), ROTARY, backend="reference", return_lse=True)
+    for mine, exact in zip(got, expected, strict=True):
+        assert (mine - exact).abs().max() < 2e-5

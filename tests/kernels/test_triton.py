@@ -26,6 +26,10 @@ from posenc.kernels import triton_backend, triton_decode
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEADS = ((3, 3), (6, 2), (4, 1), (8, 1), (7, 1))
 STRATEGIES = [name for name, info in posenc.strategies().items() if not issubclass(info.factory, FrequencyStrategy)]
+PARAMS = {
+    "lampe": {"mapping": 40},
+    "auto": {"calibration": {"ranges": [{"up_to": 999, "pick": {"strategy": "dca", "because": "a test"}}]}},
+}
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 """Twice the usual for bfloat16: the interpreter cuts off where a GPU rounds."""
 
@@ -40,7 +44,7 @@ def check(plan: PositionPlan, q_len: int, heads: tuple[int, int], rotary: Rotary
 
 @pytest.mark.parametrize(("number", "name"), list(enumerate(STRATEGIES)))
 def test_every_strategy_in_half_precision(number: int, name: str) -> None:
-    plan = posenc.strategy(name, window=64, **({"mapping": 40} if name == "lampe" else {})).plan(150, 170)
+    plan = posenc.strategy(name, window=64, **PARAMS.get(name, {})).plan(150, 170)
     dtype = torch.bfloat16 if number % 3 == 2 else torch.float16
     for q_len in (170, 41, 3):
         check(plan, q_len, HEADS[number % len(HEADS)], Rotary.from_theta(1e4, 16), 16, dtype=dtype)
