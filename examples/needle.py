@@ -1,6 +1,6 @@
 """A needle in a haystack: a span of random tokens, planted far back, is continued when its beginning comes again.
 
-    python examples/needle.py
+python examples/needle.py
 """
 
 from __future__ import annotations

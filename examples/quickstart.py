@@ -1,6 +1,6 @@
 """Apply a strategy, generate far beyond the window, look at the plan, take it off again.
 
-    python examples/quickstart.py
+python examples/quickstart.py
 """
 
 from __future__ import annotations

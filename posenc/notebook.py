@@ -19,7 +19,9 @@ def plan_html(plan: PositionPlan) -> str:
     from posenc import viz
 
     try:
-        shown = f'<img style="max-width: 100%" alt="{escape(viz.title(plan))}" src="{viz.data_uri(viz.plan_figure(plan))}">'
+        shown = (
+            f'<img style="max-width: 100%" alt="{escape(viz.title(plan))}" src="{viz.data_uri(viz.plan_figure(plan))}">'
+        )
     except PosencError as error:
         shown = f"<p>{escape(str(error))}</p>"
     return f"<div>{shown}<pre>{escape(plan.explain())}</pre></div>"

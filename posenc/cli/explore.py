@@ -38,7 +38,9 @@ def command(name: str, window: int, prompt: int, port: int, no_browser: bool) ->
     try:
         listening = socket.create_server(("127.0.0.1", port))  # werkzeug would print and leave by itself
     except OSError as error:
-        raise PosencError(f"port {port} cannot be used ({os.strerror(error.errno or 0)}). Choose another one with --port.") from None
+        raise PosencError(
+            f"port {port} cannot be used ({os.strerror(error.errno or 0)}). Choose another one with --port."
+        ) from None
     with listening:
         address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
         place = ("127.0.0.1", listening.getsockname()[1])

@@ -58,7 +58,13 @@ def render(entries: Mapping[str, str]) -> tuple[str, int]:
     for each in found.values():
         kinds[kind_of(each)].append(each.name)
     text = render_template(
-        "page.html", info=info, kinds=kinds, controls=controls(info.params), entries=entries, kind=kind_of(info), **shown
+        "page.html",
+        info=info,
+        kinds=kinds,
+        controls=controls(info.params),
+        entries=entries,
+        kind=kind_of(info),
+        **shown,
     )
     return text, 200 if shown["error"] is None else 400
 

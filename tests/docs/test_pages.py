@@ -87,7 +87,9 @@ def test_every_entry_of_the_reference_is_documented(line: str) -> None:
 
 def test_every_error_has_its_cause_and_cure() -> None:
     page = sections(read("errors.md"))
-    kinds = {name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == "posenc.errors"}
+    kinds = {
+        name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == "posenc.errors"
+    }
     assert "CacheMismatchError" in kinds
     assert set(page) == kinds
     for name in kinds:
@@ -120,8 +122,8 @@ def test_the_navigation_holds_every_page() -> None:
 
 
 def test_a_page_with_an_unknown_part_is_refused() -> None:
-    with pytest.raises(KeyError, match="parmeters"):
-        parts.fill("<!-- posenc: parmeters lampe -->")
+    with pytest.raises(KeyError, match="no_such_part"):
+        parts.fill("<!-- posenc: no_such_part lampe -->")
 
 
 @pytest.fixture
@@ -167,10 +169,10 @@ def test_the_numbers_of_the_decision_table_are_those_of_the_results() -> None:
 
 def test_measured_rows_come_from_the_results_page() -> None:
     text = (
-        "# R\n\n## ablations\n\n```\nposenc eval x\n```\n\n### p: a\n\n| s | 256 |\n| --- | ---: |\n| lampe, U | 1 |\n\n"
-        "## main\n\n```\nposenc eval main.yaml\n```\n\n### p: a\n\n| s | 256 |\n| --- | ---: |\n| lampe | 9.2 |\n"
+        "# R\n\n## ablations\n\n```\nposenc eval x\n```\n\n### p: a\n\n| s | 256 |\n| --- | --- |\n| lampe, U | 1 |\n\n"
+        "## main\n\n```bash\nposenc eval main.yaml\n```\n\n### p: a\n\n| s | 256 |\n| --- | --- |\n| lampe | 9.2 |\n"
         "| lampe+yarn | 8 |\n| rerope | 9.3 |\n\n### p by depth\n\n| s | depth |\n| --- | ---: |\n| lampe | 0.1 |\n"
     )
     found = parts._rows_of_results(text, "lampe")
-    assert found == ["p: a (`posenc eval main.yaml`):\n\n| s | 256 |\n| --- | ---: |\n| lampe | 9.2 |"]
+    assert found == ["p: a (`posenc eval main.yaml`):\n\n| s | 256 |\n| --- | --- |\n| lampe | 9.2 |"]
     assert parts._rows_of_results(text, "dca") == []

@@ -26,7 +26,8 @@ const rgb = text => text.match(/[\\d.]+/g).map(Number);
 const light = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
   .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
 const behind = e => { for (; e; e = e.parentElement) {
-  const c = rgb(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
+  const c = rgb(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]
+};
 const contrast = e => { const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
   return (a + .05) / (b + .05); };
 const texts = all.filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()));
@@ -53,7 +54,9 @@ def address() -> Iterator[str]:
     """Of a running ``posenc explore``."""
     command = [sys.executable, "-c", "import posenc.cli; posenc.cli.main()", "explore", "--no-browser"]
     command += ["--strategy", "self_extend", "--window", "256", "--prompt", "2048"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as ran:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    ) as ran:
         assert ran.stdout is not None
         found = re.search(r"http://127\.0\.0\.1:\d+/", ran.stdout.readline())
         assert found is not None
@@ -65,7 +68,8 @@ def address() -> Iterator[str]:
 def browser() -> Iterator[Any]:
     from selenium import webdriver
 
-    assert BROWSER is not None and DRIVER is not None, "CI must have both: scripts/ci-packages.sh installs them"
+    assert BROWSER is not None, "CI must have both: scripts/ci-packages.sh installs them"
+    assert DRIVER is not None, "CI must have both: scripts/ci-packages.sh installs them"
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"):
