@@ -44,7 +44,7 @@ format: $(INSTALLED) ## rewrite files in the project's style
 	$(BIN)/ruff format .
 
 docs: $(INSTALLED) ## the documentation as a site, built strictly, into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict # not --quiet, which would hide warnings from --strict
 
 calibrate: $(INSTALLED) ## measure posenc/profiles/tiny.yaml again (20 minutes on one idle core; it resumes)
 	OMP_NUM_THREADS=1 $(BIN)/posenc calibrate tiny --text docstrings:numpy --report-text pydoc --documents 40 \

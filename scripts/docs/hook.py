@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 from posenc.cli._group import group
@@ -17,6 +18,10 @@ from scripts.docs.sources import outside, rewrite
 
 DOCS = ROOT / "docs"
 PLOT = re.compile(r"^posenc plan .*--plot (\w+\.png)$", re.MULTILINE)
+LOADED = re.compile(
+    r"""<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=["']?(?:https?:)?//[^>]*>"""
+    r"""|@import[^;]+//|url\(["']?(?:https?:)?//"""
+)
 drawn = tempfile.TemporaryDirectory(prefix="posenc-docs-")
 
 
@@ -44,6 +49,18 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         flags=re.MULTILINE | re.DOTALL,
     )
     return rewrite(shown, Path(source), ROOT)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Show what docstrings refer to by its name alone, not as a role of Sphinx."""
+    return re.sub(r":(?:class|func|meth|mod):<code>~?(?:[\w.]*\.)?(\w+)</code>", r"<code>\1</code>", html)
+
+
+def on_post_build(config: Any) -> None:
+    """Refuse a site that loads anything from elsewhere."""
+    for path in sorted(Path(config.site_dir).rglob("*")):
+        if path.suffix in (".html", ".css") and (found := LOADED.search(path.read_text(encoding="utf-8"))):
+            raise PluginError(f"{path.relative_to(config.site_dir)} loads something from elsewhere: {found[0]}")
 
 
 def draw(command: str, name: str) -> Path:

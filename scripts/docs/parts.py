@@ -60,8 +60,13 @@ def facts(name: str) -> str:
 def parameters(name: str) -> str:
     """The parameters of a strategy, from its pydantic model."""
     found = show.describe(posenc.strategies()[name])["params"]
-    rows = ((f"`{p['name']}`", f"`{p['type']}`", _default(p["default"]), p["description"]) for p in found)
+    rows = ((f"`{p['name']}`", _type(p["type"]), _default(p["default"]), p["description"]) for p in found)
     return table(["name", "type", "default", "meaning"], rows) if found else "None."
+
+
+def _type(name: str) -> str:
+    """A union as words: a pipe would end the table's cell."""
+    return " or ".join(f"`{part}`" for part in name.split(" | ") if part != "None")
 
 
 def _default(value: object) -> str:
@@ -103,7 +108,7 @@ def _rows_of_results(text: str, name: str) -> list[str]:
             head, rule, *rows = body.splitlines()
             mine = [row for row in rows if re.match(rf"\| {name}\b(?!\+)", row)]
             if mine and "by depth" not in heading and "times the lowest" not in heading:
-                found.append(f"{heading} (`{command[1]}`):\n\n" + "\n".join([head, rule, *mine]))
+                found.append(f"{heading.split(': ')[-1]} (`{command[1]}`):\n\n" + "\n".join([head, rule, *mine]))
     return found
 
 
@@ -112,7 +117,7 @@ def comparison() -> str:
     text = (ROOT / "docs" / "results" / "results.md").read_text(encoding="utf-8")
     main = text.split("\n## main\n")[1].split("\n## ")[0]
     tables = re.findall(r"^### ((?:perplexity: perplexity|spans: share right), .+?)\n\n(\|.+?)\n\n", main, re.M | re.S)
-    return "\n\n".join(f"{heading}:\n\n{_linked(body)}" for heading, body in tables)
+    return "\n\n".join(f"{heading.split(': ')[-1]}:\n\n{_linked(body)}" for heading, body in tables)
 
 
 def _linked(body: str) -> str:

@@ -174,5 +174,5 @@ def test_measured_rows_come_from_the_results_page() -> None:
         "| lampe+yarn | 8 |\n| rerope | 9.3 |\n\n### p by depth\n\n| s | depth |\n| --- | ---: |\n| lampe | 0.1 |\n"
     )
     found = parts._rows_of_results(text, "lampe")
-    assert found == ["p: a (`posenc eval main.yaml`):\n\n| s | 256 |\n| --- | --- |\n| lampe | 9.2 |"]
+    assert found == ["a (`posenc eval main.yaml`):\n\n| s | 256 |\n| --- | --- |\n| lampe | 9.2 |"]
     assert parts._rows_of_results(text, "dca") == []
