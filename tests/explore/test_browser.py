@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,7 @@ def address() -> Iterator[str]:
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
     ) as ran:
         assert ran.stdout is not None
+        assert select.select([ran.stdout], [], [], 60)[0], "posenc explore says nothing"
         found = re.search(r"http://127\.0\.0\.1:\d+/", ran.stdout.readline())
         assert found is not None
         yield found[0]

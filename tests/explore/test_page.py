@@ -152,3 +152,22 @@ def test_an_unknown_strategy_is_refused_before_anything_is_served() -> None:
     result = run("explore", "--no-browser", "--strategy", "lampee")
     assert result.exit_code == 2
     assert "Did you mean 'lampe'?" in result.stderr
+
+
+def test_colours_can_be_told_apart_by_their_lightness_and_lines_by_their_dashes() -> None:
+    import numpy as np
+    from matplotlib.colors import to_rgb
+
+    from posenc import viz
+
+    plan = posenc.strategy("rerope", window=64, window_size=8).plan(100)
+    axis = viz.new_figure(4, 3).subplots()
+    viz.draw_map(axis, plan, title="", bar=False)
+    shades = axis.images[0].get_cmap()(np.linspace(0, 1, 64))[:, :3]
+    assert (np.diff(shades @ [0.2126, 0.7152, 0.0722]) > 0).all()
+    axis = viz.new_figure(4, 3).subplots()
+    viz.draw_curve(axis, plan)
+    styles = {(line.get_linestyle(), line.get_linewidth()) for line in axis.lines}
+    assert len(styles) == len(axis.lines) == 4
+    light = sorted(np.dot(to_rgb(colour), [0.2126, 0.7152, 0.0722]) for colour in viz.COLOURS[:2])
+    assert light[1] - light[0] > 0.03
