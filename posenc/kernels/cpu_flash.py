@@ -35,6 +35,9 @@ CHUNK_BYTES = 16 * 2**20
 """Heads are done in groups whose queries take about this much: memory below malloc's 32 MiB limit for
 mappings of their own is used again, while fresh pages cost more than the rotation of what they hold."""
 
+BLOCK_BYTES = 4 * 2**20
+"""Outputs of batched blocks that wait to be merged: small enough to be merged while they are in the cache."""
+
 LEAST_KEYS = 1024
 """Keys worth a thread of their own when one query reads them."""
 
@@ -132,15 +135,18 @@ def _parts(q_BHLD: Tensor, k_BHLD: Tensor, *, alone: bool) -> Iterator[tuple[sli
 
 
 def _run(call: Call, queries: Tensor, keys: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float) -> None:
-    """One call, merged into the running output and logsumexp [G, L, D] and [G, L]."""
-    q, bias = call.own_rows(queries), call.bias(queries.dtype)
-    causal = call.tile.kind == "lower"
-    new_out, new_lse = flash(q, call.keys(keys), call.values(v), 0.0, causal, attn_mask=bias, scale=scale)
-    hollow = call.hollow()
-    if hollow is not None:  # the operator reports 0 for rows that attend nothing
-        new_lse = new_lse.masked_fill(hollow, float("-inf"))
-        new_out = new_out.masked_fill(hollow[..., None], 0.0)
-    merge_into(call.rows(out), call.rows(lse[..., None])[..., 0], new_out, new_lse, first=call.first)
+    """One tile, merged into the running output and logsumexp [G, L, D] and [G, L], some of its blocks at a time."""
+    operands = call.own_rows(queries), call.keys(keys), call.values(v)
+    target, target_lse = call.rows(out), call.rows(lse[..., None])[..., 0]
+    bias, hollow, causal = call.bias(queries.dtype), call.hollow(), call.tile.kind == "lower"
+    together = max(1, BLOCK_BYTES // (operands[0][0].numel() * out.element_size()))
+    for first in range(0, call.tile.count, together):
+        blocks = slice(first, first + together)
+        new_out, new_lse = flash(*(x[blocks] for x in operands), 0.0, causal, attn_mask=bias, scale=scale)
+        if hollow is not None:  # the operator reports 0 for rows that attend nothing
+            new_lse = new_lse.masked_fill(hollow, float("-inf"))
+            new_out = new_out.masked_fill(hollow[..., None], 0.0)
+        merge_into(target[blocks], target_lse[blocks], new_out, new_lse, first=call.first)
 
 
 def _one_query(

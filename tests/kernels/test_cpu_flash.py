@@ -55,7 +55,7 @@ def test_chunks_of_heads_and_rows(batch: int, masked: bool, heads_at_once: int) 
         mask[..., -1, 9:] = False
         mask[0, :, 17] = False  # a query that attends nothing
     chunk = heads_at_once * 3 * 300 * 16 * 4
-    with mock.patch.object(cpu_flash, "CHUNK_BYTES", chunk):
+    with mock.patch.multiple(cpu_flash, CHUNK_BYTES=chunk, BLOCK_BYTES=chunk // 3):
         got = posenc.attention(q, k, v, plan_of("lampe"), ROTARY, backend="cpu_flash", mask=mask, return_lse=True)
     expected = posenc.attention(q, k, v, plan_of("lampe"), ROTARY, backend="reference", mask=mask, return_lse=True)
     assert (got[0] - expected[0]).abs().max() < 2e-5
