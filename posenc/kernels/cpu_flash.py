@@ -165,34 +165,33 @@ def _one_query(
     if not arranged.work:
         return q_BHLD.new_zeros((batch, heads, 1, width)), q_BHLD.new_full((batch, heads, 1), float("-inf"))
     keys = [_pad(rotated_keys(copy, k_BHLD, rotary, kept), width) for copy in arranged.copies]
-    shape = (-1, batch * key_heads, heads // key_heads, width)
-    queries_SGRD = _pad(rotated_query(arranged, q_BHLD, rotary, plan), width).reshape(shape)
-    v_GLD, parts = v_BHLD.flatten(0, 1), []
-    for q_GRD, work in zip(queries_SGRD, arranged.work, strict=True):
+    shape = (-1, batch, key_heads, heads // key_heads, width)
+    queries_SBHRD = _pad(rotated_query(arranged, q_BHLD, rotary, plan), width).reshape(shape)
+    parts = []
+    for q_BHRD, work in zip(queries_SBHRD.unbind(), arranged.work, strict=True):
         low, high, first = int(work.key_start[0]), int(work.key_stop[0]), arranged.copies[work.copy].keys.start
-        k, v = keys[work.copy].flatten(0, 1)[:, low:high], v_GLD[:, first + low : first + high]
-        parts += _read_once(q_GRD, k, v, scale)
-    out, lse = parts[0]
-    if len(parts) > 1:
-        outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
+        parts += _read_once(q_BHRD, keys[work.copy][:, :, low:high], v_BHLD[:, :, first + low : first + high], scale)
+    out, lse = parts[0] if len(parts) == 1 else (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    if len(out) > batch:  # [pieces x B, H, R, D]
+        outs, lses = out.reshape(shape), lse.reshape(shape[:4])
         lse = lses.logsumexp(0)
         out = (outs * (lses - lse).exp_()[..., None]).sum(0).to(q_BHLD.dtype)
     return out.reshape(batch, heads, 1, width), lse.reshape(batch, heads, 1)
 
 
-def _read_once(q_GRD: Tensor, k_GLD: Tensor, v_GLD: Tensor, scale: float) -> list[tuple[Tensor, Tensor]]:
+def _read_once(q_BHRD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, scale: float) -> list[tuple[Tensor, Tensor]]:
     """Outputs and logsumexps over all keys, in pieces that keep every thread busy: the operator shares out heads."""
-    threads, length = torch.get_num_threads(), k_GLD.shape[1]
-    pieces = threads // math.gcd(len(k_GLD), threads)
-    if length // pieces < LEAST_KEYS:
-        pieces = 1
+    batch, heads, length, _ = k_BHLD.shape
+    threads = torch.get_num_threads()
+    pieces = threads // math.gcd(heads, threads)
+    if pieces == 1 or batch > 1 or length // pieces < LEAST_KEYS:  # several rows have heads for every thread
+        return [flash(q_BHRD, k_BHLD, v_BHLD, 0.0, False, scale=scale)]
     even = length - length % pieces
-    k, v = (torch.unflatten(x[:, :even], 1, (pieces, -1)).transpose(0, 1) for x in (k_GLD, v_GLD))
-    out, lse = flash(q_GRD.expand(pieces, -1, -1, -1), k, v, 0.0, False, scale=scale)
-    found = list(zip(out, lse, strict=True))
+    q = q_BHRD.repeat(pieces, 1, 1, 1)
+    k, v = (torch.unflatten(x[0, :, :even], 1, (pieces, -1)).transpose(0, 1) for x in (k_BHLD, v_BHLD))
+    found = [flash(q, k, v, 0.0, False, scale=scale)]
     if even < length:
-        rest = flash(q_GRD[None], k_GLD[None, :, even:], v_GLD[None, :, even:], 0.0, False, scale=scale)
-        found.append((rest[0][0], rest[1][0]))
+        found.append(flash(q_BHRD, k_BHLD[:, :, even:], v_BHLD[:, :, even:], 0.0, False, scale=scale))
     return found
 
 
