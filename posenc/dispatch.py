@@ -180,15 +180,14 @@ def _lacks(backend: AttentionBackend, q: Tensor, k: Tensor, softcap: float | Non
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not q.ndim == k.ndim == v.ndim == 4:
-        raise InvalidInputError(f"q, k and v must be [batch, heads, tokens, head_dim], got {shapes}.")
+        raise InvalidInputError(f"q, k and v must be [batch, heads, tokens, head_dim], got {_shapes(q, k, v)}.")
     if not (q.shape[0] == k.shape[0] == v.shape[0] and k.shape[1:3] == v.shape[1:3] and q.shape[3] == k.shape[3]):
-        raise InvalidInputError(f"batch, key/value heads, key/value tokens or head_dim differ: {shapes}.")
+        raise InvalidInputError(f"batch, key/value heads, key/value tokens or head_dim differ: {_shapes(q, k, v)}.")
     if not k.shape[1] or q.shape[1] % k.shape[1]:
-        raise InvalidInputError(f"query heads must be a multiple of key/value heads: {shapes}.")
+        raise InvalidInputError(f"query heads must be a multiple of key/value heads: {_shapes(q, k, v)}.")
     if not 1 <= q.shape[2] <= k.shape[2]:
-        raise InvalidInputError(f"there must be 1 <= Lq <= Lk tokens: {shapes}.")
+        raise InvalidInputError(f"there must be 1 <= Lq <= Lk tokens: {_shapes(q, k, v)}.")
     if not (q.dtype == k.dtype == v.dtype and q.is_floating_point()):
         raise InvalidInputError(f"q, k and v must share one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}.")
     if not q.device == k.device == v.device:
@@ -199,6 +198,10 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None
         expected = (q.shape[0], 1, q.shape[2], k.shape[2])
         if tuple(mask.shape) != expected:
             raise InvalidInputError(f"mask must be [B, 1, Lq, Lk] = {expected}, got {tuple(mask.shape)}.")
+
+
+def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
+    return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
 
 
 def _check_plans(plans: list[PositionPlan], batch: int, k_len: int, *, one: bool) -> None:

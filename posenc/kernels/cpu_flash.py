@@ -35,6 +35,9 @@ CHUNK_BYTES = 16 * 2**20
 """Heads are done in groups whose queries take about this much: memory below malloc's 32 MiB limit for
 mappings of their own is used again, while fresh pages cost more than the rotation of what they hold."""
 
+BLOCK_BYTES = 4 * 2**20
+"""Outputs of batched blocks that wait to be merged: small enough to be merged while they are in the cache."""
+
 LEAST_KEYS = 1024
 """Keys worth a thread of their own when one query reads them."""
 
@@ -132,15 +135,18 @@ def _parts(q_BHLD: Tensor, k_BHLD: Tensor, *, alone: bool) -> Iterator[tuple[sli
 
 
 def _run(call: Call, queries: Tensor, keys: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float) -> None:
-    """One call, merged into the running output and logsumexp [G, L, D] and [G, L]."""
-    q, bias = call.own_rows(queries), call.bias(queries.dtype)
-    causal = call.tile.kind == "lower"
-    new_out, new_lse = flash(q, call.keys(keys), call.values(v), 0.0, causal, attn_mask=bias, scale=scale)
-    hollow = call.hollow()
-    if hollow is not None:  # the operator reports 0 for rows that attend nothing
-        new_lse = new_lse.masked_fill(hollow, float("-inf"))
-        new_out = new_out.masked_fill(hollow[..., None], 0.0)
-    merge_into(call.rows(out), call.rows(lse[..., None])[..., 0], new_out, new_lse, first=call.first)
+    """One tile, merged into the running output and logsumexp [G, L, D] and [G, L], some of its blocks at a time."""
+    operands = call.own_rows(queries), call.keys(keys), call.values(v)
+    target, target_lse = call.rows(out), call.rows(lse[..., None])[..., 0]
+    bias, hollow, causal = call.bias(queries.dtype), call.hollow(), call.tile.kind == "lower"
+    together = max(1, BLOCK_BYTES // (operands[0][0].numel() * out.element_size()))
+    for first in range(0, call.tile.count, together):
+        blocks = slice(first, first + together)
+        new_out, new_lse = flash(*(x[blocks] for x in operands), 0.0, causal, attn_mask=bias, scale=scale)
+        if hollow is not None:  # the operator reports 0 for rows that attend nothing
+            new_lse = new_lse.masked_fill(hollow, float("-inf"))
+            new_out = new_out.masked_fill(hollow[..., None], 0.0)
+        merge_into(target[blocks], target_lse[blocks], new_out, new_lse, first=call.first)
 
 
 def _one_query(
@@ -159,34 +165,33 @@ def _one_query(
     if not arranged.work:
         return q_BHLD.new_zeros((batch, heads, 1, width)), q_BHLD.new_full((batch, heads, 1), float("-inf"))
     keys = [_pad(rotated_keys(copy, k_BHLD, rotary, kept), width) for copy in arranged.copies]
-    shape = (-1, batch * key_heads, heads // key_heads, width)
-    queries_SGRD = _pad(rotated_query(arranged, q_BHLD, rotary, plan), width).reshape(shape)
-    v_GLD, parts = v_BHLD.flatten(0, 1), []
-    for q_GRD, work in zip(queries_SGRD, arranged.work, strict=True):
+    shape = (-1, batch, key_heads, heads // key_heads, width)
+    queries_SBHRD = _pad(rotated_query(arranged, q_BHLD, rotary, plan), width).reshape(shape)
+    parts = []
+    for q_BHRD, work in zip(queries_SBHRD.unbind(), arranged.work, strict=True):
         low, high, first = int(work.key_start[0]), int(work.key_stop[0]), arranged.copies[work.copy].keys.start
-        k, v = keys[work.copy].flatten(0, 1)[:, low:high], v_GLD[:, first + low : first + high]
-        parts += _read_once(q_GRD, k, v, scale)
-    out, lse = parts[0]
-    if len(parts) > 1:
-        outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
+        parts += _read_once(q_BHRD, keys[work.copy][:, :, low:high], v_BHLD[:, :, first + low : first + high], scale)
+    out, lse = parts[0] if len(parts) == 1 else (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    if len(out) > batch:  # [pieces x B, H, R, D]
+        outs, lses = out.reshape(shape), lse.reshape(shape[:4])
         lse = lses.logsumexp(0)
         out = (outs * (lses - lse).exp_()[..., None]).sum(0).to(q_BHLD.dtype)
     return out.reshape(batch, heads, 1, width), lse.reshape(batch, heads, 1)
 
 
-def _read_once(q_GRD: Tensor, k_GLD: Tensor, v_GLD: Tensor, scale: float) -> list[tuple[Tensor, Tensor]]:
+def _read_once(q_BHRD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, scale: float) -> list[tuple[Tensor, Tensor]]:
     """Outputs and logsumexps over all keys, in pieces that keep every thread busy: the operator shares out heads."""
-    threads, length = torch.get_num_threads(), k_GLD.shape[1]
-    pieces = threads // math.gcd(len(k_GLD), threads)
-    if length // pieces < LEAST_KEYS:
-        pieces = 1
+    batch, heads, length, _ = k_BHLD.shape
+    threads = torch.get_num_threads()
+    pieces = threads // math.gcd(heads, threads)
+    if pieces == 1 or batch > 1 or length // pieces < LEAST_KEYS:  # several rows have heads for every thread
+        return [flash(q_BHRD, k_BHLD, v_BHLD, 0.0, False, scale=scale)]
     even = length - length % pieces
-    k, v = (torch.unflatten(x[:, :even], 1, (pieces, -1)).transpose(0, 1) for x in (k_GLD, v_GLD))
-    out, lse = flash(q_GRD.expand(pieces, -1, -1, -1), k, v, 0.0, False, scale=scale)
-    found = list(zip(out, lse, strict=True))
+    q = q_BHRD.repeat(pieces, 1, 1, 1)
+    k, v = (torch.unflatten(x[0, :, :even], 1, (pieces, -1)).transpose(0, 1) for x in (k_BHLD, v_BHLD))
+    found = [flash(q, k, v, 0.0, False, scale=scale)]
     if even < length:
-        rest = flash(q_GRD[None], k_GLD[None, :, even:], v_GLD[None, :, even:], 0.0, False, scale=scale)
-        found.append((rest[0][0], rest[1][0]))
+        found.append(flash(q_BHRD, k_BHLD[:, :, even:], v_BHLD[:, :, even:], 0.0, False, scale=scale))
     return found
 
 

@@ -136,10 +136,9 @@ def rotated_keys(copy: KeyCopy, k_BHLD: Tensor, rotary: Rotary, kept: KeptKeys |
     if key not in root.memo:
         while len(root.memo) >= KEPT_TABLES:  # frequencies that follow the length come anew with every token
             root.memo.pop(next(iter(root.memo)))
-        cos_LF, sin_LF = rotary.tables(
+        root.memo[key] = rotary.tables(
             root.key_positions, interpolation=root.interpolation, dtype=dtype, device=k_BHLD.device
         )
-        root.memo[key] = rotary.both(cos_LF), sin_LF
     cos_LF, sin_LF = root.memo[key]
 
     def rotate(keys: slice) -> Tensor:
@@ -157,12 +156,12 @@ def rotated_queries(
     ``out_BHLD`` is memory of the shape of ``q_BHLD`` that may be used for the result.
     """
     rows = q_BHLD[:, :, work.rows]
-    cos_LD, sin_LF, factor_L1 = _query_tables(work, q_BHLD, rotary, plan)
+    cos_LF, sin_LF, factor_L1 = _query_tables(work, q_BHLD, rotary, plan)
     if factor_L1 is not None:
-        scaled = rotary.rotate(rows.to(cos_LD.dtype) * factor_L1, cos_LD, sin_LF)
+        scaled = rotary.rotate(rows.to(cos_LF.dtype) * factor_L1, cos_LF, sin_LF)
         return checked(scaled.to(q_BHLD.dtype), rows, "query")
     out = None if out_BHLD is None else out_BHLD[:, :, : rows.shape[2]]
-    return checked(rotary.rotate(rows, cos_LD, sin_LF, out=out), rows, "query")
+    return checked(rotary.rotate(rows, cos_LF, sin_LF, out=out), rows, "query")
 
 
 def rotated_query(arranged: Layout, q_BH1D: Tensor, rotary: Rotary, plan: PositionPlan) -> Tensor:
@@ -170,7 +169,7 @@ def rotated_query(arranged: Layout, q_BH1D: Tensor, rotary: Rotary, plan: Positi
     key = ("query", rotary, q_BH1D.dtype, str(q_BH1D.device))
     if key not in plan.memo:
         tables = [_query_tables(work, q_BH1D, rotary, plan) for work in arranged.work]
-        cos = torch.stack([table[0] for table in tables])[:, None, None]
+        cos = rotary.both(torch.stack([table[0] for table in tables])[:, None, None])
         sin = torch.stack([table[1] for table in tables])[:, None, None]
         plan.memo[key] = cos, sin, tables[0][2]  # the scale belongs to the query, not to the segment
     cos, sin, factor = plan.memo[key]
@@ -181,7 +180,7 @@ def rotated_query(arranged: Layout, q_BH1D: Tensor, rotary: Rotary, plan: Positi
 def _query_tables(
     work: Work, q_BHLD: Tensor, rotary: Rotary, plan: PositionPlan
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """cos [L, 2F] and sin [L, F] of a segment's queries, and their scale [L, 1] where cos and sin do not carry it."""
+    """cos and sin [L, F] of a segment's queries, and their scale [L, 1] where cos and sin do not carry it."""
     dtype, scale = compute_dtype(q_BHLD), plan.query_scale
     key = ("queries", work, rotary, dtype, str(q_BHLD.device))
     if key not in plan.memo:
@@ -194,7 +193,7 @@ def _query_tables(
             factor_L1 = torch.as_tensor(own).to(q_BHLD.device, dtype)[:, None]
             if rotary.rotated == (0, q_BHLD.shape[-1]):
                 cos_LF, sin_LF, factor_L1 = cos_LF * factor_L1, sin_LF * factor_L1, None
-        plan.memo[key] = rotary.both(cos_LF), sin_LF, factor_L1
+        plan.memo[key] = cos_LF, sin_LF, factor_L1
     found: tuple[Tensor, Tensor, Tensor | None] = plan.memo[key]
     return found
 

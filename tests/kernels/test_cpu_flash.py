@@ -55,7 +55,7 @@ def test_chunks_of_heads_and_rows(batch: int, masked: bool, heads_at_once: int) 
         mask[..., -1, 9:] = False
         mask[0, :, 17] = False  # a query that attends nothing
     chunk = heads_at_once * 3 * 300 * 16 * 4
-    with mock.patch.object(cpu_flash, "CHUNK_BYTES", chunk):
+    with mock.patch.multiple(cpu_flash, CHUNK_BYTES=chunk, BLOCK_BYTES=chunk // 3):
         got = posenc.attention(q, k, v, plan_of("lampe"), ROTARY, backend="cpu_flash", mask=mask, return_lse=True)
     expected = posenc.attention(q, k, v, plan_of("lampe"), ROTARY, backend="reference", mask=mask, return_lse=True)
     assert (got[0] - expected[0]).abs().max() < 2e-5
@@ -79,15 +79,17 @@ def test_gradients_of_overlapping_blocks(name: str, wide: int) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_one_query_in_pieces(threads: int, batch: int) -> None:
+@pytest.mark.parametrize("name", ["lampe", "rope"])
+def test_one_query_in_pieces(threads: int, batch: int, name: str) -> None:
+    plan = posenc.strategy("rope").plan(LENGTH) if name == "rope" else plan_of(name)
     before = torch.get_num_threads()
     q, k, v = qkv(batch, 1)
     try:
         torch.set_num_threads(threads)
         with mock.patch.object(cpu_flash, "LEAST_KEYS", 7):
-            got = posenc.attention(q, k, v, plan_of("lampe"), ROTARY, backend="cpu_flash", return_lse=True)
+            got = posenc.attention(q, k, v, plan, ROTARY, backend="cpu_flash", return_lse=True)
     finally:
         torch.set_num_threads(before)
-    expected = posenc.attention(q, k, v, plan_of("lampe"), ROTARY, backend="reference", return_lse=True)
+    expected = posenc.attention(q, k, v, plan, ROTARY, backend="reference", return_lse=True)
     for mine, exact in zip(got, expected, strict=True):
         assert (mine - exact).abs().max() < 2e-5
