@@ -27,6 +27,8 @@ class KeptLayers:
     def __init__(self) -> None:
         self._kept: dict[tuple[int, tuple[int, ...], int], KeptKeys] = {}
         self._seen: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
+        self._served: set[int] = set()
+        self._shared: set[int] = set()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KeptLayers:
         return KeptLayers()
@@ -38,6 +40,17 @@ class KeptLayers:
     def bytes(self) -> int:
         """Memory held, in bytes."""
         return sum(kept.bytes for kept in self._kept.values())
+
+    def serves(self, layer: int) -> bool:
+        """Whether copies can be kept for a layer; not where one module attends several times in a forward (Zamba 2).
+
+        Asked once per attention call: a module that layers share has one number and several sets of keys.
+        """
+        if layer in self._served:
+            self._shared.add(layer)
+            self._drop(layer)
+        self._served.add(layer)
+        return layer not in self._shared
 
     def of(self, layer: int, rows: tuple[int, ...], padding: int) -> KeptKeys:
         """The rotated keys of a group of rows in one layer, ``padding`` slots of theirs left out."""
@@ -52,6 +65,7 @@ class KeptLayers:
 
     def check(self, cache: Any, past: int) -> None:
         """Before a forward on ``past`` slots: forget the copies whose raw keys are not those seen last."""
+        self._served.clear()
         layers = getattr(cache, "layers", ())
         for layer, (seen, version, slots) in list(self._seen.items()):
             keys = getattr(layers[layer], "keys", None) if layer < len(layers) else None

@@ -137,6 +137,8 @@ class Step:
         self.refuse(dropout, options)
         layer = Layer(window, base, planner, scaling, options.get("softcap"), options.get("s_aux"))
         index: int | None = getattr(module, "layer_idx", None) if offset == 0 else None
+        if self.kept is not None and index is not None and not self.kept.serves(index):
+            index = None
         out_BHLD: Tensor | None = None
         for group in self.groups:
             spans = cut_spans(group.spans, offset, total)

@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import posenc
-from posenc.kept_layers import ATTRIBUTE
+from posenc.kept_layers import ATTRIBUTE, KeptLayers
 from posenc.kernels.kept import KeptKeys
 from posenc.rope import Rotary
 from tests.models import tiny
@@ -217,3 +217,14 @@ def test_nothing_is_kept_in_inference_mode() -> None:
 def test_a_wrong_mode_is_refused() -> None:
     with pytest.raises(posenc.InvalidConfigError, match="rotated, raw"):
         posenc.apply(tiny.make("llama"), "lampe", cache="rotten")  # type: ignore[arg-type]
+
+
+def test_layers_that_share_a_module_keep_nothing() -> None:
+    store = KeptLayers()
+    store.check(None, 5)
+    assert store.serves(0)
+    store.of(0, (0,), padding=0)
+    assert not store.serves(0)  # the same number again, for other keys
+    store.check(None, 6)
+    assert not store.serves(0)
+    assert store.serves(1)
