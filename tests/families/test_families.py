@@ -44,6 +44,8 @@ DEVIATIONS: dict[str, tuple[str, ...]] = {
     "qwen3_next": ("2 x half, channels 0..3",),  # and two layers of linear attention
     "beam": ("2 x half, channels 0..15, frequencies of sliding_attention, window 16", "2 x no rotary positions"),
     "olmo2": ("4 x half, channels 0..7",),
+    "zamba2": ("2 x half, channels 0..15",),  # layers that share one attention module, with keys of their own
+    "hrm_text": ("8 x half, channels 0..15",),  # the same
     "modernbert-decoder": (
         "2 x half, channels 0..7, frequencies of full_attention",
         "2 x half, channels 0..7, frequencies of sliding_attention, window 16",
