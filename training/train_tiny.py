@@ -1,7 +1,8 @@
-"""Train, export and evaluate the tiny Llama model that posenc ships.
+"""Train, export and evaluate the tiny Llama model that posenc ships, or its Qwen-shaped sibling.
 
-    python -m training.train_tiny               train, export to posenc/models/tiny, evaluate
-    python -m training.train_tiny --evaluate    evaluate what is there
+    python -m training.train_tiny                  train, export to posenc/models/tiny, evaluate
+    python -m training.train_tiny --shape qwen3    the sibling, to benchmarks/models/tiny-qwen3
+    python -m training.train_tiny --evaluate       evaluate what is there
 
 Run it from the repository's root. Training writes a checkpoint to the work folder regularly and
 goes on from it when it is started again.
@@ -25,7 +26,7 @@ import tokenizers
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from training.evaluation import evaluate
 from training.recipe import Recipe, Tokens, make_batch
@@ -37,6 +38,10 @@ RECORD = "training.json"
 ROOT = Path(__file__).resolve().parent.parent
 _LOG_EVERY, _SAVE_EVERY = 50, 250
 
+TinyModel = LlamaForCausalLM | Qwen3ForCausalLM
+OUT = {"llama": ROOT / "posenc/models/tiny", "qwen3": ROOT / "benchmarks/models/tiny-qwen3"}
+"""The shapes that can be trained, and where each goes."""
+
 
 class TrainingError(Exception):
     """The command cannot be carried out."""
@@ -46,7 +51,7 @@ class TrainingError(Exception):
 class Progress:
     """A run's state: all of it is in the checkpoint."""
 
-    model: LlamaForCausalLM
+    model: TinyModel
     optimizer: torch.optim.AdamW
     step: int = 0
     minutes: float = 0.0
@@ -81,30 +86,49 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: Text) -> Tokens:
     return np.concatenate([np.array(one.ids + end, dtype=np.int64) for one in encoded])
 
 
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Build the untrained model; untied embeddings, because copying does not form with tied ones."""
+def build_model(shape: str, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> TinyModel:
+    """Build the untrained model; untied embeddings, because copying does not form with tied ones.
+
+    The Qwen shape differs in all that may move the best parameters: it is narrower, normalizes queries and
+    keys, has another grouping of heads and another theta.
+    """
     torch.manual_seed(recipe.seed)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=352,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=recipe.context,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    common: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "num_hidden_layers": 3,
+        "head_dim": 32,
+        "max_position_embeddings": recipe.context,
+        "tie_word_embeddings": False,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if shape == "qwen3":
+        return Qwen3ForCausalLM(
+            Qwen3Config(
+                hidden_size=96,
+                intermediate_size=256,
+                num_attention_heads=4,
+                num_key_value_heads=1,
+                rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+                **common,
+            )
+        )
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=128,
+            intermediate_size=352,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            **common,
+        )
     )
-    return LlamaForCausalLM(config)
 
 
-def start(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, checkpoint: Path) -> Progress:
+def start(shape: str, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, checkpoint: Path) -> Progress:
     """Return a fresh run, or the one in `checkpoint`."""
-    model = build_model(recipe, tokenizer)
+    model = build_model(shape, recipe, tokenizer)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
     )
@@ -187,11 +211,11 @@ def export(progress: Progress, tokenizer: PreTrainedTokenizerFast, entries: dict
     building.rename(out)
 
 
-def record(recipe: Recipe, progress: Progress, texts: list[Text], counts: dict[str, int]) -> dict[str, Any]:
+def record(shape: str, recipe: Recipe, progress: Progress, texts: list[Text], counts: dict[str, int]) -> dict[str, Any]:
     """Return everything needed to make the model again, and how the training went."""
     stages = [str(stage.steps) for stage in recipe.stages]
     return {
-        "command": shlex.join(["python", "-m", "training.train_tiny", "--steps", *stages]),
+        "command": shlex.join(["python", "-m", "training.train_tiny", "--shape", shape, "--steps", *stages]),
         "recipe": asdict(recipe),
         "versions": {
             "python": platform.python_version(),
@@ -224,14 +248,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     stages = [stage.steps for stage in Recipe().stages]
     parser = argparse.ArgumentParser(prog="python -m training.train_tiny", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--texts", type=Path, help="folder with the unpacked packages (default: fetch them)")
-    parser.add_argument("--work", type=Path, default=ROOT / ".cache/tiny", help="folder for the checkpoint")
-    parser.add_argument("--out", type=Path, default=ROOT / "posenc/models/tiny", help="folder of the model")
+    parser.add_argument("--shape", choices=OUT, default="llama", help="the model's architecture and size")
+    parser.add_argument("--work", type=Path, help="folder for the checkpoint (default: .cache/tiny-SHAPE)")
+    parser.add_argument("--out", type=Path, help="folder of the model (default: the shape's own)")
     parser.add_argument("--steps", type=int, nargs=len(stages), default=stages, help="steps of each stage")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--evaluate", action="store_true", help="only evaluate the model in the out folder")
     what.add_argument("--export", action="store_true", help="only export the checkpoint as it is, and evaluate it")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.work = options.work or ROOT / f".cache/tiny-{options.shape}"
+    options.out = options.out or OUT[options.shape]
+    return options
 
 
 def run(options: argparse.Namespace) -> None:
@@ -256,12 +284,12 @@ def _train_and_export(options: argparse.Namespace, folder: Path) -> None:
     texts = training_texts(folder)
     tokenizer = train_tokenizer(texts)
     parts = {text.name: encode(tokenizer, text) for text in texts}
-    progress = start(recipe, tokenizer, checkpoint)
+    progress = start(options.shape, recipe, tokenizer, checkpoint)
     if not options.export:
         random_ids = np.setdiff1d(np.arange(VOCABULARY), tokenizer.all_special_ids)
         train(recipe, progress, np.concatenate(list(parts.values())), random_ids, checkpoint)
     counts = {name: len(part) for name, part in parts.items()}
-    export(progress, tokenizer, record(recipe, progress, texts, counts), options.out)
+    export(progress, tokenizer, record(options.shape, recipe, progress, texts, counts), options.out)
 
 
 def main() -> int:
