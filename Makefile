@@ -11,11 +11,13 @@ WHEELS := .wheels
 GPU_PYTHON ?= 3.12
 GPU_LACKS ?= annotated-types pydantic pydantic_core typing-inspection xformers
 SUITES := main calibrated ablations combinations transfer smollm2
+CALIBRATE = OMP_NUM_THREADS=1 $(BIN)/posenc calibrate --text docstrings:numpy --report-text pydoc --documents 40 \
+    --lengths 256,512,1024,2048,4096
 EVAL = OMP_NUM_THREADS=1 $(BIN)/posenc eval
 BENCH = $(BIN)/posenc bench --out docs/results
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-smollm2 test test-lm-eval lint format docs package calibrate bench bench-full gpu gpu-wheels results results-tiny results-smollm2 \
+.PHONY: help demo demo-smollm2 test test-lm-eval lint format docs package calibrate calibrate-qwen3 bench bench-full gpu gpu-wheels results results-tiny results-smollm2 \
     results-page clean
 
 help: ## show this list
@@ -46,10 +48,14 @@ format: $(INSTALLED) ## rewrite files in the project's style
 docs: $(INSTALLED) ## the documentation as a site, built strictly, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict # not --quiet, which would hide warnings from --strict
 
-calibrate: $(INSTALLED) ## measure posenc/profiles/tiny.yaml again (20 minutes on one idle core; it resumes)
-	OMP_NUM_THREADS=1 $(BIN)/posenc calibrate tiny --text docstrings:numpy --report-text pydoc --documents 40 \
-	    -s lampe -s rerope -s self_extend -s leaky_rerope -s dca -s yarn -s string -s dynamic -s ntk -s linear \
-	    -s llama3 -s lm_infinite -s streaming_llm --out out/calibrate-tiny --file posenc/profiles/tiny.yaml
+calibrate: $(INSTALLED) ## measure posenc/profiles/tiny.yaml again (45 minutes on one idle core; it resumes)
+	$(CALIBRATE) tiny -s lampe -s rerope -s self_extend -s leaky_rerope -s dca -s yarn -s string -s dynamic -s ntk -s linear \
+	    -s llama3 -s lm_infinite -s streaming_llm --out out/calibrate-tiny --file posenc/profiles/tiny.yaml \
+	    --bundle docs/results/eval/calibration-tiny.json
+
+calibrate-qwen3: $(INSTALLED) ## measure benchmarks/tiny-qwen3.yaml again, the second model's (20 minutes on one idle core; it resumes)
+	$(CALIBRATE) benchmarks/models/tiny-qwen3 -s lampe -s rerope -s self_extend -s leaky_rerope \
+	    --out out/calibrate-tiny-qwen3 --file benchmarks/tiny-qwen3.yaml --bundle docs/results/eval/calibration-tiny-qwen3.json
 
 package: $(INSTALLED) ## build sdist and wheel, check them, and try the wheel in a clean environment
 	$(BIN)/python -m scripts.package

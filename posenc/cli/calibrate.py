@@ -32,6 +32,9 @@ FEW = 30
     "--out", type=click.Path(path_type=Path), default=Path("out/calibrate"), show_default=True, help="Folder."
 )
 @click.option("--file", type=click.Path(path_type=Path), help="The calibration file (default: OUT/calibration.yaml).")
+@click.option(
+    "--bundle", type=click.Path(path_type=Path), metavar="FILE.json", help="Write every loss as one file too."
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be measured, and an estimate.")
 @json_option
 def command(
@@ -45,6 +48,7 @@ def command(
     seed: int,
     out: Path,
     file: Path | None,
+    bundle: Path | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -54,6 +58,7 @@ def command(
     an installed package. A run that was stopped goes on where it was when it is started again.
     """
     from posenc.bench.results import prepare as prepare_folder
+    from posenc.calibrate import bundle as bundles
     from posenc.calibrate import job as work
     from posenc.calibrate.record import write
     from posenc.evaluate.models import load
@@ -71,7 +76,7 @@ def command(
     if dry_run:
         _print_dry_run(job, work.estimate_seconds(job), as_json)
         return
-    for folder in (out / work.CELLS, target.parent):
+    for folder in (out / work.CELLS, target.parent, *([] if bundle is None else [bundle.parent])):
         prepare_folder(folder)
     if len(job.corpus.documents) < FEW:
         click.echo(
@@ -82,15 +87,17 @@ def command(
     with progress(job.tokens) as step:
         outcome = work.run(job, out, step)
     write(outcome.calibration, target)
-    files = [target, *_plots(outcome, out)]
+    found = bundles.bundle(outcome)
+    plots = _plots(outcome, out)
+    files = [target, *([] if bundle is None else [bundles.write_bundle(found, bundle)]), *plots]
     if as_json:
-        print_json(_as_dict(outcome) | {"files": [str(path) for path in files]})
+        print_json(bundles.as_dict(found) | {"files": [str(path) for path in files]})
         return
     _print(outcome)
     click.echo("written:")
     for path in files:
         click.echo(f"  {path}")
-    if len(files) == 1:
+    if not plots:
         click.echo("no plots: matplotlib is not installed. Run: pip install 'posenc[plot]'")
 
 
@@ -227,32 +234,6 @@ def _fit_sentence(calibration: Calibration) -> str:
         f"lampe: head {calibration.head}, U(l) = {mapping['c']:g} / (1 + exp(-({mapping['a']:g} l + {mapping['b']:g})))"
         f"; 95% of {sure.samples} resamplings of the documents put U within {spans}."
     )
-
-
-def _as_dict(outcome: Outcome) -> dict[str, Any]:
-    """The calibration, the loss of every document of every candidate, and those of the report texts."""
-    return {
-        "calibration": outcome.calibration.model_dump(exclude_none=True),
-        "reported": {
-            str(length): {label: list(losses.values) for label, losses in own.items()}
-            for length, own in outcome.reported.items()
-        },
-        "sweeps": {
-            name: {
-                str(length): [
-                    {
-                        "params": point.candidate.params,
-                        "max_relative": point.max_relative,
-                        "dropped": sweep.dropped(point),
-                        "losses": list(point.losses.values),
-                    }
-                    for point in sweep.points
-                ]
-                for length, sweep in sweeps.items()
-            }
-            for name, sweeps in outcome.sweeps.items()
-        },
-    }
 
 
 def _duration(seconds: float) -> str:

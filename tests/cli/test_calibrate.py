@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import posenc
+from posenc.calibrate.bundle import parse_bundle
 from posenc.calibrate.record import read
 
 
@@ -47,7 +48,11 @@ def test_it_prints_the_curves_and_writes_a_file_that_lampe_reads(run, small_mode
     made = posenc.strategy("lampe", window=64, mapping=tmp_path / "o" / "calibration.yaml")
     assert made.plan(128).max_relative < 64
 
-    again = json.loads(run(*arguments, "--json", "--file", tmp_path / "elsewhere.yaml").stdout)
+    bundle = tmp_path / "new" / "bundle.json"
+    again = json.loads(run(*arguments, "--json", "--file", tmp_path / "elsewhere.yaml", "--bundle", bundle).stdout)
+    assert again.pop("files") == [str(tmp_path / "elsewhere.yaml"), str(bundle), str(tmp_path / "o/v-curves-lampe.png")]
+    assert json.loads(bundle.read_text()) == again
+    assert parse_bundle(again, source="").calibration.strategies == calibration.strategies
     assert read(tmp_path / "elsewhere.yaml").strategies == calibration.strategies
     assert len(again["sweeps"]["lampe"]["128"]) == 24
     assert {label: len(losses) for label, losses in again["reported"]["128"].items()} == {
