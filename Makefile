@@ -10,7 +10,8 @@ JOBS ?= 2
 WHEELS := .wheels
 GPU_PYTHON ?= 3.12
 GPU_LACKS ?= annotated-types pydantic pydantic_core typing-inspection xformers
-SUITES := main calibrated ablations combinations transfer smollm2
+SUITES := main calibrated ablations combinations transfer transfer-models transfer-models-tiny smollm2
+CALIBRATIONS := tiny tiny-qwen3
 CALIBRATE = OMP_NUM_THREADS=1 $(BIN)/posenc calibrate --text docstrings:numpy --report-text pydoc --documents 40 \
     --lengths 256,512,1024,2048,4096
 EVAL = OMP_NUM_THREADS=1 $(BIN)/posenc eval
@@ -116,12 +117,15 @@ results-tiny: $(INSTALLED) ## its tables of the shipped model (half an hour on o
 	else \
 	    echo "left out: the suite benchmarks/transfer.yaml, which reads that novel"; \
 	fi
+	$(EVAL) benchmarks/transfer-models.yaml --bundle docs/results/eval/transfer-models.json
+	$(EVAL) benchmarks/transfer-models-tiny.yaml --bundle docs/results/eval/transfer-models-tiny.json
 
 results-smollm2: $(SMOLLM2) ## its passkeys of SmolLM2-135M (hours)
 	POSENC_CACHE=.cache $(BIN)/posenc eval benchmarks/smollm2.yaml --bundle docs/results/eval/smollm2.json
 
 results-page: $(INSTALLED) ## the page itself, from the result files that are there
-	$(BIN)/posenc report $(wildcard $(SUITES:%=docs/results/eval/%.json) docs/results/*.json) --out docs/results --name results --title "What the strategies do"
+	$(BIN)/posenc report $(wildcard $(SUITES:%=docs/results/eval/%.json) $(CALIBRATIONS:%=docs/results/eval/calibration-%.json) \
+	    docs/results/*.json) --out docs/results --name results --title "What the strategies do"
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) $(WHEELS) out site .cache

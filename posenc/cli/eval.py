@@ -70,7 +70,8 @@ def command(
         print_json({**sweep.model_dump(exclude_none=True), "files": [str(file) for file in files]})
         return
     _print_results(sweep)
-    click.echo(f"{len(missing)} cells measured, {len(planned.cells) - len(missing)} were there already")
+    cells = len({cell.id for cell in planned.cells})
+    click.echo(f"{len(missing)} cells measured, {cells - len(missing)} were there already")
     for file in files:
         click.echo(f"results: {file}")
 
@@ -93,7 +94,7 @@ def _print_plan(planned: Planned, as_json: bool) -> None:
         }
         for cell, guess in zip(planned.cells, guesses, strict=True)
     ]
-    left = sum(float(row["seconds"]) for row in rows if not row["done"])
+    left = sum({row["id"]: float(row["seconds"]) for row in rows if not row["done"]}.values())
     if as_json:
         print_json({"folder": str(planned.folder.path), "cells": rows, "seconds_left": round(left, 1)})
         return

@@ -14,7 +14,7 @@ from posenc.report.curves import Calibration
 from posenc.report.maps import config_of, is_beyond, map_address
 from posenc.report.sources import Material
 from posenc.report.svg import Point, line_chart
-from posenc.report.tables import DepthTable, Table, depth_tables, ratio_tables, score_tables
+from posenc.report.tables import DepthTable, Table, depth_tables, pair_tables, ratio_tables, score_tables
 
 HIGHEST_LOSS = 1.0
 """Nats per token above the best candidate up to which V-curves are drawn."""
@@ -86,6 +86,7 @@ def _sweep(path: str, sweep: Sweep) -> Section:
     for table in ratio_tables(sweep):
         section.remarks.append(_lowest(table))
         section.blocks.append(_grid(table, sweep.window))
+    section.blocks += [_grid(table, sweep.window) for table in pair_tables(sweep)]
     section.blocks += [Heat(table) for table in depth_tables(sweep)]
     section.blocks += list(_maps(sweep))
     return section

@@ -113,6 +113,31 @@ def ratio_tables(sweep: Sweep) -> list[Table]:
     return tables
 
 
+def pair_tables(sweep: Sweep) -> list[Table]:
+    """Each strategy against the one that its suite compares it with, and the error of the paired difference.
+
+    Losses as the ratio of the perplexities, shares that are right as their difference.
+    """
+    tables = []
+    for task in tasks_of(sweep):
+        cells = [cell for cell in sweep.cells if cell.task == task]
+        pairs = {cell.label: cell.against for cell in cells if cell.against is not None}
+        loss = cells[0].metric == "loss"
+        lengths = tuple(sorted({cell.length for cell in cells}))
+        means = _means(cells)
+        rows = {
+            f"{label}, against {against}": tuple(
+                _compared(means.get((label, length)), means.get((against, length)), loss=loss) for length in lengths
+            )
+            for label, against in pairs.items()
+        }
+        if rows:
+            unit = "perplexity of the first over that of the second" if loss else "share right, first minus second"
+            title = f"{task}: {unit}, ± standard error of the paired difference"
+            tables.append(Table(title, unit, lengths, rows, loss))
+    return tables
+
+
 def depth_tables(sweep: Sweep) -> list[DepthTable]:
     """One table per strategy and task that hides something."""
     tables = []
@@ -147,6 +172,13 @@ def _score(mean: Mean | None, *, loss: bool) -> Score | None:
         perplexity = Perplexity(mean)
         return Score(perplexity.value, perplexity.standard_error, len(mean.values))
     return Score(mean.mean, mean.standard_error, len(mean.values))
+
+
+def _compared(mean: Mean | None, other: Mean | None, *, loss: bool) -> Score | None:
+    if mean is None or other is None or len(mean.values) != len(other.values):
+        return None
+    difference = mean.minus(other)
+    return _ratio(difference) if loss else _score(difference, loss=False)
 
 
 def _ratio(difference: Mean) -> Score:

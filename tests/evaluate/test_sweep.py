@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from posenc.calibrate.record import read
+from posenc.calibrate.record import write as write_calibration
 from posenc.config import read_config
 from posenc.errors import InvalidConfigError, InvalidInputError, PosencError
 from posenc.evaluate.sweep import executors, run
@@ -46,7 +48,10 @@ TWENTY: dict[str, Any] = {
     "tasks": [{"task": "perplexity", "documents": 2, "scored": 8}],
 }
 KILLS = 20
-BENCHMARKS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+SECOND = ROOT / "benchmarks/tiny-qwen3.yaml"
+"""A calibration file; the others are suites."""
+BENCHMARKS = sorted(set((ROOT / "benchmarks").glob("*.yaml")) - {SECOND})
 
 
 @pytest.fixture(scope="module")
@@ -359,6 +364,10 @@ def test_a_sweep_without_results_can_be_read(tmp_path: Path, session: Session):
         ({"strategies": [{"label": 3, "strategy": "rope"}]}, r"strategies\[0\].label"),
         ({"strategies": [{"calibrated": "rerope"}]}, "needs the suite's key 'calibration'"),
         ({"strategies": [{"calibrated": "rerope"}], "calibration": "missing.yaml"}, "missing.yaml"),
+        ({"strategies": [{"transferred_from": "a.yaml", "strategy": "rope"}]}, "belongs to 'calibrated: NAME'"),
+        ({"strategies": [{"calibrated": "rerope", "transferred_from": 3}]}, r"transferred_from: must be a text"),
+        ({"strategies": ["rope", {"strategy": "dca", "against": "rop"}]}, r"'rop', which is no label.* are: rope\."),
+        ({"strategies": [{"strategy": "dca", "against": "dca"}]}, "which is no label of another strategy"),
         ({"tasks": ["perplexiti"]}, r"tasks\[0\]: no task named"),
         ({"tasks": [{"task": "perplexity", "text": "nowhere.txt"}]}, "nowhere.txt: cannot be read"),
         ({"name": "a/b"}, "name"),
@@ -385,7 +394,8 @@ def test_the_suites_of_the_results_are_readable(file: Path, tmp_path: Path):
     for entry in suite.strategies:
         if isinstance(entry, dict) and ("calibrated" in entry or "profiles" in str(entry)):
             continue  # made by posenc calibrate
-        given = {"strategy": entry} if isinstance(entry, str) else {k: v for k, v in entry.items() if k != "label"}
+        entry = {"strategy": entry} if isinstance(entry, str) else entry
+        given = {key: value for key, value in entry.items() if key not in ("label", "against")}
         read_config(given, source=file.name).make(8192).plan(9000)
 
 
@@ -396,18 +406,52 @@ def test_lengths_are_tokens_or_windows(tmp_path: Path):
         suite.lengths_for(None)
 
 
+def calibrate(file: Path, windows: dict[int, int], *, weights: str | None = None) -> str:
+    """The calibration of the shipped model, with these windows for ``rerope`` by length, or as if of other weights."""
+    found = read(ROOT / "posenc/profiles/tiny.yaml")
+    model, (choice, *_) = found.model, found.strategies["rerope"].values()
+    if weights is not None:
+        model = model.model_copy(update={"fingerprint": model.fingerprint.model_copy(update={"weights": weights})})
+    by_length = {at: choice.model_copy(update={"params": {"window_size": own}}) for at, own in windows.items()}
+    changes = {"model": model, "strategies": {"rerope": by_length}}
+    return str(write_calibration(found.model_copy(update=changes), file))
+
+
 def test_calibrated_parameters_follow_the_length(tmp_path: Path, session: Session):
-    calibration = tmp_path / "calibration.yaml"
-    choices = {32: {"params": {"window_size": 8}}, 64: {"params": {"window_size": 16}}}
-    calibration.write_text(yaml.safe_dump({"strategies": {"rerope": choices}}))
+    calibration = calibrate(tmp_path / "calibration.yaml", {32: 8, 64: 16})
     planned = plan(
         tmp_path,
         SMALL,
         session,
         lengths=[24, 40, 100],
         strategies=[{"calibrated": "rerope"}],
-        calibration=str(calibration),
+        calibration=calibration,
     )
     assert [cell.identity["strategy"]["window_size"] for cell in planned.cells] == [8, 16, 16]
     with pytest.raises(InvalidConfigError, match=r"has no 'dca'\. It has: rerope"):
-        plan(tmp_path, SMALL, session, strategies=[{"calibrated": "dca"}], calibration=str(calibration))
+        plan(tmp_path, SMALL, session, strategies=[{"calibrated": "dca"}], calibration=calibration)
+
+
+def test_parameters_of_another_model_are_used_only_where_the_suite_says_so(tmp_path: Path, session: Session):
+    own = calibrate(tmp_path / "own.yaml", {24: 8, 48: 16})
+    other = calibrate(tmp_path / "other.yaml", {24: 8, 48: 12}, weights="0" * 32)
+    transferred = {"calibrated": "rerope", "transferred_from": other, "label": "other", "against": "rerope"}
+    with pytest.raises(InvalidConfigError, match=r"another model.* weights.*say 'transferred_from: .*other.yaml'"):
+        plan(tmp_path, SMALL, session, strategies=[{"calibrated": "rerope"}], calibration=other)
+    with pytest.raises(InvalidConfigError, match="was measured on this very model"):
+        plan(tmp_path, SMALL, session, strategies=[{**transferred, "transferred_from": own}])
+    with pytest.raises(PosencError, match="another model"):
+        plan(tmp_path, SMALL, session, strategies=[{"strategy": {"name": "lampe", "mapping": other}}])
+
+    planned = plan(
+        tmp_path, SMALL, session, lengths=[24, 48], strategies=[{"calibrated": "rerope"}, transferred], calibration=own
+    )
+    windows = {(cell.label, cell.length): cell.identity["strategy"]["window_size"] for cell in planned.cells}
+    assert windows == {("rerope", 24): 8, ("rerope", 48): 16, ("other", 24): 8, ("other", 48): 12}
+    assert len({cell.id for cell in planned.missing}) == len(planned.missing)  # the equal ones are measured once
+    sweep = run.execute(planned, Execution())
+    assert sweep.missing == 0
+    samples = {(cell.label, cell.length): cell.samples for cell in sweep.cells}
+    assert samples["other", 24] == samples["rerope", 24]
+    assert {cell.label: cell.against for cell in sweep.cells} == {"rerope": None, "other": "rerope"}
+    assert read_bundle(write_sweep(sweep, tmp_path / "bundle.json")) == sweep

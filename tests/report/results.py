@@ -44,6 +44,7 @@ def sweep(**changes: Any) -> Sweep:
                         seed=0,
                         identity=identity,
                         samples=tuple(samples),
+                        against="lampe" if label == "lampe + yarn" else None,
                     )
                 )
     facts: dict[str, Any] = {

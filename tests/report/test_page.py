@@ -20,7 +20,7 @@ from posenc.errors import InvalidInputError
 from posenc.report.maps import BEYOND, NOTHING, colours, map_address, png
 from posenc.report.sources import collect
 from posenc.report.svg import Point, line_chart, style, ticks
-from posenc.report.tables import depth_tables, ratio_tables, score_tables, with_error
+from posenc.report.tables import depth_tables, pair_tables, ratio_tables, score_tables, with_error
 from posenc.report.write import write_report
 from tests.report import results
 
@@ -51,6 +51,22 @@ def test_ratios_are_paired():
     assert rope.value == pytest.approx(math.exp(1.9))
     assert rope.error == pytest.approx(0, abs=1e-12)  # every document's difference is the same
     assert [scores[1].value for scores in table.rows.values() if scores[1]][1] == 1.0
+
+
+def test_a_strategy_is_compared_with_the_one_its_suite_names():
+    sweep = results.sweep()
+    losses, found = pair_tables(sweep)
+    assert list(losses.rows) == list(found.rows) == ["lampe + yarn, against lampe"]
+    ratio, share = losses.rows["lampe + yarn, against lampe"][1], found.rows["lampe + yarn, against lampe"][1]
+    assert ratio is not None
+    assert share is not None
+    assert (ratio.value, ratio.error) == (pytest.approx(math.exp(0.1)), pytest.approx(0, abs=1e-12))
+    assert (share.value, share.error) == (pytest.approx(-0.1), pytest.approx(0, abs=1e-12))
+    fewer = [
+        cell.model_copy(update={"samples": cell.samples[:3]}) if cell.samples and cell.label == "lampe" else cell
+        for cell in sweep.cells
+    ]
+    assert set(pair_tables(results.sweep(cells=tuple(fewer)))[0].rows.values()) == {(None, None)}
 
 
 def test_depths_are_kept_apart_and_a_missing_cell_is_a_gap():
@@ -96,7 +112,7 @@ def test_both_pages_hold_every_number_and_command(page: tuple[str, str]):
         assert "posenc eval made-up.yaml" in text
         assert "posenc calibrate tiny --text novel.txt --json" in text
         assert "posenc bench attention --lengths 4096" in text
-        for tables in (score_tables(results.sweep()), ratio_tables(results.sweep())):
+        for tables in (score_tables(results.sweep()), ratio_tables(results.sweep()), pair_tables(results.sweep())):
             for table in tables:
                 for scores in table.rows.values():
                     assert all(score is not None and score.shown in text for score in scores)

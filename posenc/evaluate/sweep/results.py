@@ -61,6 +61,8 @@ class Entry(_Strict):
     length, seed : int
     identity : dict
         Everything that determines the result.
+    against : str, optional
+        Label of the strategy that the report compares it with.
     samples : tuple of Sample, optional
         In bundles; None where the cell is not measured yet.
     """
@@ -72,6 +74,7 @@ class Entry(_Strict):
     length: int
     seed: int
     identity: dict[str, Any]
+    against: str | None = None
     samples: tuple[Sample, ...] | None = None
 
 

@@ -32,8 +32,9 @@ class Planned:
 
     @property
     def missing(self) -> list[Cell]:
-        """Cells that are not measured yet."""
-        return [cell for cell in self.cells if not self.folder.done(cell.id)]
+        """Cells that are not measured yet; of equal ones the first."""
+        different = {cell.id: cell for cell in reversed(self.cells)}
+        return [cell for cell in self.cells if different[cell.id] is cell and not self.folder.done(cell.id)]
 
     @property
     def sweep(self) -> Sweep:
@@ -138,4 +139,5 @@ def _entry(cell: Cell) -> Entry:
         length=cell.length,
         seed=cell.seed,
         identity=cell.identity,
+        against=cell.against,
     )

@@ -35,6 +35,8 @@ class Cell(BaseModel):
     length, seed : int
     identity : dict
         Everything that determines the result.
+    against : str, optional
+        Label of the strategy that the report compares it with; not part of the identity.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +48,7 @@ class Cell(BaseModel):
     length: int
     seed: int
     identity: dict[str, Any]
+    against: str | None = None
 
     @property
     def id(self) -> str:
@@ -92,7 +95,7 @@ class Session:
             If the strategy makes no plan of that length, or the task cannot be made.
         """
         loaded = self.loaded(model)
-        strategy = config.make(loaded.window).for_model(lambda: self._fingerprint(model))
+        strategy = config.make(loaded.window).for_model(lambda: self.fingerprint(model))
         strategy.plan(length)
         source = self.source(model, task.text)
         task.check(source, length, seed)
@@ -138,7 +141,8 @@ class Session:
             samples = task.measure(Subject(loaded, handle), source, cell.length, cell.seed)
         return CellResult(id=cell.id, identity=cell.identity, samples=rounded(samples))
 
-    def _fingerprint(self, name: str) -> Fingerprint:
+    def fingerprint(self, name: str) -> Fingerprint:
+        """What tells the model of that name from others."""
         if name not in self._fingerprints:
             from posenc.fingerprint import fingerprint as of_model
             from posenc.handle import find_adapter
@@ -150,7 +154,7 @@ class Session:
     def _model_facts(self, name: str) -> dict[str, Any]:
         loaded = self.loaded(name)
         return {
-            "model": self._fingerprint(name).model_dump(mode="json"),
+            "model": self.fingerprint(name).model_dump(mode="json"),
             "dtype": str(loaded.model.dtype),
             "tokenizer": self._tokenizer(name),
         }

@@ -9,6 +9,7 @@
     strategies:
       - strategy: rope
       - {label: lampe 128, strategy: {name: lampe, mapping: 128}}
+      - {label: lampe 96, strategy: {name: lampe, mapping: 96}, against: lampe 128}
       - {calibrated: self_extend}    # parameters by length, out of the calibration file
     calibration: tiny.yaml
     tasks:
@@ -24,9 +25,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
-from posenc.config import Config, read_config, read_yaml
+from posenc.config import read_yaml
 from posenc.errors import InvalidConfigError, InvalidInputError, PosencError
 from posenc.evaluate.models import TINY
+from posenc.evaluate.sweep.entries import StrategyEntry
 from posenc.evaluate.sweep.session import Cell, Session
 from posenc.evaluate.tasks import read_task
 from posenc.positions import explain_validation
@@ -88,70 +90,25 @@ def make_cells(suite: Suite, session: Session, *, source: str) -> list[Cell]:
     window = session.loaded(suite.model).window
     lengths = suite.lengths_for(window)
     tasks = [read_task(task, source=f"{source}: tasks[{at}]").fitted(lengths) for at, task in enumerate(suite.tasks)]
-    chosen = [_Chosen(entry, suite, f"{source}: strategies[{at}]") for at, entry in enumerate(suite.strategies)]
-    _distinct([one.label for one in chosen], f"{source}: strategies", "label")
+    entries = [
+        StrategyEntry(entry, suite.calibration, lambda: session.fingerprint(suite.model), f"{source}: strategies[{at}]")
+        for at, entry in enumerate(suite.strategies)
+    ]
+    _distinct([one.label for one in entries], f"{source}: strategies")
+    _check_compared(entries, f"{source}: strategies")
     cells = []
     for seed in suite.seeds:
-        for one in chosen:
+        for one in entries:
             for task in tasks:
                 for length in lengths:
                     try:
-                        cells.append(session.cell(one.label, suite.model, one.config(length), task, length, seed))
+                        cell = session.cell(one.label, suite.model, one.config(length), task, length, seed)
                     except PosencError as error:
                         where = f"{source}: {one.label}, {task.kind}, {length} tokens"
                         raise InvalidInputError(f"{where}: {error}") from None
-    names = {cell.id: f"{cell.label}, {cell.task['task']}, {cell.length} tokens" for cell in reversed(cells)}
-    for cell in cells:
-        name = f"{cell.label}, {cell.task['task']}, {cell.length} tokens"
-        if names[cell.id] != name:
-            raise InvalidConfigError(f"{source}: {name} is the same as {names[cell.id]}. Remove one of them.")
-    _distinct([cell.id for cell in cells], source, "cell")
+                    cells.append(cell.model_copy(update={"against": one.against}))
+    _different(cells, {one.label for one in entries if one.transferred}, source)
     return cells
-
-
-class _Chosen:
-    """One entry of ``strategies``: a configuration, or a calibrated one that depends on the length."""
-
-    def __init__(self, entry: Any, suite: Suite, where: str) -> None:
-        if not isinstance(entry, dict):
-            entry = {"strategy": entry}
-        given = {key: value for key, value in entry.items() if key not in ("label", "calibrated")}
-        self._by_length: dict[int, dict[str, Any]] | None = None
-        if "calibrated" in entry:
-            if suite.calibration is None:
-                raise InvalidConfigError(f"{where}: 'calibrated' needs the suite's key 'calibration', a file.")
-            if "strategy" in given:
-                raise InvalidConfigError(f"{where}: give either 'strategy' or 'calibrated'.")
-            self._by_length = _calibrated(suite.calibration, entry["calibrated"], where)
-            given["strategy"] = {"name": entry["calibrated"]}
-        self._given, self._where = given, where
-        name = entry.get("label")
-        if name is not None and (not isinstance(name, str) or not name.strip()):
-            raise InvalidConfigError(f"{where}.label: must be a text, got {name!r}.")
-        self.label = name or read_config(given, source=where).label
-
-    def config(self, length: int) -> Config:
-        """The configuration for inputs of a length."""
-        given = self._given
-        if self._by_length is not None:
-            reached = [at for at in self._by_length if at >= length]
-            params = self._by_length[min(reached) if reached else max(self._by_length)]
-            given = {**given, "strategy": {**given["strategy"], **params}}
-        return read_config(given, source=self._where)
-
-
-def _calibrated(file: str, name: Any, where: str) -> dict[int, dict[str, Any]]:
-    """Parameters by length that ``posenc calibrate`` chose for a strategy."""
-    data = read_yaml(file)
-    strategies = data.get("strategies") if isinstance(data, dict) else None
-    if not isinstance(strategies, dict):
-        raise InvalidConfigError(f"{where}: {file} is not a calibration file. Make one with 'posenc calibrate'.")
-    if name not in strategies:
-        raise InvalidConfigError(f"{where}: {file} has no {name!r}. It has: {', '.join(map(str, strategies))}.")
-    try:
-        return {int(length): dict(choice["params"]) for length, choice in strategies[name].items()}
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise InvalidConfigError(f"{where}: {file} is damaged at strategies.{name}.") from None
 
 
 def _tokens(length: int | str, window: int | None) -> int:
@@ -167,7 +124,28 @@ def _tokens(length: int | str, window: int | None) -> int:
     return max(1, int(float(multiple[1]) * window))
 
 
-def _distinct(names: list[str], where: str, what: str) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise InvalidConfigError(f"{where}: the {what} {name!r} comes twice. Give each a 'label' of its own.")
+def _check_compared(entries: list[StrategyEntry], where: str) -> None:
+    """Every ``against`` must be the label of another strategy."""
+    for one in entries:
+        others = [other.label for other in entries if other is not one]
+        if one.against is not None and one.against not in others:
+            raise InvalidConfigError(
+                f"{where}: {one.label!r} is against {one.against!r}, which is no label of another strategy here. "
+                f"There are: {', '.join(others)}."
+            )
+
+
+def _different(cells: list[Cell], transferred: set[str], source: str) -> None:
+    """Refuse two names for one cell, except that parameters of another model may well be a model's own."""
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        other = first.setdefault(cell.id, cell)
+        if other is not cell and (other.label == cell.label or not transferred & {other.label, cell.label}):
+            names = [f"{one.label}, {one.task['task']}, {one.length} tokens" for one in (cell, other)]
+            raise InvalidConfigError(f"{source}: {names[0]} is the same as {names[1]}. Remove one of them.")
+
+
+def _distinct(labels: list[str], where: str) -> None:
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InvalidConfigError(f"{where}: the label {label!r} comes twice. Give each a 'label' of its own.")
