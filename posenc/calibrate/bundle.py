@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from posenc.calibrate.grid import Candidate
 from posenc.calibrate.record import Calibration, parse
+from posenc.calibrate.sweep import Point, Sweep
 from posenc.errors import InvalidConfigError
+from posenc.evaluate.perplexity import Mean
 from posenc.files import plain, replacing
 
 if TYPE_CHECKING:
@@ -60,6 +64,22 @@ class Bundle(_Strict):
     calibration: Calibration
     reported: dict[int, dict[str, tuple[float, ...]]] = {}
     sweeps: dict[str, dict[int, tuple[Tried, ...]]] = {}
+
+    @model_validator(mode="after")
+    def _one_is_whole(self) -> Bundle:
+        for name, by_length in self.sweeps.items():
+            for length, tried in by_length.items():
+                if max((len(one.losses) for one in tried), default=0) != self.calibration.settings.documents:
+                    raise ValueError(f"sweeps.{name}.{length}: no candidate has a loss for every document")
+        return self
+
+    def candidates(self) -> Iterator[Sweep]:
+        """Every sweep, as the calibration saw it."""
+        window, documents = self.calibration.model.fingerprint.window, self.calibration.settings.documents
+        for name, by_length in self.sweeps.items():
+            for length, tried in by_length.items():
+                points = [Point(Candidate(name, t.params, window), Mean(t.losses), t.max_relative) for t in tried]
+                yield Sweep(name, length, documents, tuple(points))
 
 
 def bundle(outcome: Outcome) -> Bundle:

@@ -151,6 +151,20 @@ class Calibration(_Strict):
         """Calibrated lengths in tokens, shortest first."""
         return tuple(sorted(self.settings.lengths))
 
+    @property
+    def fit_in_words(self) -> str:
+        """LaMPE's curve and how sure it is, in one sentence; empty where it was not fitted."""
+        if self.mapping is None or self.confidence is None:
+            return ""
+        c, a, b = (f"{self.mapping[key]:g}" for key in ("c", "a", "b"))
+        spans = ", ".join(
+            f"{low}..{high} at {length}" for length, (low, high) in self.confidence.mapping_length.items()
+        )
+        return (
+            f"lampe: head {self.head}, U(l) = {c} / (1 + exp(-({a} l + {b}))); 95% of {self.confidence.samples} "
+            f"resamplings of the documents put U within {spans}."
+        )
+
     def ranked(self, length: int) -> list[tuple[str, Choice]]:
         """Strategies measured at a length, lowest mean loss on the calibration texts first."""
         found = [(name, by_length[length]) for name, by_length in self.strategies.items() if length in by_length]

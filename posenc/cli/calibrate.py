@@ -12,7 +12,7 @@ from posenc.cli._output import json_option, print_json, print_table, progress
 
 if TYPE_CHECKING:
     from posenc.calibrate.job import Job, Outcome
-    from posenc.calibrate.record import Calibration, Choice
+    from posenc.calibrate.record import Choice
     from posenc.calibrate.sweep import Sweep
     from posenc.evaluate.perplexity import Mean
 
@@ -182,8 +182,8 @@ def _print(outcome: Outcome) -> None:
         rows,
         numbers=["calibration", "report", "nats behind"],
     )
-    if calibration.mapping is not None:
-        click.echo(_fit_sentence(calibration))
+    if calibration.fit_in_words:
+        click.echo(calibration.fit_in_words)
 
 
 def _curve_rows(sweeps: dict[int, Sweep], lengths: list[int]) -> list[list[str]]:
@@ -223,17 +223,6 @@ def _perplexity(score: Any) -> str:
 
 def _names(texts: Any) -> str:
     return ", ".join(text.name for text in texts) or "no other text (--report-text)"
-
-
-def _fit_sentence(calibration: Calibration) -> str:
-    assert calibration.mapping is not None
-    assert calibration.confidence is not None
-    mapping, sure = calibration.mapping, calibration.confidence
-    spans = ", ".join(f"{low}..{high} at {length}" for length, (low, high) in sure.mapping_length.items())
-    return (
-        f"lampe: head {calibration.head}, U(l) = {mapping['c']:g} / (1 + exp(-({mapping['a']:g} l + {mapping['b']:g})))"
-        f"; 95% of {sure.samples} resamplings of the documents put U within {spans}."
-    )
 
 
 def _duration(seconds: float) -> str:

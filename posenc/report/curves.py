@@ -1,4 +1,4 @@
-"""V-curves and choices, as ``posenc calibrate`` writes them: its file, and the points of its sweep (``--json``)."""
+"""V-curves and choices, as ``posenc calibrate`` writes them: its file, and the losses of its sweeps (``--bundle``)."""
 
 from __future__ import annotations
 
@@ -8,64 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from posenc.errors import InvalidInputError
-from posenc.evaluate.perplexity import Mean
+from posenc.calibrate import record
+from posenc.calibrate.bundle import parse_bundle
+from posenc.calibrate.sweep import Sweep
+from posenc.config import read_yaml
 from posenc.report.svg import Point
 from posenc.report.tables import with_error
-
-CALIBRATION = "posenc-calibration"
-VERSION = 1
-
-
-class _Open(BaseModel):
-    """Reads the keys that a page shows, and leaves the others to whoever wrote them."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class _Score(_Open):
-    loss: float
-    standard_error: float | None = None
-    documents: int
-
-    @property
-    def perplexity(self) -> str:
-        value = math.exp(min(self.loss, 700.0))
-        return with_error(value, math.nan if self.standard_error is None else value * self.standard_error)
-
-
-class _Choice(_Open):
-    params: dict[str, Any]
-    tried: int
-    calibration: _Score
-    report: _Score | None = None
-
-
-class _Named(_Open):
-    name: str
-
-
-class _Texts(_Open):
-    calibration: tuple[_Named, ...]
-    report: tuple[_Named, ...] = ()
-
-
-class _File(_Open):
-    version: int
-    command: str
-    model: _Named
-    texts: _Texts
-    native: dict[int, _Score]
-    strategies: dict[str, dict[int, _Choice]]
-
-
-class _Tried(_Open):
-    params: dict[str, Any]
-    losses: tuple[float, ...] = Field(min_length=1)
-    dropped: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +39,8 @@ class Calibration:
 
     Parameters
     ----------
+    fit : str
+        LaMPE's curve in words; empty where it was not fitted.
     choices : list of list of str
         Rows: tokens, strategy, parameters, how many were tried, perplexity on the texts it was chosen on, and on
         others.
@@ -99,73 +49,71 @@ class Calibration:
     command: str
     model: str
     texts: str
+    fit: str
     curves: list[Curve]
     choices: list[list[str]]
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Read a calibration file, or what ``posenc calibrate --json`` printed.
+    """Read a calibration file, or what ``posenc calibrate`` writes with ``--bundle`` and prints with ``--json``.
 
     Raises
     ------
-    InvalidInputError
+    InvalidConfigError
         If it is damaged or of another version.
     """
-    text = path.read_text(encoding="utf-8")
-    data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    try:
-        file = _File.model_validate(data.get("calibration", data))
-        tried = {
-            name: {int(length): [_Tried.model_validate(point) for point in points] for length, points in found.items()}
-            for name, found in data.get("sweeps", {}).items()
-        }
-    except (ValidationError, AttributeError, TypeError, ValueError) as error:
-        reason = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-        where = ".".join(map(str, reason["loc"]))
-        raise InvalidInputError(f"{path}: damaged calibration ({where}: {reason['msg']}).") from None
-    if file.version != VERSION:
-        raise InvalidInputError(
-            f"{path}: calibration file version {file.version}; this posenc reads {VERSION}. Calibrate again."
-        )
-    curves = [
-        _curve(name, length, points) for name, found in tried.items() for length, points in found.items() if points
-    ]
-    texts = f"chosen on {_names(file.texts.calibration)}, reported on {_names(file.texts.report)}"
-    return Calibration(file.command, file.model.name, texts, curves, _choices(file))
+    data = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_yaml(path)
+    found = parse_bundle(data, source=str(path))
+    measured = found.calibration
+    texts = f"chosen on {_names(measured.texts.calibration)}, reported on {_names(measured.texts.report)}"
+    curves = [_curve(sweep) for sweep in found.candidates()]
+    fit = measured.fit_in_words
+    return Calibration(measured.command, measured.model.name, texts, fit, curves, _choices(measured))
 
 
-def _curve(strategy: str, length: int, points: list[_Tried]) -> Curve:
+def _curve(sweep: Sweep) -> Curve:
     values: dict[str, set[str]] = {}
-    for point in points:
-        for key, value in point.params.items():
+    for point in sweep.points:
+        for key, value in point.candidate.params.items():
             if isinstance(value, int | float):
                 values.setdefault(key, set()).add(str(value))
     parameter = max(values, key=lambda key: len(values[key])) if values else ""
-    whole = [point for point in points if not point.dropped] or points
-    best = min(whole, key=lambda point: Mean(point.losses).mean)
+    best = sweep.best
     lines: dict[str, list[Point]] = {}
-    for point in points:
-        common = min(len(point.losses), len(best.losses))
-        gap = Mean(point.losses[:common]).minus(Mean(best.losses[:common]))
-        others = ", ".join(f"{key} {value}" for key, value in point.params.items() if key != parameter)
+    for point in sweep.points:
+        params, gap = point.candidate.params, sweep.behind(point)
+        others = ", ".join(f"{key} {value}" for key, value in params.items() if key != parameter)
         error = 0.0 if point is best else gap.standard_error
-        at = Point(float(point.params.get(parameter, 0)), Mean(best.losses).mean + gap.mean, error)
-        lines.setdefault(others or strategy, []).append(at)
-    return Curve(strategy, length, parameter, {name: sorted(line, key=lambda p: p.x) for name, line in lines.items()})
+        at = Point(float(params.get(parameter, 0)), best.losses.mean + gap.mean, error)
+        lines.setdefault(others or sweep.strategy, []).append(at)
+    ordered = {name: sorted(line, key=lambda point: point.x) for name, line in lines.items()}
+    return Curve(sweep.strategy, sweep.length, parameter, ordered)
 
 
-def _choices(file: _File) -> list[list[str]]:
+def _choices(measured: record.Calibration) -> list[list[str]]:
     rows = []
-    for length, native in sorted(file.native.items()):
-        rows.append([str(length), "native", "", "", native.perplexity, ""])
-        for name, found in file.strategies.items():
-            if length in found:
-                choice = found[length]
-                params = ", ".join(f"{key}={value}" for key, value in choice.params.items())
-                reported = "" if choice.report is None else choice.report.perplexity
-                rows.append([str(length), name, params, str(choice.tried), choice.calibration.perplexity, reported])
+    for length, native in sorted(measured.native.items()):
+        rows.append([str(length), "native", "", "", _shown(native), _shown(measured.native_report.get(length))])
+        mine = {name: found[length] for name, found in measured.strategies.items() if length in found}
+        if length in measured.fitted:
+            mine["lampe, fitted curve"] = measured.fitted[length]
+        for name, choice in mine.items():
+            scores = [_shown(choice.calibration), _shown(choice.report)]
+            rows.append([str(length), name, _parameters(choice.params), str(choice.tried), *scores])
     return rows
 
 
-def _names(texts: tuple[_Named, ...]) -> str:
+def _parameters(params: dict[str, Any]) -> str:
+    return ", ".join("curve" if isinstance(value, dict) else f"{key}={value}" for key, value in params.items())
+
+
+def _shown(score: record.Score | None) -> str:
+    """The perplexity with its error, to first order."""
+    if score is None:
+        return ""
+    value = math.exp(min(score.loss, 700.0))
+    return with_error(value, math.nan if score.standard_error is None else value * score.standard_error)
+
+
+def _names(texts: tuple[record.TextRecord, ...]) -> str:
     return ", ".join(text.name for text in texts) or "no other text"

@@ -158,6 +158,8 @@ def _maps(sweep: Sweep) -> Iterator[Picture]:
 
 def _calibration(path: str, calibration: Calibration) -> Section:
     remarks = [f"Model {calibration.model}; {calibration.texts}; read from {path}."]
+    if calibration.fit:
+        remarks.append(calibration.fit)
     section = Section(f"calibration of {calibration.model}", calibration.command, remarks)
     for curve in calibration.curves:
         lowest = min(point.y for line in curve.lines.values() for point in line if math.isfinite(point.y))

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from posenc.bench import results as bench
+from posenc.calibrate.record import FORMAT as CALIBRATION
 from posenc.errors import InvalidInputError
 from posenc.evaluate.sweep.folder import SWEEP, ResultsFolder
 from posenc.evaluate.sweep.results import FORMAT, Sweep, read_bundle
-from posenc.report.curves import CALIBRATION, Calibration, read_calibration
+from posenc.report.curves import Calibration, read_calibration
 
 BENCH = "posenc-bench"
 SUFFIXES = (".json", ".yaml", ".yml")
@@ -105,5 +106,5 @@ def _format(path: Path) -> str | None:
         raise
     if not isinstance(data, dict):
         return None
-    inner = data.get("calibration")  # as printed by posenc calibrate --json
+    inner = data.get("calibration")  # a bundle of posenc calibrate
     return data.get("format") or (inner.get("format") if isinstance(inner, dict) else None)

@@ -68,9 +68,22 @@ CALIBRATION: dict[str, Any] = {
         "format": "posenc-calibration",
         "version": 1,
         "command": "posenc calibrate tiny --text novel.txt --json",
-        "model": {"name": "tiny", "fingerprint": {}},
-        "texts": {"calibration": [{"name": "novel.txt"}], "report": [{"name": "topics"}]},
+        "model": {"name": "tiny", "fingerprint": {"model_type": "llama", "window": 256, "weights": "0"}},
+        "texts": {
+            "calibration": [{"name": "novel.txt", "tokens": 9000, "sha256": "0"}],
+            "report": [{"name": "topics", "tokens": 9000, "sha256": "1"}],
+        },
+        "settings": {"lengths": [1024], "scored_tokens": 128, "documents": 3, "seed": 0, "stopping": "never"},
+        "versions": {"posenc": "0.1.0"},
+        "mapping": {"c": 180.999, "a": 0.001, "b": 0.5},
+        "head": 64,
+        "tail": 12,
+        "confidence": {"samples": 1000, "a": [0.0, 0.002], "b": [-1.0, 1.0], "mapping_length": {"1024": [95, 139]}},
+        "fitted": {
+            "1024": {"params": {"head": 64, "mapping": {"c": 180.999}}, "tried": 1, "calibration": score(3.2)},
+        },
         "native": {"1024": score(5.0)},
+        "native_report": {"1024": score(5.2)},
         "strategies": {
             "lampe": {
                 "1024": {"params": {"mapping": 128}, "tried": 3, "calibration": score(3.0), "report": score(3.1)},
@@ -80,12 +93,17 @@ CALIBRATION: dict[str, Any] = {
     "sweeps": {
         "lampe": {
             "1024": [
-                {"params": {"mapping": 64, "head": 64}, "dropped": False, "losses": [3.2, 3.1, 3.3]},
-                {"params": {"mapping": 128, "head": 64}, "dropped": False, "losses": [3.0, 2.9, 3.1]},
-                {"params": {"mapping": 512, "head": 64}, "dropped": True, "losses": [4.0, 4.3]},
+                {
+                    "params": {"mapping": mapping, "head": 64},
+                    "max_relative": 200.0,
+                    "dropped": len(losses) < 3,
+                    "losses": losses,
+                }
+                for mapping, losses in {64: [3.2, 3.1, 3.3], 128: [3.0, 2.9, 3.1], 512: [4.0, 4.3]}.items()
             ]
         }
     },
+    "files": ["calibration.yaml"],
 }
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import base64
+import functools
+import html
 import json
 import math
+import operator
 import re
 import struct
 import xml.etree.ElementTree as ET
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import posenc
-from posenc.errors import InvalidInputError
+from posenc.errors import InvalidConfigError, InvalidInputError, PosencError
+from posenc.report.curves import read_calibration
 from posenc.report.maps import BEYOND, NOTHING, colours, map_address, png
 from posenc.report.sources import collect
 from posenc.report.svg import Point, line_chart, style, ticks
@@ -28,8 +33,8 @@ from tests.report import results
 @pytest.fixture
 def page(tmp_path: Path) -> tuple[str, str]:
     """HTML and Markdown of made-up results."""
-    html, markdown = write_report([results.write_all(tmp_path)], tmp_path / "out", title="A & B")
-    return html.read_text(encoding="utf-8"), markdown.read_text(encoding="utf-8")
+    pages = write_report([results.write_all(tmp_path)], tmp_path / "out", title="A & B")
+    return pages[0].read_text(encoding="utf-8"), pages[1].read_text(encoding="utf-8")
 
 
 def test_scores_are_means_over_documents_with_their_errors():
@@ -118,6 +123,7 @@ def test_both_pages_hold_every_number_and_command(page: tuple[str, str]):
                     assert all(score is not None and score.shown in text for score in scores)
         assert "Lowest perplexity: rope at 256 tokens; lampe at 256, 1024 tokens." in text
         assert "20.09 ± 1.00" in text  # the calibration's choice
+        assert "lampe: head 64, U(l) = 180.999 / (1 + exp(-(0.001 l + 0.5)))" in html.unescape(text)
         assert "1.25 (1.10 .. 1.50)" in text  # the benchmark's ratio
 
 
@@ -233,16 +239,42 @@ def test_lightness_grows_along_the_scale():
 )
 def test_files_that_are_no_results(name: str, content: str, said: str, tmp_path: Path):
     (tmp_path / name).write_text(content)
-    with pytest.raises(InvalidInputError, match=said):
+    with pytest.raises(PosencError, match=said):
         collect([tmp_path / name])
 
 
-def test_another_versions_calibration_is_refused(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        (("calibration", "version"), 2, "version 2; this posenc reads 1"),
+        (("sweeps", "lampe", "1024", 0, "losses"), "none", r"damaged calibration \(sweeps.lampe.1024.0.losses"),
+        (("sweeps", "lampe", "1024"), [], r"sweeps.lampe.1024: no candidate has a loss for every document"),
+    ],
+    ids=str,
+)
+def test_a_calibration_that_is_damaged_or_of_another_version_is_refused(
+    keys: tuple[Any, ...], value: Any, said: str, tmp_path: Path
+):
     changed = json.loads(json.dumps(results.CALIBRATION))
-    changed["calibration"]["version"] = 2
+    *path, last = keys
+    functools.reduce(operator.getitem, path, changed)[last] = value
     (tmp_path / "c.json").write_text(json.dumps(changed))
-    with pytest.raises(InvalidInputError, match="version 2; this posenc reads 1"):
+    with pytest.raises(InvalidConfigError, match=said):
         collect([tmp_path])
+
+
+def test_v_curves_are_paired_with_the_best_candidate(tmp_path: Path):
+    (tmp_path / "c.json").write_text(json.dumps(results.CALIBRATION))
+    found = read_calibration(tmp_path / "c.json")
+    (curve,) = found.curves
+    assert (curve.strategy, curve.length, curve.parameter, list(curve.lines)) == ("lampe", 1024, "mapping", ["head 64"])
+    first, best, dropped = curve.lines["head 64"]
+    assert (first.x, first.y, first.error) == (64, pytest.approx(3.2), pytest.approx(0, abs=1e-12))
+    assert (best.x, best.y, best.error) == (128, pytest.approx(3.0), 0)
+    assert (dropped.x, dropped.y) == (512, pytest.approx(3.0 + (1.0 + 1.4) / 2))  # over the two documents both have
+    assert dropped.error == pytest.approx(0.2)
+    assert found.choices[0] == ["1024", "native", "", "", "148.41 ± 7.42", "181.27 ± 9.06"]
+    assert found.choices[2][:4] == ["1024", "lampe, fitted curve", "head=64, curve", "1"]
 
 
 def test_nothing_to_report(tmp_path: Path):
