@@ -16,8 +16,10 @@ from posenc.report.sources import Material
 from posenc.report.svg import Point, line_chart
 from posenc.report.tables import DepthTable, Table, depth_tables, pair_tables, ratio_tables, score_tables
 
-HIGHEST_LOSS = 1.0
-"""Nats per token above the best candidate up to which V-curves are drawn."""
+LOWEST_LOSS, HIGHEST_LOSS = 0.1, 1.0
+"""Nats per token above the best candidate that a V-curve shows at least, and at most."""
+WIDE = 10
+"""Ratio of parameters from which a V-curve's scale is logarithmic."""
 
 
 @dataclass(frozen=True)
@@ -161,15 +163,22 @@ def _calibration(path: str, calibration: Calibration) -> Section:
     if calibration.fit:
         remarks.append(calibration.fit)
     section = Section(f"calibration of {calibration.model}", calibration.command, remarks)
+    if calibration.curves:
+        remarks.append(
+            "The charts, which only the HTML page has, show the loss of every candidate, with the standard error of its "
+            "paired gap to the best one; a candidate that was dropped early stands at the gap seen until then."
+        )
     for curve in calibration.curves:
-        lowest = min(point.y for line in curve.lines.values() for point in line if math.isfinite(point.y))
+        points = [point for line in curve.lines.values() for point in line if math.isfinite(point.y)]
+        low, high = min(point.y for point in points), max(point.y for point in points)
+        left, right = min(point.x for point in points), max(point.x for point in points)
         chart = line_chart(
             curve.lines,
             title=f"{curve.strategy} at {curve.length} tokens",
             x_label=f"{curve.parameter}, {curve.strategy} at {curve.length} tokens",
             y_label="nats per token",
-            log_x=False,
-            bounds=(lowest, lowest + HIGHEST_LOSS),
+            log_x=0 < WIDE * left < right,
+            bounds=(low, low + min(HIGHEST_LOSS, max(LOWEST_LOSS, high - low))),
         )
         section.blocks.append(Chart(chart))
     columns = ["tokens", "strategy", "parameters", "tried", "perplexity where chosen", "perplexity elsewhere"]
