@@ -120,7 +120,8 @@ results-tiny: $(INSTALLED) ## its tables of the shipped model (half an hour on o
 	$(EVAL) benchmarks/transfer-models.yaml --bundle docs/results/eval/transfer-models.json
 	$(EVAL) benchmarks/transfer-models-tiny.yaml --bundle docs/results/eval/transfer-models-tiny.json
 
-results-smollm2: $(SMOLLM2) ## its passkeys of SmolLM2-135M (hours)
+results-smollm2: $(SMOLLM2) ## its passkeys of SmolLM2-135M (three hours on one idle core)
+	$(BIN)/python -m scripts.evaluation_texts
 	POSENC_CACHE=.cache $(BIN)/posenc eval benchmarks/smollm2.yaml --bundle docs/results/eval/smollm2.json
 
 results-page: $(INSTALLED) ## the page itself, from the result files that are there

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from posenc.evaluate.tasks.base import Source
 from posenc.evaluate.tasks.depths import Depths
 from posenc.evaluate.tasks.questions import Question, QuestionTask, Reference, hide, room_for
-from posenc.evaluate.tasks.words import numbers, phrases
+from posenc.evaluate.tasks.words import THINGS, numbers, things
 
-NEEDLE = "\n\nThe pass key of {name} is {key}. Remember it. {key} is the pass key of {name}.\n\n"
-QUESTION = "\n\nWhat is the pass key of {name}? The pass key of {name} is"
+NEEDLE = "\n\nThe {name} is {key}. Remember it. {key} is the {name}.\n\n"
+QUESTION = "\n\nWhat is the {name}? The {name} is"
 DIGITS = 5
 
 
 class Passkey(QuestionTask):
-    """A key of five digits at every depth, each with a name of its own.
+    """A number of five digits at every depth, each of another thing: a pass key, a door code, a room number.
 
     Like the passkeys of Mohtashami and Jaggi 2023 (arXiv 2305.16300), in prose rather than in one repeated
-    sentence; with several depths the prompt holds several keys, and must be read only once.
+    sentence; with several depths the prompt holds several keys, and must be read only once. Small models mix up keys
+    that differ in a name alone even inside their window, and the score would then tell of that.
     """
 
     kind: ClassVar[str] = "passkey"
 
-    depths: Depths = (0.1, 0.5, 0.9)
+    depths: Annotated[Depths, Field(max_length=len(THINGS))] = (0.1, 0.5, 0.9)
 
     def questions(self, source: Source, length: int, rng: np.random.Generator) -> list[Question]:
-        names = phrases(rng, len(self.depths))
+        names = things(rng, len(self.depths))
         keys = numbers(rng, len(self.depths), DIGITS)
         needles = [
             (depth, NEEDLE.format(name=name, key=key))

@@ -24,6 +24,12 @@ NOUNS = _words(
     "planet pocket puzzle rabbit raven ribbon river rocket saddle sailor shadow sparrow spider temple thunder tiger "
     "timber tunnel turtle valley velvet violin walnut whistle willow window winter"
 )
+THINGS = (
+    "pass key", "door code", "phone number", "ticket number", "room number", "account number", "flight number",
+    "zip code", "prize money", "license plate", "locker combination", "serial number", "invoice total",
+    "page count", "crowd size", "meter reading", "parcel label", "train number", "sample weight", "radio frequency",
+)  # fmt: skip
+"""What a number can be: alike in nothing, so that even a small model tells them apart."""
 _ONSETS = _words("b c d f g h j k l m n p r s t v w z br cl dr fl gr pl st tr")
 _VOWELS = _words("a e i o u ai ea oo")
 _CODAS = ["", "", "n", "r", "l", "m", "s", "t", "nd", "rk"]
@@ -33,6 +39,11 @@ def phrases(rng: np.random.Generator, count: int) -> list[str]:
     """Different names such as ``amber-harbor``."""
     chosen = rng.choice(len(ADJECTIVES) * len(NOUNS), count, replace=False)
     return [f"{ADJECTIVES[pick // len(NOUNS)]}-{NOUNS[pick % len(NOUNS)]}" for pick in chosen]
+
+
+def things(rng: np.random.Generator, count: int) -> list[str]:
+    """Different ones of `THINGS`."""
+    return [THINGS[pick] for pick in rng.choice(len(THINGS), count, replace=False)]
 
 
 def numbers(rng: np.random.Generator, count: int, digits: int) -> list[str]:
