@@ -250,7 +250,7 @@ def test_files_that_are_no_results(name: str, content: str, said: str, tmp_path:
     ("keys", "value", "said"),
     [
         (("calibration", "version"), 2, "version 2; this posenc reads 1"),
-        (("sweeps", "lampe", "1024", 0, "losses"), "none", r"damaged calibration \(sweeps.lampe.1024.0.losses"),
+        (("sweeps", "lampe", "1024", 0, "losses"), "none", r"damaged calibration file \(sweeps.lampe.1024.0.losses"),
         (("sweeps", "lampe", "1024"), [], r"sweeps.lampe.1024: no candidate has a loss for every document"),
     ],
     ids=str,
