@@ -16,6 +16,7 @@ CALIBRATE = OMP_NUM_THREADS=1 $(BIN)/posenc calibrate --text docstrings:numpy --
     --lengths 256,512,1024,2048,4096
 EVAL = OMP_NUM_THREADS=1 $(BIN)/posenc eval
 BENCH = $(BIN)/posenc bench --out docs/results
+OTHERS := -s rope -s leaky_rerope -s dpe -s lm_infinite -s streaming_llm -s linear -s dynamic -s ntk -s yarn -s llama3
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-smollm2 test test-lm-eval lint format docs package calibrate calibrate-qwen3 bench bench-full gpu gpu-wheels results results-tiny results-smollm2 \
@@ -61,8 +62,9 @@ calibrate-qwen3: $(INSTALLED) ## measure benchmarks/tiny-qwen3.yaml again, the s
 package: $(INSTALLED) ## build sdist and wheel, check them, and try the wheel in a clean environment
 	$(BIN)/python -m scripts.package
 
-bench: $(INSTALLED) ## time and memory against plain attention (15 minutes on 2 idle cores), into docs/results
+bench: $(INSTALLED) ## time and memory against plain attention (20 minutes on 2 idle cores), into docs/results
 	$(BENCH) attention --heads 9/3x64 --lengths 2048,4096,8192,16384 --rounds 5 --seconds 10
+	$(BENCH) attention --heads 9/3x64 --lengths 4096,8192 --rounds 5 --seconds 10 $(OTHERS)
 	$(BENCH) attention --heads 32/8x128 --lengths 2048,4096 --rounds 5 --seconds 10
 	$(BENCH) attention --heads 32/8x128 --lengths 8192,16384 --rounds 3 --strategy lampe --no-memory
 	$(BENCH) query --heads 9/3x64 --heads 32/8x128 --lengths 16384 --rounds 50 --seconds 10 --no-memory
@@ -72,8 +74,9 @@ bench: $(INSTALLED) ## time and memory against plain attention (15 minutes on 2 
 	$(BENCH) padded --lengths 2048 --rounds 3 --strategy lampe --strategy rope --no-memory
 	$(BIN)/posenc bench --report docs/results
 
-bench-full: $(INSTALLED) ## the same with every strategy and memory throughout (an hour and a half)
+bench-full: $(INSTALLED) ## the same with the five strategies that have goals everywhere, and memory throughout (an hour and a half)
 	$(BENCH) attention --heads 9/3x64 --lengths 2048,4096,8192,16384 --seconds 20
+	$(BENCH) attention --heads 9/3x64 --lengths 4096,8192 --seconds 20 $(OTHERS)
 	$(BENCH) attention --heads 32/8x128 --lengths 2048,4096 --seconds 20
 	$(BENCH) attention --heads 32/8x128 --lengths 8192,16384 --rounds 3
 	$(BENCH) query --heads 9/3x64 --heads 32/8x128 --lengths 16384 --rounds 100

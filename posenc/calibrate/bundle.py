@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from posenc.calibrate.grid import Candidate
-from posenc.calibrate.record import Calibration, parse
+from posenc.calibrate.record import Calibration, damaged, parse
 from posenc.calibrate.sweep import Point, Sweep
-from posenc.errors import InvalidConfigError
 from posenc.evaluate.perplexity import Mean
 from posenc.files import plain, replacing
 
@@ -147,11 +146,7 @@ def parse_bundle(data: Any, *, source: str) -> Bundle:
     try:
         return Bundle.model_validate({**losses, "calibration": calibration})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InvalidConfigError(
-            f"{source}: damaged calibration ({where}: {first['msg']}). Make it again with 'posenc calibrate --bundle'."
-        ) from None
+        raise damaged(error, source=source) from None
 
 
 def _rounded(losses: tuple[float, ...]) -> tuple[float, ...]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT = "posenc-calibration"
 VERSION = 1
+ADVICE = "Make one with 'posenc calibrate'."
 CLEAR = 2.0
 """Standard errors by which a paired difference counts as measured."""
 
@@ -191,19 +192,23 @@ def read(path: str | Path) -> Calibration:
 
 def parse(data: Any, *, source: str) -> Calibration:
     """Check plain data against :class:`Calibration`; raises as :func:`read` does."""
-    advice = "Make one with 'posenc calibrate'."
     if not is_calibration(data):
-        raise InvalidConfigError(f"{source}: not a calibration file (it lacks 'format: {FORMAT}'). {advice}")
+        raise InvalidConfigError(f"{source}: not a calibration file (it lacks 'format: {FORMAT}'). {ADVICE}")
     if data.get("version") != VERSION:
         raise InvalidConfigError(
-            f"{source}: calibration file version {data.get('version')!r}; this posenc reads {VERSION}. {advice}"
+            f"{source}: calibration file version {data.get('version')!r}; this posenc reads {VERSION}. {ADVICE}"
         )
     try:
         return Calibration.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InvalidConfigError(f"{source}: damaged calibration file ({where}: {first['msg']}). {advice}") from None
+        raise damaged(error, source=source) from None
+
+
+def damaged(error: ValidationError, *, source: str) -> InvalidConfigError:
+    """The error of data that is nearly a calibration."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return InvalidConfigError(f"{source}: damaged calibration file ({where}: {first['msg']}). {ADVICE}")
 
 
 def write(calibration: Calibration, path: str | Path) -> Path:

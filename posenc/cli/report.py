@@ -20,7 +20,7 @@ from posenc.cli._output import json_option, print_json
 def command(results: tuple[Path, ...], out: Path | None, title: str, name: str, as_json: bool) -> None:
     """Make one self-contained HTML page, and the same in Markdown.
 
-    RESULTS are folders and files of posenc eval, posenc calibrate (its file, or what --json printed) and posenc
+    RESULTS are folders and files of posenc eval, posenc calibrate (its file, or its --bundle) and posenc
     bench --out.
     """
     from posenc.report.write import write_report

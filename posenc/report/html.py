@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from html import escape
 from itertools import groupby
 
@@ -38,6 +39,8 @@ svg text { font: 10px system-ui, sans-serif; fill: #333; }
 .heat td { text-align: center; border: 1px solid #fff; padding: .2rem .3rem; font-size: .74rem; line-height: 1.15; }
 .heat small { display: block; font-size: .66rem; }
 """
+_STRONG = re.compile(r"\*\*(.+?)\*\*")
+"""What Markdown prints bold."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -60,7 +63,7 @@ def _contents(sections: list[Section]) -> str:
 
 def _section(number: int, section: Section) -> str:
     parts = [f'<section id="s{number}"><h2>{escape(section.title)}</h2><pre>{escape(section.command)}</pre>']
-    parts += [f"<p>{escape(remark)}</p>" for remark in section.remarks]
+    parts += ["<p>" + _STRONG.sub(r"<strong>\1</strong>", escape(remark)) + "</p>" for remark in section.remarks]
     for kind, blocks in groupby(section.blocks, type):
         parts.append(_group(kind, list(blocks)))
     return "".join(parts) + "</section>"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from posenc.bench.report import describe_machine
 from posenc.bench.results import Result
 from posenc.evaluate.sweep.results import Sweep
+from posenc.report.costs import SETUP, cost_tables, title_of, what_is_compared
 from posenc.report.curves import Calibration
 from posenc.report.maps import config_of, is_beyond, map_address
 from posenc.report.sources import Material
@@ -165,8 +166,8 @@ def _calibration(path: str, calibration: Calibration) -> Section:
     section = Section(f"calibration of {calibration.model}", calibration.command, remarks)
     if calibration.curves:
         remarks.append(
-            "The charts, which only the HTML page has, show the loss of every candidate, with the standard error of its "
-            "paired gap to the best one; a candidate that was dropped early stands at the gap seen until then."
+            "The charts, which only the HTML page has, show the loss of every candidate, with the standard error of "
+            "its paired gap to the best one; a candidate that was dropped early stands at the gap seen until then."
         )
     for curve in calibration.curves:
         points = [point for line in curve.lines.values() for point in line if math.isfinite(point.y)]
@@ -187,20 +188,7 @@ def _calibration(path: str, calibration: Calibration) -> Section:
 
 
 def _bench(path: str, result: Result) -> Section:
-    section = Section("costs", result.command, [describe_machine(result.machine), f"Read from {path}."])
-    rows = []
-    for row in result.rows:
-        memory = "-" if row.memory_ratio is None else f"{row.memory_ratio:.2f}"
-        time = f"{row.ratio:.2f} ({min(row.ratios):.2f} .. {max(row.ratios):.2f})"
-        rows.append([row.strategy, row.kind, row.shape, row.dtype, str(row.length), time, memory])
-    columns = [
-        "strategy",
-        "kind",
-        "shape",
-        "dtype",
-        "tokens",
-        "time, times plain (lowest .. highest)",
-        "memory, times plain",
-    ]
-    section.blocks.append(Grid("time and peak memory against the same work without remapping", columns, rows, 4))
+    remarks = [*what_is_compared(result), describe_machine(result.machine), f"Read from {path}."]
+    section = Section(title_of(result), result.command, remarks)
+    section.blocks += [Grid(title, columns, rows, len(SETUP)) for title, columns, rows in cost_tables(result)]
     return section

@@ -237,6 +237,7 @@ def test_a_tokenizer_that_does_not_match(loaded: Loaded, asked: work.Asked):
 
 
 def test_a_model_worse_than_chance_is_warned_of(loaded: Loaded, asked: work.Asked, tmp_path: Path, caplog):
+    caplog.set_level("WARNING", logger="posenc")
     (tmp_path / work.CELLS).mkdir()
     work.run(work.prepare(loaded, replace(asked, strategies=("ntk",), lengths=(32,), report_texts=())), tmp_path)
     assert "guesses worse than at random on choose.txt" in caplog.text  # its weights are random

@@ -20,13 +20,16 @@ import numpy as np
 import pytest
 
 import posenc
+from posenc.bench.results import save
 from posenc.errors import InvalidConfigError, InvalidInputError, PosencError
+from posenc.report.costs import cost_tables, title_of, what_is_compared
 from posenc.report.curves import read_calibration
 from posenc.report.maps import BEYOND, NOTHING, colours, map_address, png
 from posenc.report.sources import collect
 from posenc.report.svg import Point, line_chart, style, ticks
 from posenc.report.tables import depth_tables, pair_tables, ratio_tables, score_tables, with_error
 from posenc.report.write import write_report
+from tests.bench.conftest import result, row
 from tests.report import results
 
 
@@ -247,7 +250,7 @@ def test_files_that_are_no_results(name: str, content: str, said: str, tmp_path:
     ("keys", "value", "said"),
     [
         (("calibration", "version"), 2, "version 2; this posenc reads 1"),
-        (("sweeps", "lampe", "1024", 0, "losses"), "none", r"damaged calibration \(sweeps.lampe.1024.0.losses"),
+        (("sweeps", "lampe", "1024", 0, "losses"), "none", r"damaged calibration file \(sweeps.lampe.1024.0.losses"),
         (("sweeps", "lampe", "1024"), [], r"sweeps.lampe.1024: no candidate has a loss for every document"),
     ],
     ids=str,
@@ -275,6 +278,27 @@ def test_v_curves_are_paired_with_the_best_candidate(tmp_path: Path):
     assert dropped.error == pytest.approx(0.2)
     assert found.choices[0] == ["1024", "native", "", "", "148.41 ± 7.42", "181.27 ± 9.06"]
     assert found.choices[2][:4] == ["1024", "lampe, fitted curve", "head=64, curve", "1"]
+
+
+def test_costs_are_a_row_per_strategy_and_a_column_per_length():
+    rows = [row(strategy=name, length=at, memory=None) for name in ("lampe", "rerope") for at in (4096, 2048)]
+    found = result(*rows[:3], row(kind="decode", shape="smollm2-135m", threads=1))
+    assert title_of(found) == "costs: attention, decode, 9/3x64, smollm2-135m, 2048 to 4096 tokens"
+    attention, decode, memory = cost_tables(found)
+    assert attention[1] == ["strategy", "shape", "dtype", "threads", "backend", "2048", "4096"]
+    shown = "1.25 (1.10 .. 1.50)"
+    assert [line[0] for line in attention[2]] == ["lampe", "rerope"]
+    assert [line[5:] for line in attention[2]] == [[shown, shown], ["-", shown]]
+    assert decode[2] == [["lampe", "smollm2-135m", "float32", "1", "auto", shown]]
+    assert memory[2] == [["lampe", "smollm2-135m", "float32", "1", "auto", "1.50"]]
+    assert len(what_is_compared(found)) == 2
+
+
+def test_a_busy_machine_is_printed_bold(tmp_path: Path):
+    save(result(other_cores=1.0), tmp_path)
+    html, markdown = (page.read_text(encoding="utf-8") for page in write_report([tmp_path], tmp_path / "out"))
+    assert "<strong>The machine was busy with other work: do not trust these times.</strong>" in html
+    assert "**The machine was busy" in markdown
 
 
 def test_nothing_to_report(tmp_path: Path):

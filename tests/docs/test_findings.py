@@ -1,0 +1,64 @@
+"""What pages say of the results stands in the results: every number, in the section that is linked."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from scripts.docs import parts
+from tests.docs.test_pages import sections
+
+DOCS = parts.ROOT / "docs"
+PAGES = ("results/findings.md", "calibrate.md")
+NUMBER = re.compile(r"(?<![\w.])-?\d+\.\d+(?: ± \d+\.\d+)?(?![\w.%]*[\w%])")
+"""``12.34 ± 0.56``, or ``12.34`` alone; percentages and sizes (``0.7M``) are somebody's own arithmetic."""
+LINK = re.compile(r"\((?:[\w./]*/)?results\.md#([\w-]+)\)")
+UNMEASURED = {"1.02"}
+"""Numbers that the task sets."""
+
+
+def measured() -> dict[str, str]:
+    """The sections of the results by their anchors."""
+    found = sections((DOCS / "results/results.md").read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")): text for heading, text in found.items()}
+
+
+def unproven(text: str, results: dict[str, str]) -> list[str]:
+    """What is wrong in one section of a page: numbers that none of the linked sections has, links to none."""
+    anchors = LINK.findall(text)
+    linked = "\n".join(results.get(anchor, "") for anchor in anchors)
+    pairs = re.findall(r"(-?\d+\.\d+) ± (\d+\.\d+)", linked)
+    known = {number for value, error in pairs for number in (value, f"{value} ± {error}")}
+    numbers = NUMBER.findall(" ".join(text.split())) if anchors or "±" in text else []
+    missing = [f"#{anchor}" for anchor in anchors if anchor not in results]
+    return missing + [number for number in numbers if number not in known | UNMEASURED]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_number_is_in_the_results_it_links_to(page: str) -> None:
+    results = measured()
+    for heading, text in sections((DOCS / page).read_text(encoding="utf-8")).items():
+        assert unproven(text, results) == [], f"{page}, {heading}: not in the linked sections of results.md"
+
+
+def test_findings_are_checked() -> None:
+    text = (DOCS / "results/findings.md").read_text(encoding="utf-8")
+    assert len(NUMBER.findall(text)) > 20
+    assert len(set(LINK.findall(text))) >= 4
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("[a](results.md#a): 1.50 ± 0.02, and 1.50 alone, 3% of 0.7M at 1.02 times", []),
+        ("[a](results.md#a): 1.51 ± 0.02", ["1.51 ± 0.02"]),
+        ("[a](results.md#a): 1.50\n± 0.03.", ["1.50 ± 0.03"]),
+        ("[a](results.md#a): 0.02", ["0.02"]),
+        ("1.50 ± 0.02 without a link", ["1.50 ± 0.02"]),
+        ("[b](../results/results.md#b)", ["#b"]),
+        ("head 64, a = 0.0034, no claim", []),
+    ],
+)
+def test_the_check_notices(text: str, wrong: list[str]) -> None:
+    assert unproven(text, {"a": "| 1.50 ± 0.02 |"}) == wrong
