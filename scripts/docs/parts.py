@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 import posenc
+from posenc.calibrate import choice, record
 from posenc.cli import show
 from posenc.cli._group import group
 from posenc.cli._strategy import kind_of
@@ -88,13 +89,33 @@ def frequencies(name: str) -> str:
 
 
 def measured(name: str) -> str:
-    """The rows of a strategy in docs/results/results.md, else in the demo's output in README.md."""
-    page = ROOT / "docs" / "results" / "results.md"
-    found = _rows_of_results(page.read_text(encoding="utf-8"), name) if page.exists() else []
-    if found:
-        return "\n\n".join(found) + "\n\nMore of them, with standard errors, are in [results](../results/results.md)."
-    found = _rows_of_demo((ROOT / "README.md").read_text(encoding="utf-8"), name)
-    return "\n\n".join(found) or f"Not measured yet: `posenc ppl --strategy {name} --lengths 256,1024` does it."
+    """The rows of a strategy in docs/results/results.md.
+
+    Raises
+    ------
+    LookupError
+        If it has none there.
+    """
+    found = _rows_of_results((ROOT / "docs" / "results" / "results.md").read_text(encoding="utf-8"), name)
+    if not found:
+        raise LookupError(f"docs/results/results.md has no row of {name!r}: measure it with benchmarks/main.yaml")
+    return "\n\n".join(found) + "\n\nMore of them, with standard errors, are in [results](../results/results.md)."
+
+
+def picks() -> str:
+    """What ``auto`` takes on the shipped model, with the scores of its pick on the text that had no say."""
+    profile = ROOT / "posenc" / "profiles" / "tiny.yaml"
+    calibration = record.read(profile)
+    rows = []
+    for chosen in choice.recommend(calibration, source=profile.name).ranges:
+        length, pick = chosen.up_to, chosen.pick
+        native = calibration.native_report[length].perplexity
+        alone = pick.strategy == choice.NATIVE
+        taken = native if alone else calibration.strategies[pick.strategy][length].report.perplexity
+        rows.append([length, f"`{pick}`", taken, native])
+    text = calibration.texts.report[0].name
+    shown = table(["prompt up to", "pick", "perplexity of the pick", "of the model alone"], rows)
+    return f"Perplexity on `{text}`, which had no say in the choice, ± standard error (`make calibrate`):\n\n{shown}"
 
 
 def _rows_of_results(text: str, name: str) -> list[str]:
@@ -130,19 +151,6 @@ def _linked(body: str) -> str:
     )
 
 
-def _rows_of_demo(text: str, name: str) -> list[str]:
-    found, heading, columns = [], "", []
-    for line in text.splitlines():
-        if line.startswith(("perplexity of", "retrieval:")):
-            heading = line
-        elif line.startswith(" strategy "):
-            columns = re.split(r"\s{2,}", line.strip())
-        elif heading and line.startswith(f" {name} "):
-            found.append(f"{heading} (`make demo`):\n\n" + table(columns, [re.split(r"\s{2,}", line.strip())]))
-            heading = ""
-    return found
-
-
 def commands() -> str:
     """What every verb prints for --help."""
     parts = []
@@ -168,5 +176,5 @@ def _help(command: click.Command, name: str, outer: click.Context) -> list[str]:
 
 
 PARTS: dict[str, Callable[..., str]] = {
-    part.__name__: part for part in (strategies, facts, parameters, frequencies, measured, comparison, commands)
+    part.__name__: part for part in (strategies, facts, parameters, frequencies, measured, picks, comparison, commands)
 }

@@ -3,48 +3,24 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import re
-import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
-from importlib.util import find_spec
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
-import click
 import pytest
 import yaml
-from click.testing import CliRunner
 
 import posenc
-from posenc.cli._group import group
-from posenc.plugins import StrategyInfo, strategy_info
-from tests.docs.collect import COMMANDS, LANGUAGES, ROOT, Block, all_blocks, blocks, commands, page_names
-from tests.examples.load import example
-
-QUICK = ("adapters", "list", "new", "plan", "plugins", "show")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
-
-@pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder to run a page in: every named file of every page, and the repository's own folders to read."""
-    for folder in ("posenc", "examples", "docs", "plugins", "adapters"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
-    for block in all_blocks("python"):
-        if block.file is not None:
-            (tmp_path / block.file).write_text(block.code, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(sys.modules[name].__file__):
-            del sys.modules[name]
+from posenc.evaluate.sweep.suite import read_suite
+from tests.docs import shell
+from tests.docs.collect import LANGUAGES, ROOT, Block, all_blocks, blocks, indented, page_names
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +50,7 @@ def run(page: str, stage: dict[str, Any]) -> None:
 def test_every_block_names_its_language(page: str) -> None:
     for block in blocks(page):
         assert block.language in LANGUAGES, f"{block} is {block.language!r}, not one of {', '.join(LANGUAGES)}"
+    assert indented(page) == [], f"{page}: give code a fence that names its language"
 
 
 @pytest.mark.parametrize(
@@ -114,78 +91,33 @@ def test_the_strategy_of_the_guide_plans_what_it_says(desk: Path) -> None:
     assert registered == [halved.Halved]
 
 
-@pytest.mark.parametrize("block", all_blocks("yaml", "toml", "json"), ids=str)
-def test_data(block: Block, tmp_path: Path) -> None:
-    if block.language == "json":
-        assert json.loads(block.code) is not None
-    elif block.language == "toml":
-        assert tomllib.loads(block.code)
-    elif "strategy" in (data := yaml.safe_load(block.code)):
-        (tmp_path / "shown.yaml").write_text(block.code, encoding="utf-8")
-        assert posenc.load_config(tmp_path / "shown.yaml").strategy.name
+def test_the_distribution_of_the_guide_can_be_built(desk: Path) -> None:
+    (block,) = (block for block in blocks("docs/write-a-strategy.md") if block.language == "toml")
+    folder = desk / "distribution"
+    folder.mkdir()
+    shutil.copy("halved.py", folder)
+    (folder / "pyproject.toml").write_text(block.code, encoding="utf-8")
+    shell.call(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation", ".", cwd=folder)
+    (wheel,) = map(ZipFile, folder.glob("posenc_halved-*.whl"))
+    assert "halved.py" in wheel.namelist()
+    (points,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    assert wheel.read(points).decode().split() == ["[posenc]", "halved", "=", "halved"]
+
+
+@pytest.mark.parametrize("block", all_blocks("yaml", "toml"), ids=str)
+def test_data(block: Block, desk: Path) -> None:
+    (desk / "shown.yaml").write_text(block.code, encoding="utf-8")
+    if block.language == "toml":
+        ((name, module),) = tomllib.loads(block.code)["project"]["entry-points"]["posenc"].items()
+        if (desk / f"{module}.py").exists():
+            assert callable(EntryPoint(name, module, "posenc").load().posenc_register_strategies)
+        else:
+            assert module == "my_module"
+    elif "tasks" in yaml.safe_load(block.code):
+        assert read_suite("shown.yaml").strategies
     else:
-        assert data
-
-
-def test_there_are_commands_to_check() -> None:
-    assert len(commands()) >= 20
-    assert {line.split()[0] for line, _ in commands()} >= {"posenc", "make", "pip", "pytest"}
-
-
-@pytest.mark.parametrize(("line", "page"), commands())
-def test_command(line: str, page: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = shlex.split(line, comments=True)
-    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-        words.pop(0)
-    assert words[0] in COMMANDS, f"{page}: {words[0]!r} is no command that this test knows"
-    check = {"posenc": check_posenc, "make": check_make, "pip": check_pip, "python": check_python}.get(words[0])
-    if check is not None:
-        check(words[1:], desk, monkeypatch)
-    else:
-        assert len(words) < 3 or (ROOT / words[1]).exists() or words[1] in ("install", "run")
-
-
-def check_posenc(words: list[str], desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The verb exists and its options parse; a quick one runs well."""
-    if any(word.isupper() and len(word) > 1 for word in words):
-        words = [{"NAME": "lampe", "FAMILY": "llama"}.get(word, word) for word in words]
-    for name, info in strategies_of_pages().items():
-        monkeypatch.setitem(posenc.strategies(), name, info)
-    with click.Context(group) as outer:
-        verb = group.get_command(outer, words[0])
-        assert verb is not None, words[0]
-        verb.make_context(words[0], words[1:], parent=outer)
-    if words[0] in QUICK:
-        result = CliRunner().invoke(group, words)
-        assert result.exit_code == 0, result.output
-
-
-def strategies_of_pages() -> dict[str, StrategyInfo]:
-    """Strategies that a reader has installed by then."""
-    template = example("plugin-template/plugin_template").PluginTemplate
-    found = (template, importlib.import_module("halved").Halved)
-    return {factory.name: strategy_info(factory, "a page") for factory in found}
-
-
-def check_make(words: list[str], *_: Any) -> None:
-    """There is such a target."""
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert set(words) <= targets
-
-
-def check_pip(words: list[str], *_: Any) -> None:
-    """It installs something, and the extras of posenc that it names exist."""
-    assert words[0] == "install"
-    for extra in re.findall(r"posenc\[([\w,]+)\]", " ".join(words)):
-        assert set(extra.split(",")) <= set(PROJECT["optional-dependencies"])
-
-
-def check_python(words: list[str], *_: Any) -> None:
-    """The module or the file exists."""
-    if words[0] == "-m":
-        assert find_spec(words[1]) is not None
-    else:
-        assert (ROOT / words[0]).is_file()
+        made = posenc.load_config("shown.yaml").make(256)
+        assert made.plan(300).total == 300
 
 
 def test_the_readme_shows_the_configuration_of_the_demo() -> None:

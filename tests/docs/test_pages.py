@@ -56,7 +56,9 @@ def test_every_strategy_has_its_page(name: str) -> None:
     info = posenc.strategies()[name]
     assert all(f"| `{key}` |" in filled["Parameters"] for key in info.params.model_fields)
     assert info.paper in filled["Paper"]
-    assert "`posenc " in filled["Measured"] or "`make demo`" in filled["Measured"]
+    numbers = re.findall(r"\d+\.\d+ ± \d+\.\d+", filled["Measured"])
+    assert len(numbers) >= (8 if name == "auto" else 10)
+    assert ("`make calibrate`" if name == "auto" else "`posenc eval benchmarks/main.yaml`") in filled["Measured"]
     if "Position map" in page:
         assert re.search(rf"^posenc plan {name} .*--plot {name}\.png$", page["Position map"], re.MULTILINE)
     assert f"strategies/{name}.md" in nav_pages()
@@ -78,6 +80,13 @@ def test_every_public_name_has_a_section() -> None:
     assert named == {*posenc.__all__, *posenc.testing.__all__}
 
 
+@pytest.mark.parametrize("contract", ["Strategy", "Adapter", "Backend"])
+def test_every_check_of_a_contract_is_explained(contract: str) -> None:
+    tests = {name for name in vars(getattr(posenc.testing, f"{contract}Contract")) if name.startswith("test_")}
+    (page,) = (text for title, text in sections(read("testing.md")).items() if title.endswith(contract.lower()))
+    assert set(re.findall(r"^\| `(test_\w+)`", page, re.MULTILINE)) == tests
+
+
 @pytest.mark.parametrize("line", re.findall(r"^::: (\S+)$", read("reference/api.md"), re.MULTILINE))
 def test_every_entry_of_the_reference_is_documented(line: str) -> None:
     module, name = line.rsplit(".", 1)
@@ -91,6 +100,9 @@ def test_every_error_has_its_cause_and_cure() -> None:
         name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == "posenc.errors"
     }
     assert "CacheMismatchError" in kinds
+    for path in (path for folder in ("posenc", "plugins", "adapters") for path in (ROOT / folder).rglob("*.py")):
+        named = re.findall(r"^ *class (\w+)\((.+)\):", path.read_text(encoding="utf-8"), re.MULTILINE)
+        kinds |= {name for name, bases in named if kinds & set(re.findall(r"\w+", bases))}
     assert set(page) == kinds
     for name in kinds:
         cause, cure = page[name].split("**Cure.**")
@@ -176,3 +188,15 @@ def test_measured_rows_come_from_the_results_page() -> None:
     found = parts._rows_of_results(text, "lampe")
     assert found == ["a (`posenc eval main.yaml`):\n\n| s | 256 |\n| --- | --- |\n| lampe | 9.2 |"]
     assert parts._rows_of_results(text, "dca") == []
+    with pytest.raises(LookupError, match="no row of 'unheard'"):
+        parts.measured("unheard")
+
+
+def test_the_page_of_auto_shows_its_picks_and_their_numbers() -> None:
+    made = posenc.strategy("auto", window=256, calibration=str(ROOT / "posenc" / "profiles" / "tiny.yaml"))
+    shown = parts.picks().splitlines()[-4:]
+    calibrated = read("calibrate.md")
+    for row, length in zip(shown, (256, 512, 1024, 2048), strict=True):
+        pick = made.plan(length).strategy.removeprefix("auto -> ")
+        assert row.startswith(f"| {length} | `{pick}` |")
+        assert all(number in calibrated for number in re.findall(r"[\d.]+ ± [\d.]+", row))

@@ -17,6 +17,7 @@ from posenc.evaluate.models import TINY, load
 from posenc.evaluate.texts import read_text, tokenize
 
 HERE = Path(__file__).parent
+GUIDE = HERE.parents[1] / "docs" / "evaluate.md"
 LENGTH, COUNT = 700, 6
 
 
@@ -71,20 +72,12 @@ def evaluate(manager: Any, arguments: str, *names: str, **options: Any) -> dict[
     return results
 
 
-def test_the_command_runs_the_harness(tasks: Path, tmp_path: Path):
+def test_the_command_of_the_guide_runs_the_harness(tasks: Path, tmp_path: Path):
     from posenc.cli._group import group
 
-    command = ["lm-eval", "run", "--model", "posenc", "--model_args", "pretrained=tiny,strategy=rerope,window_size=96"]
-    command += [
-        "--tasks",
-        ",".join(BOTH),
-        "--include_path",
-        str(tasks),
-        "--output_path",
-        str(tmp_path),
-        "--device",
-        "cpu",
-    ]
+    (shown,) = (line for line in GUIDE.read_text(encoding="utf-8").splitlines() if line.startswith("posenc lm-eval"))
+    _, *command = shown.replace("TASK", ",".join(BOTH)).split()
+    command += ["--include_path", str(tasks), "--output_path", str(tmp_path), "--device", "cpu"]
     result = CliRunner().invoke(group, command)
     assert result.exit_code == 0, result.output
     (file,) = tmp_path.rglob("results_*.json")

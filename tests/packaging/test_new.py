@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+import shlex
 import shutil
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -54,42 +52,54 @@ def test_the_example_is_the_output(tmp_path: Path) -> None:
     assert f"{tmp_path / 'plugin-template' / 'pyproject.toml'}" in result.output
 
 
+def follow(clean: CleanEnvironment, folder: Path) -> list[str]:
+    """Run the commands of a distribution's README in its folder, without network; what each prints."""
+    (block,) = re.findall(r"^```bash\n(.*?)^```$", (folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    printed = []
+    for line in block.splitlines():
+        program, *words = shlex.split(line, comments=True)
+        command: dict[str, list[str | Path]] = {
+            "pip": [clean.python, "-m", "pip", *words, "--no-index", "--no-build-isolation"],
+            "posenc": [clean.posenc, *words],
+            "pytest": [clean.python, "-m", "pytest", *words, "-p", "no:cacheprovider"],
+        }
+        printed.append(clean.call(*command[program], cwd=folder))
+    return printed
+
+
 def test_in_a_fresh_environment(tmp_path: Path) -> None:
-    """Beside the built wheel of posenc: installed, listed, applied, tested, removed."""
+    """Beside the built wheel of posenc, as their READMEs say: installed, listed, applied, tested, removed."""
     (wheel,) = build(tmp_path / "dist", "wheel")
     clean = CleanEnvironment(tmp_path / "environment")
     clean.install(wheel)
     plugin = tmp_path / "plugin-template"  # a copy: building leaves files, and pytest must not find our settings
     shutil.copytree(EXAMPLE, plugin, ignore=shutil.ignore_patterns("__pycache__"))
-    clean.install(plugin)
+    _, planned, plugins, tested = follow(clean, plugin)
+    assert "plugin_template" in planned
+    assert "plugin_template" in plugins
+    assert "FAILED" not in plugins
+    assert "16 passed" in tested
 
-    def listed() -> dict[str, str]:
-        rows = json.loads(clean.call(clean.posenc, "list", "--json"))
+    def listed(*options: str) -> dict[str, str]:
+        rows = json.loads(clean.call(clean.posenc, "list", "--json", *options))
         return {row["name"]: row["distribution"] for row in rows}
 
     assert clean.run("-c", "import posenc; print(posenc.__file__)").startswith(str(clean.home))
     assert listed()["plugin_template"] == "plugin-template"
     assert listed()["lampe"] == "posenc"
     clean.run("-c", APPLY)
-    assert " passed" in clean.run("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=plugin)
     clean.pip("uninstall", "--yes", "plugin-template")
     assert "plugin_template" not in listed()
     assert listed()["lampe"] == "posenc"
 
-
-def test_an_adapter_passes_its_own_tests(tmp_path: Path) -> None:
     assert new("adapter", "My.Family", "--into", tmp_path).exit_code == 0
     folder = tmp_path / "My.Family"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "7 passed" in done.stdout
     assert 'my_family = "my_family"' in (folder / "pyproject.toml").read_text()
+    _, adapters, plugins, tested = follow(clean, folder)
+    assert "my_family" in adapters
+    assert "my_family" in plugins
+    assert "7 passed" in tested
+    assert listed("--adapters")["my_family"] == "My.Family"
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -23,9 +28,38 @@ def test_hooks_run_the_tools_of_lint_without_network() -> None:
     assert [repo["repo"] for repo in config["repos"]] == ["local"]
     hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
     assert all(hook["language"] == "system" for hook in hooks)
-    used = {hook["entry"].removeprefix(".venv/bin/").split()[0] for hook in hooks}
+    used = {re.sub(r"^\.venv/bin/| --.*", "", hook["entry"]) for hook in hooks}
     lint = (ROOT / "Makefile").read_text(encoding="utf-8").split("\nlint:")[1].split("\n\n")[0]
-    assert used == {"ruff", "mypy", "codespell"} == set(re.findall(r"\$\(BIN\)/([\w-]+)", lint))
+    assert used == {"ruff check", "ruff format", "mypy", "codespell"}
+    assert used == set(re.findall(r"\$\(BIN\)/([a-z]+(?: [a-z]+)?)", lint))
+    assert any(requirement.startswith("pre-commit") for requirement in PROJECT["optional-dependencies"]["dev"])
+
+
+def test_hooks_catch_what_lint_catches(tmp_path: Path) -> None:
+    """In a repository of one bad file; mypy looks at the whole project and is left to lint."""
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    for name in (".pre-commit-config.yaml", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    file = tmp_path / "bad.py"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    environment |= {"SKIP": "mypy", "PRE_COMMIT_HOME": str(tmp_path / "home")}
+
+    def results(text: str) -> dict[str, str]:
+        file.write_text(text, encoding="utf-8")
+        subprocess.run(["git", "add", file.name], cwd=tmp_path, check=True, env=environment)
+        command = [sys.executable, "-m", "pre_commit", "run", "--files", file.name]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+        return dict(re.findall(r"^([\w ]+?)\.+(?:\(.*\))?(\w+)$", done.stdout, re.MULTILINE))
+
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True, env=environment)
+    assert results("x = 1\n") == {
+        "ruff check": "Passed",
+        "ruff format": "Passed",
+        "mypy": "Skipped",
+        "codespell": "Passed",
+    }
+    found = results("import os\nx=1  # wi" + "ht care\n")
+    assert {tool for tool, result in found.items() if result == "Failed"} == {"ruff check", "ruff format", "codespell"}
 
 
 def test_ci_checks_the_package() -> None:

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 import posenc
 from posenc.cli._group import group
 from posenc.plugins import discover, plugin_records
+from tests.models import tiny
 
 Install = Callable[..., str]
 counter = itertools.count()
@@ -69,6 +70,16 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 def failures(distribution: str) -> list[str]:
     return [failure for r in plugin_records() if r.distribution == distribution for failure in r.failures]
+
+
+def shown() -> dict[str, list[str]]:
+    """What ``posenc plugins`` says went wrong, by distribution."""
+    result = CliRunner().invoke(group, ["plugins", "--json"])
+    assert result.exit_code == 0, result.output
+    found: dict[str, list[str]] = {}
+    for record in json.loads(result.stdout):
+        found.setdefault(record["distribution"], []).extend(record["failures"])
+    return found
 
 
 def assert_built_ins_work() -> None:
@@ -139,6 +150,7 @@ def test_a_broken_plugin_is_recorded_and_hurts_nobody(install: Install, source: 
     (failure,) = failures("broken-plugin")
     assert says in failure
     assert failures("a-good-one") == failures("posenc") == []
+    assert shown() == {"broken-plugin": [failure], "a-good-one": [], "posenc": []}
     assert "bystander" in posenc.strategies()
     assert_built_ins_work()
     with pytest.raises(posenc.UnknownNameError) as caught:
@@ -279,9 +291,10 @@ def test_a_slow_import_is_shown_with_its_time(install: Install) -> None:
     install(GOOD.format(name="quick"), distribution="quick-plugin")
     seconds = {record.distribution: record.seconds for record in plugin_records()}
     assert seconds["slow-plugin"] >= 0.3 > seconds["quick-plugin"]
-    shown = CliRunner().invoke(group, ["plugins"]).stdout
-    (line,) = [line for line in shown.splitlines() if "slow-plugin" in line]
+    table = CliRunner().invoke(group, ["plugins"]).stdout
+    (line,) = [line for line in table.splitlines() if "slow-plugin" in line]
     assert f"{seconds['slow-plugin']:.2f}" in line
+    assert {"slow", "quick"} <= set(posenc.strategies())
 
 
 WRONG = """
@@ -323,17 +336,21 @@ def test_a_strategy_that_breaks_an_invariant_is_named_and_hurts_nobody(install: 
     install(WRONG.replace("BODY", body), distribution="wrong-plugin")
     install(GOOD.format(name="bystander"), distribution="a-good-one")
     assert failures("wrong-plugin") == []  # nothing is wrong until it plans
-    result = CliRunner().invoke(group, ["plugins", "--json"])
-    assert result.exit_code == 0
-    found = {record["distribution"]: record["failures"] for record in json.loads(result.stdout)}
+    found = shown()
     (failure,) = found["wrong-plugin"]
     assert failure.startswith("strategy wrong: PluginError: strategy 'wrong'")
     assert says in failure
     assert found["a-good-one"] == found["posenc"] == []
-    shown = CliRunner().invoke(group, ["plan", "wrong", "--prompt", "40"])
-    assert shown.exit_code == 2
-    assert shown.stderr.startswith("posenc: strategy 'wrong'")
-    assert "Traceback" not in shown.output
+    refused = CliRunner().invoke(group, ["plan", "wrong", "--prompt", "40"])
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("posenc: strategy 'wrong'")
+    assert "Traceback" not in refused.output
+    model = tiny.make("llama")
+    with pytest.raises(posenc.PluginError, match="strategy 'wrong'"):
+        posenc.apply(model, "wrong")
+    assert posenc.attached(model) is None
+    with posenc.apply(model, "bystander") as handle:  # the same model takes another plugin's
+        assert handle.strategy.name == "bystander"
     assert_built_ins_work()
 
 
@@ -343,6 +360,7 @@ def test_a_name_claimed_twice_is_refused_until_one_is_chosen(install: Install, m
         posenc.strategy("lampe", window=64)
     (failure,) = failures("rival")
     assert "already registered by 'posenc'" in failure
+    assert shown() == {"rival": [failure], "posenc": []}
     assert_built_ins_work()
     assert "lampe" in posenc.strategies()
     assert len(list(posenc.strategies().values())) == len(posenc.strategies())  # listing does not raise

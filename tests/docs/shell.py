@@ -1,0 +1,153 @@
+"""How a command of the documentation is run: as it stands, but with fewer documents and rounds.
+
+What a command prints is returned. Nothing is fetched, installed or served beyond one request, and nothing is written
+outside of the folder that it runs in.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from posenc.cli._group import group
+from scripts import micro
+from tests.docs.collect import ROOT
+
+SMALL = {
+    "bench": "--lengths 128 --rounds 1 --seconds 0 --threads 1 --no-memory --model tiny",
+    "calibrate": "--lengths 256 --documents 2",
+    "demo": "--documents 2",
+    "eval": "--workers 1",
+    "explore": "--port 0",
+    "ppl": "--documents 2",
+}
+"""By verb: options that make it small, behind its own; the last one counts."""
+
+FOLDERS = ("posenc", "examples", "docs", "benchmarks")
+"""What commands read, copied: some write beside what they read."""
+
+
+def copy_repository(to: Path) -> None:
+    """The part of the repository that commands read, with suites cut to two strategies at one length."""
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, to / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for suite in (to / "benchmarks").glob("*.yaml"):
+        cut(suite)
+
+
+def cut(suite: Path) -> None:
+    """Make a suite small: what it says is read by the real reader, and measured."""
+    data = yaml.safe_load(suite.read_text(encoding="utf-8"))
+    tasks = [task if isinstance(task, dict) else {"task": task} for task in data["tasks"]]
+    data |= {"lengths": data["lengths"][:1], "strategies": data["strategies"][:2]}
+    data["tasks"] = [{**task, "documents": 2} for task in tasks]
+    suite.write_text(yaml.safe_dump(data), encoding="utf-8")
+
+
+def words_of(line: str) -> list[str]:
+    """The words of a command line that needs no shell beyond quotes and comments."""
+    bare = re.sub(r"""'[^']*'|"[^"]*"|\s#.*""", "", line)
+    assert not re.search(r"[|><;&$`*~()\\]", bare), f"{line!r} needs a shell, which these tests are not"
+    return shlex.split(line, comments=True)
+
+
+def parse(line: str) -> None:
+    """A command of posenc exists, and its options are understood."""
+    program, verb, *rest = words_of(line)
+    assert program == "posenc", f"{line!r}: only a command of posenc can be checked without being run"
+    with click.Context(group) as outer:
+        command = group.get_command(outer, verb)
+        assert command is not None, f"no verb {verb!r}"
+        command.make_context(verb, rest, parent=outer)
+
+
+def run(line: str, patch: pytest.MonkeyPatch) -> str:
+    """Run a command line in the current folder, and return what it prints."""
+    program, *rest = words_of(line)
+    program = Path(program).name
+    assert program in PROGRAMS, f"{line!r}: these tests do not know how to run {program!r}"
+    return PROGRAMS[program](rest, patch)
+
+
+def posenc(words: list[str], patch: pytest.MonkeyPatch) -> str:
+    """The command line in this process: a fresh one would import torch every time."""
+    parse(shlex.join(["posenc", *words]))
+    patch.setattr("webbrowser.open", lambda address: None)
+    patch.setattr("werkzeug.serving.BaseWSGIServer.serve_forever", answer_once)
+    small = [] if {"--report", "--dry-run"} & set(words) else SMALL.get(words[0], "").split()
+    if "slurm" in words:
+        small += ["--slurm", "cluster=local"]
+    result = CliRunner().invoke(group, [*words, *small])
+    assert result.exit_code == 0, f"posenc {shlex.join(words)}\n{result.output}\n{result.exception!r}"
+    for option, written in pairwise(words):
+        assert option not in ("--plot", "--out") or Path(written).exists(), f"{option} {written}: nothing is there"
+    return result.stdout
+
+
+def answer_once(server: Any) -> None:
+    """Answer one real request, then stop as Ctrl+C would."""
+    with ThreadPoolExecutor(1) as browser:
+        page = browser.submit(lambda: urlopen(f"http://127.0.0.1:{server.port}/", timeout=60).read().decode())
+        server.handle_request()
+        assert '<pre id="yaml"' in page.result()
+
+
+def make(words: list[str], _: pytest.MonkeyPatch) -> str:
+    """What the target would run."""
+    return call("make", "-n", *words, cwd=ROOT)
+
+
+def pip(words: list[str], _: pytest.MonkeyPatch) -> str:
+    """A dry run that may look at nothing but what is installed here."""
+    assert words[0] == "install"
+    flags = ["--dry-run", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
+    return call(sys.executable, "-m", "pip", *words, *flags, cwd=ROOT)
+
+
+def python(words: list[str], patch: pytest.MonkeyPatch) -> str:
+    """The one module that a page runs, on narrow heads and without repetition."""
+    assert words == ["-m", "scripts.micro"]
+    patch.setattr(micro, "RUNS", 1)
+    result = CliRunner().invoke(micro.main, ["--heads", "1/1x16"])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def pre_commit(words: list[str], _: pytest.MonkeyPatch) -> str:
+    """In a repository that has our hooks and no files."""
+    call("git", "init", "--quiet", "repository")
+    shutil.copy(ROOT / ".pre-commit-config.yaml", "repository")
+    return call(sys.executable, "-m", "pre_commit", *words, cwd=Path("repository"))
+
+
+def call(*command: str, cwd: Path | None = None) -> str:
+    """Run a program; what it prints, or a failure that shows it."""
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "PRE_COMMIT_HOME": os.path.abspath("pc")}
+    )
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+PROGRAMS: dict[str, Callable[[list[str], pytest.MonkeyPatch], str]] = {
+    "make": make,
+    "pip": pip,
+    "posenc": posenc,
+    "pre-commit": pre_commit,
+    "python": python,
+}
