@@ -42,6 +42,13 @@ def merge_into(out: Tensor, lse: Tensor, new_out: Tensor, new_lse: Tensor, *, fi
     lse.copy_(total)
 
 
+def merge_all(outs_NBHLD: Tensor, lses_NBHL: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over the union of N disjoint key sets of which each query attended some: few operations."""
+    lse_BHL = torch.logaddexp(*lses_NBHL.unbind()) if len(lses_NBHL) == 2 else lses_NBHL.logsumexp(0)
+    weights_NBHL = (lses_NBHL - lse_BHL).exp_()
+    return (outs_NBHLD * weights_NBHL[..., None]).sum(0).to(outs_NBHLD.dtype), lse_BHL
+
+
 def _weight(lse_a: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
     """Share of ``b`` in the union (0 where neither attended anything) and the union's logsumexp."""
     total = torch.logaddexp(lse_a, lse_b)

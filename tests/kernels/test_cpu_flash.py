@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import posenc
-from posenc.kernels import cpu_flash, tiles
+from posenc.kernels import cpu_flash, one_query, tiles
 from posenc.plan import PositionPlan
 
 LENGTH = 700
@@ -86,7 +86,7 @@ def test_one_query_in_pieces(threads: int, batch: int, name: str) -> None:
     q, k, v = qkv(batch, 1)
     try:
         torch.set_num_threads(threads)
-        with mock.patch.object(cpu_flash, "LEAST_KEYS", 7):
+        with mock.patch.object(one_query, "LEAST_KEYS", 7):
             got = posenc.attention(q, k, v, plan, ROTARY, backend="cpu_flash", return_lse=True)
     finally:
         torch.set_num_threads(before)
