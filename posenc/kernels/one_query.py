@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from posenc.kernels.rotated import KeyCopy, Layout, Work, checked, compute_dtype
 from posenc.plan import PositionPlan, Positions
 from posenc.rope import Rotary
 
-flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 GRAIN = 2**15
 """Elements from which torch shares an operation out to threads."""
@@ -69,13 +70,13 @@ class Frame:
 
         def rotate(keys: slice, out_BHLD: Tensor | None = None) -> Tensor:
             part = k_BHLD.narrow(2, keys.start, keys.stop - keys.start)
-            cos_LF, sin_LF = self._rows(keys, k_BHLD)
-            return checked(rotary.rotate(part, cos_LF, sin_LF, out=out_BHLD), part, "key")
+            cos_LD, sin_LF = self._rows(keys, k_BHLD)
+            return checked(rotary.rotate(part, cos_LD, sin_LF, out=out_BHLD), part, "key")
 
         return rotate(span) if kept is None else kept.rotated(copy.segment, copy.keys, k_BHLD, rotary, rotate, span)
 
     def _rows(self, keys: slice, k_BHLD: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of some of the keys, [L, F]: every layer of a step asks for the same."""
+        """cos [L, D] and sin [L, F] of some of the keys: every layer of a step asks for the same."""
         at = keys.start, keys.stop
         if at not in self._tables:
             own, span = self.copy.keys, self.span
@@ -90,7 +91,7 @@ class Frame:
                 cos_LF, sin_LF = key_tables(self.copy, k_BHLD, self.rotary)
                 parts.insert(int(keys.start < own.start), (cos_LF[low:high], sin_LF[low:high]))
             cos, sin = zip(*parts, strict=True)
-            self._tables[at] = torch.cat(cos), torch.cat(sin)
+            self._tables[at] = self.rotary.both(torch.cat(cos)), torch.cat(sin)
         return self._tables[at]
 
 
@@ -128,11 +129,10 @@ class Read:
     def _of(self, x_BHLD: Tensor, first: int) -> Tensor:
         if self.pieces == 1:
             return x_BHLD.narrow(2, first, self.length)
-        _, heads, _, dim = x_BHLD.shape
-        _, head, token, channel = x_BHLD.stride()
+        (_, heads, _, dim), (_, head, token, channel) = x_BHLD.shape, x_BHLD.stride()
         step, rest = divmod(self.length, self.pieces)
-        strides = (step * token, head, token, channel)
-        return x_BHLD.as_strided((self.pieces, heads, step + rest, dim), strides, x_BHLD.storage_offset() + first * token)
+        shape, strides = (self.pieces, heads, step + rest, dim), (step * token, head, token, channel)
+        return x_BHLD.as_strided(shape, strides, x_BHLD.storage_offset() + first * token)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +168,8 @@ def _query_calls(
     plan: PositionPlan, rotary: Rotary, q_BH1D: Tensor, k_BHLD: Tensor, scale: float, threads: int
 ) -> QueryCalls:
     arranged = layout(plan, 1)
+    if not arranged.work:
+        return QueryCalls((), (), q_BH1D, q_BH1D, None)
     batch, key_heads, _, dim = k_BHLD.shape
     calls = _hosts(arranged, GRAIN // (batch * key_heads * dim))
     edges: dict[int, list[Positions]] = {}
@@ -176,7 +178,7 @@ def _query_calls(
         for number, guest in enumerate(sides):
             if guest is not None:
                 own[number] = _turned(arranged, host, guest)
-    frames = {copy: Frame(arranged.copies[copy], *own, rotary) for copy, own in edges.items()}
+    frames = {copy: Frame(arranged.copies[copy], own[0], own[1], rotary) for copy, own in edges.items()}
     order, reads, tables = list(frames), [], []
     for host, before, after in calls:
         first, stop = _interval(arranged, before or host)[0], _interval(arranged, after or host)[1]
@@ -242,9 +244,10 @@ def _turns(work: Work) -> bool:
 
 def _turned(arranged: Layout, host: Work, guest: Work) -> Positions:
     """Positions at which the host's query sees the guest's keys as the guest's own query does."""
-    positions = arranged.copies[guest.copy].segment.key_positions[slice(*_interval(arranged, guest))]
-    shift = host.query_positions[0] - guest.query_positions[0]
-    return positions[:, None] + shift if np.ndim(shift) > positions.ndim - 1 else positions + shift
+    positions: Positions = arranged.copies[guest.copy].segment.key_positions[slice(*_interval(arranged, guest))]
+    shift: Any = host.query_positions[0] - guest.query_positions[0]
+    moved: Positions = (positions[:, None] if np.ndim(shift) >= positions.ndim else positions) + shift
+    return moved
 
 
 def _bias(length: int, pieces: int, rows: int, like: Tensor) -> Tensor | None:
@@ -269,22 +272,24 @@ def attend_one(
     """The query heads of a key/value head are the rows of one call: keys are read once."""
     batch, heads, _, _ = q_BH1D.shape
     key_heads, width = k_BHLD.shape[1], v_BHLD.shape[-1]
-    if not layout(plan, 1).work:
+    calls = query_calls(plan, rotary, q_BH1D, k_BHLD, scale)
+    if not calls.reads:
         lse = q_BH1D.new_full((batch, heads, 1), -math.inf, dtype=compute_dtype(q_BH1D))
         return q_BH1D.new_zeros((batch, heads, 1, width)), lse
-    calls = query_calls(plan, rotary, q_BH1D, k_BHLD, scale)
     frames = [pad(frame.rotated(k_BHLD, kept), width) for frame in calls.frames]
     shape = (-1, batch, key_heads, heads // key_heads, width)
     queries_SBHRD = pad(_rotated_query(calls, q_BH1D, rotary), width).view(shape)
-    outs, lses = [], []
-    for q_BHRD, read in zip(queries_SBHRD.unbind(), calls.reads, strict=True):
-        q_NHRD = q_BHRD.expand(read.pieces * batch, -1, -1, -1)
-        out, lse = flash(
-            q_NHRD, read.keys(frames), read.values(v_BHLD), 0.0, False, attn_mask=read.bias, scale=1.0
+    parts = [
+        flash(
+            q_BHRD.expand(read.pieces * batch, -1, -1, -1),
+            read.keys(frames),
+            read.values(v_BHLD),
+            attn_mask=read.bias,
+            scale=1.0,
         )
-        outs.append(out)
-        lses.append(lse)
-    out, lse = (x[0] if len(x) == 1 else torch.cat(x) for x in (outs, lses))
+        for q_BHRD, read in zip(queries_SBHRD.unbind(), calls.reads, strict=True)
+    ]
+    out, lse = parts[0] if len(parts) == 1 else (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     if len(out) > batch:
         out, lse = merge_all(out.view(shape), lse.view(shape[:-1]))
     return out.reshape(batch, heads, 1, width), lse.reshape(batch, heads, 1)
@@ -292,9 +297,7 @@ def attend_one(
 
 def _rotated_query(calls: QueryCalls, q_BH1D: Tensor, rotary: Rotary) -> Tensor:
     """The query as every read sees it, times the logits' scale, [S, B, H, 1, D]."""
-    q = q_BH1D.to(calls.cos.dtype)
-    if calls.factor is not None:
-        q = q * calls.factor
+    q = q_BH1D if calls.factor is None else q_BH1D.to(calls.cos.dtype) * calls.factor
     q_SBH1D = q.expand(len(calls.cos), -1, -1, -1, -1)
     return checked(rotary.rotate(q_SBH1D, calls.cos, calls.sin).to(q_BH1D.dtype), q_BH1D, "query")
 
