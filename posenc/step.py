@@ -102,6 +102,7 @@ class Step:
     _groups: list[Group] | None = None
     _kinds: dict[tuple[Planner, Rotary, int | None, int], Rotary | list[Share]] = field(default_factory=dict)
     _backends: dict[tuple[Any, ...], AttentionBackend] = field(default_factory=dict)
+    _traced: bool = field(default_factory=tracing)
 
     @property
     def groups(self) -> list[Group]:
@@ -194,7 +195,7 @@ class Step:
         kind = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device)
         extras = (softcap is None, sinks is None, needs_gradient(q, k, v), sinks is not None and needs_gradient(sinks))
         key = (plan, kind, extras)
-        if key not in self._backends or tracing():
+        if key not in self._backends or self._traced:
             self._backends[key] = checked_backend(q, k, v, None, self.backend, [plan], softcap=softcap, sinks=sinks)
         return self._backends[key]
 

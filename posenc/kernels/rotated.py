@@ -73,7 +73,7 @@ def _layout(plan: PositionPlan, q_len: int) -> Layout:
     ranges: list[list[int]] = []
     drafts: list[tuple[Segment, slice, int, Positions]] = []
     for segment in plan.segments:
-        used = (segment.key_stop > segment.key_start)[first:].nonzero()[0]
+        used = (segment.key_stop[first:] > segment.key_start[first:]).nonzero()[0]
         if not len(used):
             continue
         rows = slice(int(used[0]), int(used[-1]) + 1)

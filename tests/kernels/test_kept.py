@@ -60,6 +60,24 @@ def test_a_change_of_what_fractions_mean_is_noticed() -> None:
         assert (got - posenc.attention(*case, backend="reference")).abs().max() < TOLERANCE
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("few", [0, 10, 30, 1000])
+def test_back_and_forth(name: str, few: int) -> None:
+    """Candidates of assisted generation are taken back; short segments use the memory of keys that come again."""
+    strategy = posenc.strategy(name, window=WINDOW, **STRATEGIES[name])
+    rotary, kept = Rotary.from_theta(1e4, 16), KeptKeys()
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 400, 16, generator=generator) for heads in (4, 2, 2))
+    whole = strategy.plan(PROMPT, 400)
+    for length in (151, 152, 160, 153, 154, 151, 200, 201, 202, 180, 181, 399, 160, 161):
+        kept.truncate(length - 1)
+        k[:, :, length - 1 :] += 1.0
+        case = q[:, :, length - 1 : length], k[:, :, :length], v[:, :, :length], whole.prefix(length), rotary
+        with mock.patch.object(one_query, "GRAIN", few * 2 * 16):
+            got = posenc.attention(*case, backend="cpu_flash", kept=kept)
+        assert (got - posenc.attention(*case, backend="reference")).abs().max() < TOLERANCE, length
+
+
 @pytest.fixture
 def rotated_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each call of ``Rotary.rotate`` turns."""
