@@ -45,9 +45,9 @@ def merge_into(out: Tensor, lse: Tensor, new_out: Tensor, new_lse: Tensor, *, fi
 def merge_all(outs_NBHLD: Tensor, lses_NBHL: Tensor) -> tuple[Tensor, Tensor]:
     """Attention over the union of N disjoint key sets, each of which every query attends: few operations."""
     if len(outs_NBHLD) == 2:
-        (out_a, out_b), (lse_a, lse_b) = outs_NBHLD.unbind(), lses_NBHL.unbind()
-        share_b = torch.sigmoid(lse_b - lse_a).to(out_a.dtype)
-        return torch.lerp(out_a, out_b, share_b[..., None]), torch.logaddexp(lse_a, lse_b)
+        (out_a, out_b), (lse_a, lse_b) = outs_NBHLD.to(lses_NBHL.dtype).unbind(), lses_NBHL.unbind()
+        out = torch.lerp(out_a, out_b, torch.sigmoid(lse_b - lse_a)[..., None])
+        return out.to(outs_NBHLD.dtype), torch.logaddexp(lse_a, lse_b)
     lse_BHL = lses_NBHL.logsumexp(0)
     shares_NBHL = (lses_NBHL - lse_BHL).exp_()
     return (outs_NBHLD * shares_NBHL[..., None]).sum(0).to(outs_NBHLD.dtype), lse_BHL
