@@ -88,7 +88,10 @@ class AttentionBackend(ABC):
         """
 
     def refuses(self, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, mask: Tensor | None) -> str | None:
-        """Why this case cannot run here, or None when it can."""
+        """Why this case cannot run here, or None when it can.
+
+        Layers of one forward whose tensors agree in shape, dtype, device and need of a gradient ask once.
+        """
         able = self.capabilities
         if q_BHLD.device.type not in able.devices:
             return f"it runs on {', '.join(able.devices)}, not on {q_BHLD.device.type}"

@@ -81,27 +81,69 @@ def attention(
         If no backend of that name is installed.
     """
     plans = [plan] if isinstance(plan, PositionPlan) else list(plan)
-    _check_tensors(q, k, v, mask)
-    _check_plans(plans, q.shape[0], k.shape[2], one=isinstance(plan, PositionPlan))
-    chosen = choose_backend(q, k, v, mask, backend, softcap=softcap, sinks=sinks, plans=plans)
+    if not isinstance(plan, PositionPlan) and len(plans) != q.shape[0]:
+        raise InvalidInputError(f"got {len(plans)} plans for {q.shape[0]} batch rows: give one plan, or one per row.")
+    chosen = checked_backend(q, k, v, mask, backend, plans, softcap=softcap, sinks=sinks)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    options: dict[str, Any] = {} if softcap is None else {"softcap": softcap}
     if len({id(p) for p in plans}) == 1:
-        if kept is not None and chosen.capabilities.keeps_keys:
-            options["kept"] = kept
-        out, lse = chosen.attend(q, k, v, plans[0], rotary, scale=scale, mask=mask, **options)
+        out, lse = attend(chosen, q, k, v, plans[0], rotary, scale, mask, softcap=softcap, sinks=sinks, kept=kept)
     else:
         parts = []
         for row, own in enumerate(plans):
             rows = slice(row, row + 1)
             own_mask = None if mask is None else mask[rows]
-            parts.append(chosen.attend(q[rows], k[rows], v[rows], own, rotary, scale=scale, mask=own_mask, **options))
+            case = (q[rows], k[rows], v[rows], own, rotary, scale, own_mask)
+            parts.append(attend(chosen, *case, softcap=softcap, sinks=sinks))
         out, lse = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return (out, lse) if return_lse else out
+
+
+def attend(
+    backend: AttentionBackend,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: PositionPlan,
+    rotary: Rotary,
+    scale: float,
+    mask: Tensor | None,
+    *,
+    softcap: float | None,
+    sinks: Tensor | None,
+    kept: KeptKeys | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Output and logsumexp of one plan on a backend that can run the case; sinks are added here."""
+    options: dict[str, Any] = {} if softcap is None else {"softcap": softcap}
+    if kept is not None and backend.capabilities.keeps_keys:
+        options["kept"] = kept
+    out, lse = backend.attend(q, k, v, plan, rotary, scale=scale, mask=mask, **options)
     if sinks is not None:
         sink_H1 = sinks.float()[:, None]
         out = (out * torch.sigmoid(lse - sink_H1)[..., None]).to(out.dtype)
         lse = torch.logaddexp(lse, sink_H1)
-    return (out, lse) if return_lse else out
+    return out, lse
+
+
+def checked_backend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    name: str,
+    plans: Sequence[PositionPlan],
+    *,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> AttentionBackend:
+    """The backend for a case whose tensors and plans fit together."""
+    _check_tensors(q, k, v, mask)
+    for own in plans:
+        if own.total != k.shape[2]:
+            raise InvalidInputError(
+                f"the plan covers {own.total} tokens but there are {k.shape[2]} keys: build it with "
+                f"strategy.plan(prompt, total={k.shape[2]})."
+            )
+    return choose_backend(q, k, v, mask, name, softcap=softcap, sinks=sinks, plans=plans)
 
 
 def choose_backend(
@@ -202,14 +244,3 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None
 
 def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
     return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-
-
-def _check_plans(plans: list[PositionPlan], batch: int, k_len: int, *, one: bool) -> None:
-    if not one and len(plans) != batch:
-        raise InvalidInputError(f"got {len(plans)} plans for {batch} batch rows: give one plan, or one per row.")
-    for own in plans:
-        if own.total != k_len:
-            raise InvalidInputError(
-                f"the plan covers {own.total} tokens but there are {k_len} keys: build it with "
-                f"strategy.plan(prompt, total={k_len})."
-            )

@@ -157,10 +157,13 @@ class Segment:
     def _slice(self, start: int, stop: int) -> Segment:
         rows = slice(start, stop)
         root, offset = self.origin or (self, 0)
+        key_start, key_stop = self.key_start[rows], self.key_stop[rows]
+        if start:
+            key_start, key_stop = np.maximum(key_start - start, 0), np.maximum(key_stop - start, 0)
         return Segment(
             self.name,
-            np.maximum(self.key_start[rows] - start, 0),
-            np.maximum(self.key_stop[rows] - start, 0),
+            key_start,
+            key_stop,
             self.query_positions[rows],
             self.key_positions[rows],
             self.interpolation,

@@ -130,11 +130,12 @@ class Rotary:
         ``cos`` may come with one entry per channel (:meth:`both`). ``out`` is memory of the shape of ``x``
         that may be used for the result; fresh pages cost more than the arithmetic.
         """
-        self.check_width(x_BHLD.shape[-1])
         start, stop = self.rotated
-        part = x_BHLD[..., start:stop].to(cos_LF.dtype)
-        first, second = self._pair(part)
+        if stop > x_BHLD.shape[-1]:
+            self.check_width(x_BHLD.shape[-1])
         whole = (start, stop) == (0, x_BHLD.shape[-1])
+        part = (x_BHLD if whole else x_BHLD[..., start:stop]).to(cos_LF.dtype)
+        first, second = self._pair(part)
         both = cos_LF if cos_LF.shape[-1] == stop - start else self.both(cos_LF)
         usable = whole and out is not None and out.dtype == part.dtype
         turned = torch.mul(part, both, out=out) if usable else part * both
@@ -149,7 +150,7 @@ class Rotary:
         if self.style == "interleaved":
             return x[..., 0::2], x[..., 1::2]
         half = len(self.inv_freq)
-        return x[..., :half], x[..., half:]
+        return x.narrow(-1, 0, half), x.narrow(-1, half, half)
 
     def both(self, table: Tensor) -> Tensor:
         """A table [..., F] with one entry per channel, [..., 2F], instead of one per pair."""

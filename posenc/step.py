@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from posenc.adapter import LayerFacts
-from posenc.dispatch import attention
+from posenc.backend import AttentionBackend, needs_gradient
+from posenc.dispatch import attend, checked_backend
 from posenc.errors import BackendError, InvalidInputError, UnsupportedModelError
 from posenc.kept_layers import KeptLayers
-from posenc.kernels.kept import KeptKeys
 from posenc.plan import PositionPlan
 from posenc.record import CacheRecord, Spans, cut_spans, span_count
 from posenc.rope import Rotary
 from posenc.schedule import Planner
 from posenc.stock import StockAttention
+from posenc.trace import tracing
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Group:
 
     def select(self, x: Tensor) -> Tensor:
         """The group's rows of a batched tensor; neighbouring rows are a view."""
+        if len(self.rows) == len(x):  # the rows of a group are in order
+            return x
         first, last = self.rows[0], self.rows[-1]
         if last - first + 1 == len(self.rows):
             return x[first : last + 1]
@@ -43,15 +46,24 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """What one layer's attention needs besides its tensors."""
+class Part:
+    """New tokens ``low .. high - 1`` of a group that share a plan, and how many keys they see."""
 
-    window: int | None
-    base: Rotary
-    planner: Planner
-    scaling: float | None
-    softcap: float | None
-    sinks: Tensor | None
+    low: int
+    high: int
+    keys: int
+    plan: PositionPlan
+    rotary: Rotary
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a group asks of the layers of one kind: slots of its new tokens and of its keys, and the plans."""
+
+    group: Group
+    new: Spans
+    keys: Spans
+    parts: tuple[Part, ...]
 
 
 @dataclass
@@ -88,6 +100,9 @@ class Step:
     kept: KeptLayers | None = None
     _plans: dict[tuple[Planner, int, int, int, int], PositionPlan] = field(default_factory=dict)
     _groups: list[Group] | None = None
+    _kinds: dict[tuple[Planner, Rotary, int | None, int], Rotary | list[Share]] = field(default_factory=dict)
+    _backends: dict[tuple[Any, ...], AttentionBackend] = field(default_factory=dict)
+    _traced: bool = field(default_factory=tracing)
 
     @property
     def groups(self) -> list[Group]:
@@ -124,73 +139,91 @@ class Step:
         base = self.bases.get(facts)
         if base is None:  # no rotary positions: nothing to remap
             return self.stock(module, q_BHLD, k_BHKD, v_BHKD, mask, dropout=dropout, scaling=scaling, **options)
-        window, planner = facts.window, self.planners[module]
         total = self.record.slots
         offset = max(0, total - k_BHKD.shape[2])  # a sliding cache hands over its last slots only
-        rotaries = {self._stock_rotary(group, window, base, planner) for group in self.groups}
-        if len(rotaries) == 1 and None not in rotaries:
-            (rotary,) = rotaries
-            assert rotary is not None
+        prepared = self._prepared(self.planners[module], base, facts.window, offset)
+        if isinstance(prepared, Rotary):
             return self._stock(
-                module, q_BHLD, k_BHKD, v_BHKD, mask, rotary, offset, scaling=scaling, dropout=dropout, options=options
+                module,
+                q_BHLD,
+                k_BHKD,
+                v_BHKD,
+                mask,
+                prepared,
+                offset,
+                scaling=scaling,
+                dropout=dropout,
+                options=options,
             )
         self.refuse(dropout, options)
-        layer = Layer(window, base, planner, scaling, options.get("softcap"), options.get("s_aux"))
+        scale = q_BHLD.shape[-1] ** -0.5 if scaling is None else scaling
+        softcap, sinks = options.get("softcap"), options.get("s_aux")
         index: int | None = getattr(module, "layer_idx", None) if offset == 0 else None
         if self.kept is not None and index is not None and not self.kept.serves(index):
             index = None
         out_BHLD: Tensor | None = None
-        for group in self.groups:
-            spans = cut_spans(group.spans, offset, total)
-            skipped = span_count(group.spans, below=offset)
-            new = cut_spans(group.spans, self.past, total)
-            q, k, v = (
-                _gather(group.select(x), where) for x, where in ((q_BHLD, new), (k_BHKD, spans), (v_BHKD, spans))
-            )
+        for share in prepared:
+            group = share.group
+            q = _gather(group.select(q_BHLD), share.new)
+            k, v = _gather(group.select(k_BHKD), share.keys), _gather(group.select(v_BHKD), share.keys)
             kept = None
-            if self.kept is not None and index is not None and len(spans) == len(group.pieces) == 1:
-                kept = self.kept.of(index, group.rows, padding=spans[0][0])
-            parts = [self._remapped(q, k, v, group.before, piece, skipped, layer, kept) for piece in group.pieces]
-            out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+            if self.kept is not None and index is not None and len(share.keys) == len(share.parts) == 1:
+                kept = self.kept.of(index, group.rows, padding=share.keys[0][0])
+            outs = []
+            for part in share.parts:
+                case = (_tokens(q, part.low, part.high), _tokens(k, 0, part.keys), _tokens(v, 0, part.keys))
+                backend = self._backend(*case, part.plan, softcap, sinks)
+                options = {"softcap": softcap, "sinks": sinks, "kept": kept}
+                outs.append(attend(backend, *case, part.plan, part.rotary, scale, None, **options)[0])
+            out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
             if len(group.rows) == q_BHLD.shape[0] and out.shape[2] == q_BHLD.shape[2]:
                 out_BHLD = out
                 continue
             if out_BHLD is None:
                 shape = (q_BHLD.shape[0], q_BHLD.shape[2], q_BHLD.shape[1], v_BHKD.shape[-1])
                 out_BHLD = q_BHLD.new_zeros(shape).transpose(1, 2)
-            _scatter(out_BHLD, out, group.rows, new)
+            _scatter(out_BHLD, out, group.rows, share.new)
         assert out_BHLD is not None
         if self.kept is not None and index is not None:
             self.kept.saw(index, k_BHKD, total)
         return out_BHLD.transpose(1, 2).contiguous(), None
 
-    def _remapped(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        before: int,
-        piece: tuple[int, int, int],
-        skipped: int,
-        layer: Layer,
-        kept: KeptKeys | None,
-    ) -> Tensor:
-        low, high, prompt = piece
-        plan = self._plan(layer.planner, prompt, high, layer.window, skipped)
-        out = attention(
-            q[:, :, low - before : high - before],
-            k[:, :, : high - skipped],
-            v[:, :, : high - skipped],
-            plan,
-            layer.planner.rotary(layer.base, prompt),
-            backend=self.backend,
-            scale=layer.scaling,
-            softcap=layer.softcap,
-            sinks=layer.sinks,
-            kept=kept,
+    def _backend(
+        self, q: Tensor, k: Tensor, v: Tensor, plan: PositionPlan, softcap: float | None, sinks: Tensor | None
+    ) -> AttentionBackend:
+        """The backend of a case: chosen once for layers whose tensors are alike, unless every choice is to be shown."""
+        kind = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device)
+        extras = (softcap is None, sinks is None, needs_gradient(q, k, v), sinks is not None and needs_gradient(sinks))
+        key = (plan, kind, extras)
+        if key not in self._backends or self._traced:
+            self._backends[key] = checked_backend(q, k, v, None, self.backend, [plan], softcap=softcap, sinks=sinks)
+        return self._backends[key]
+
+    def _prepared(self, planner: Planner, base: Rotary, window: int | None, offset: int) -> Rotary | list[Share]:
+        """What every layer of one kind computes: the shares of the groups, or the model's own attention on a rotary."""
+        key = (planner, base, window, offset)
+        if key not in self._kinds:
+            rotaries = {self._stock_rotary(group, window, base, planner) for group in self.groups}
+            stock = rotaries.pop() if len(rotaries) == 1 else None
+            if stock is None:
+                self._kinds[key] = [self._share(group, planner, base, window, offset) for group in self.groups]
+            else:
+                self._kinds[key] = stock
+        return self._kinds[key]
+
+    def _share(self, group: Group, planner: Planner, base: Rotary, window: int | None, offset: int) -> Share:
+        total, skipped = self.record.slots, span_count(group.spans, below=offset)
+        parts = tuple(
+            Part(
+                low - group.before,
+                high - group.before,
+                high - skipped,
+                self._plan(planner, prompt, high, window, skipped),
+                planner.rotary(base, prompt),
+            )
+            for low, high, prompt in group.pieces
         )
-        assert isinstance(out, Tensor)
-        return out
+        return Share(group, cut_spans(group.spans, self.past, total), cut_spans(group.spans, offset, total), parts)
 
     def _plan(self, planner: Planner, prompt: int, total: int, window: int | None, skipped: int) -> PositionPlan:
         """The plan of a layer: clipped to its sliding window, without keys its cache dropped."""
@@ -260,10 +293,14 @@ class Step:
             )
 
 
+def _tokens(x_BHLD: Tensor, start: int, stop: int) -> Tensor:
+    return x_BHLD if stop - start == x_BHLD.shape[2] else x_BHLD[:, :, start:stop]
+
+
 def _gather(x_BHLD: Tensor, spans: Spans) -> Tensor:
     """The tokens of the spans; one span is a view."""
     if len(spans) == 1:
-        return x_BHLD[:, :, spans[0][0] : spans[0][1]]
+        return _tokens(x_BHLD, *spans[0])
     return torch.cat([x_BHLD[:, :, start:stop] for start, stop in spans], dim=2)
 
 

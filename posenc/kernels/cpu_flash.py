@@ -12,23 +12,21 @@ Shape letters: B batch, H heads, G batch rows x heads, N blocks of a tile, L tok
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from posenc.backend import AttentionBackend, BackendCapabilities
 from posenc.kernels.flash_calls import Call, Calls, masked_calls, plan_calls
 from posenc.kernels.kept import KeptKeys
 from posenc.kernels.merge import merge_into
-from posenc.kernels.rotated import compute_dtype, layout, rotated_keys, rotated_queries, rotated_query
+from posenc.kernels.one_query import attend_one, flash, pad
+from posenc.kernels.rotated import compute_dtype, layout, rotated_keys, rotated_queries
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
 
-flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 CHUNK_BYTES = 16 * 2**20
@@ -37,9 +35,6 @@ mappings of their own is used again, while fresh pages cost more than the rotati
 
 BLOCK_BYTES = 4 * 2**20
 """Outputs of batched blocks that wait to be merged: small enough to be merged while they are in the cache."""
-
-LEAST_KEYS = 1024
-"""Keys worth a thread of their own when one query reads them."""
 
 
 class CpuFlashBackend(AttentionBackend):
@@ -71,12 +66,12 @@ class CpuFlashBackend(AttentionBackend):
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
         value_dim, width = v_BHLD.shape[-1], max(q_BHLD.shape[-1], v_BHLD.shape[-1])
-        v_BHLD = _pad(v_BHLD, width)
+        v_BHLD = pad(v_BHLD, width)
         training = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHLD, k_BHLD, v_BHLD))
         if training:
             out_BHLD, lse_BHL = _with_gradients(q_BHLD, k_BHLD, v_BHLD, plan, rotary, scale, mask)
         elif q_BHLD.shape[2] == 1 and mask is None:
-            out_BHLD, lse_BHL = _one_query(q_BHLD, k_BHLD, v_BHLD, plan, rotary, scale, kept)
+            out_BHLD, lse_BHL = attend_one(q_BHLD, k_BHLD, v_BHLD, plan, rotary, scale, kept)
         else:
             out_BHLD, lse_BHL = _many_queries(q_BHLD, k_BHLD, v_BHLD, plan, rotary, scale, mask)
         return out_BHLD[..., :value_dim], lse_BHL.float()
@@ -109,10 +104,10 @@ def _many_queries(
         if not calls.complete:
             merged.zero_()
             lse.fill_(float("-inf"))
-        keys = [_pad(rotated_keys(copy, k, rotary), width).flatten(0, 1) for copy in arranged.copies]
+        keys = [pad(rotated_keys(copy, k, rotary), width).flatten(0, 1) for copy in arranged.copies]
         space = torch.empty_like(q)
         for work, own_calls in zip(arranged.work, calls.by_work, strict=True):
-            queries = _pad(rotated_queries(work, q, rotary, plan, space), width).flatten(0, 1)
+            queries = pad(rotated_queries(work, q, rotary, plan, space), width).flatten(0, 1)
             for call in own_calls:
                 _run(call, queries, keys[call.copy], v, merged, lse, scale)
         if merged is not out:
@@ -149,52 +144,6 @@ def _run(call: Call, queries: Tensor, keys: Tensor, v: Tensor, out: Tensor, lse:
         merge_into(target[blocks], target_lse[blocks], new_out, new_lse, first=call.first)
 
 
-def _one_query(
-    q_BHLD: Tensor,
-    k_BHLD: Tensor,
-    v_BHLD: Tensor,
-    plan: PositionPlan,
-    rotary: Rotary,
-    scale: float,
-    kept: KeptKeys | None,
-) -> tuple[Tensor, Tensor]:
-    """One rectangle per segment, the query heads of a key/value head as its queries: keys are read once."""
-    batch, heads, _, _ = q_BHLD.shape
-    key_heads, width = k_BHLD.shape[1], v_BHLD.shape[-1]
-    arranged = layout(plan, 1)
-    if not arranged.work:
-        return q_BHLD.new_zeros((batch, heads, 1, width)), q_BHLD.new_full((batch, heads, 1), float("-inf"))
-    keys = [_pad(rotated_keys(copy, k_BHLD, rotary, kept), width) for copy in arranged.copies]
-    shape = (-1, batch, key_heads, heads // key_heads, width)
-    queries_SBHRD = _pad(rotated_query(arranged, q_BHLD, rotary, plan), width).reshape(shape)
-    parts = []
-    for q_BHRD, work in zip(queries_SBHRD.unbind(), arranged.work, strict=True):
-        low, high, first = int(work.key_start[0]), int(work.key_stop[0]), arranged.copies[work.copy].keys.start
-        parts += _read_once(q_BHRD, keys[work.copy][:, :, low:high], v_BHLD[:, :, first + low : first + high], scale)
-    out, lse = parts[0] if len(parts) == 1 else (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    if len(out) > batch:  # [pieces x B, H, R, D]
-        outs, lses = out.reshape(shape), lse.reshape(shape[:4])
-        lse = lses.logsumexp(0)
-        out = (outs * (lses - lse).exp_()[..., None]).sum(0).to(q_BHLD.dtype)
-    return out.reshape(batch, heads, 1, width), lse.reshape(batch, heads, 1)
-
-
-def _read_once(q_BHRD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, scale: float) -> list[tuple[Tensor, Tensor]]:
-    """Outputs and logsumexps over all keys, in pieces that keep every thread busy: the operator shares out heads."""
-    batch, heads, length, _ = k_BHLD.shape
-    threads = torch.get_num_threads()
-    pieces = threads // math.gcd(heads, threads)
-    if pieces == 1 or batch > 1 or length // pieces < LEAST_KEYS:  # several rows have heads for every thread
-        return [flash(q_BHRD, k_BHLD, v_BHLD, 0.0, False, scale=scale)]
-    even = length - length % pieces
-    q = q_BHRD.repeat(pieces, 1, 1, 1)
-    k, v = (torch.unflatten(x[0, :, :even], 1, (pieces, -1)).transpose(0, 1) for x in (k_BHLD, v_BHLD))
-    found = [flash(q, k, v, 0.0, False, scale=scale)]
-    if even < length:
-        found.append(flash(q_BHRD, k_BHLD[:, :, even:], v_BHLD[:, :, even:], 0.0, False, scale=scale))
-    return found
-
-
 def _with_gradients(
     q_BHLD: Tensor,
     k_BHLD: Tensor,
@@ -216,7 +165,7 @@ def _with_gradients(
     calls = plan_calls(plan, q_BHLD.shape[2]) if mask is None else masked_calls(plan, mask)
     queries = [rotated_queries(work, q_BHLD, rotary, plan) for work in arranged.work]
     keys = [rotated_keys(copy, k_BHLD, rotary) for copy in arranged.copies]
-    copies = [_pad(x.flatten(0, 1), width) for x in (*queries, *keys)]
+    copies = [pad(x.flatten(0, 1), width) for x in (*queries, *keys)]
     run: Any = _FlashTiles.apply
     shape = (q_BHLD.shape[0] * q_BHLD.shape[1], q_BHLD.shape[2], width)
     out_GLD, lse_GL = run(calls, shape, scale, v_BHLD.flatten(0, 1), *copies)
@@ -277,8 +226,3 @@ def _add(target_NGLD: Tensor, part_NGLD: Tensor, call: Call) -> None:
     for low in range(0, length, step):
         rows = slice(low, low + step)
         target_NGLD[:, :, rows].add_(part_NGLD[:, :, rows])
-
-
-def _pad(x: Tensor, width: int) -> Tensor:
-    """Zero channels up to ``width``: the operator wants one head_dim for query, key and value."""
-    return F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x

@@ -24,18 +24,19 @@ ROOM = 256
 
 @dataclass
 class _Copy:
-    """Keys ``first .. stop - 1`` of one position map, rotated, at the beginning of a buffer."""
+    """Keys ``first .. stop - 1`` of one position map, rotated; the first slot of the buffer is that of key ``at``."""
 
     buffer_BHLD: Tensor
+    at: int
     first: int
     stop: int
     segment: Segment
     rotary: Rotary
 
-    def continues(self, segment: Segment, first: int, k_BHLD: Tensor, rotary: Rotary) -> bool:
-        """Whether this holds the beginning of the wanted keys: the same map, rotary and kind of tensor."""
+    def continues(self, segment: Segment, keys: slice, k_BHLD: Tensor, rotary: Rotary) -> bool:
+        """Whether this holds some of the wanted keys: the same map, rotary and kind of tensor."""
         like = self.buffer_BHLD
-        if rotary is not self.rotary or not self.first <= first <= self.stop:
+        if rotary is not self.rotary or keys.start > self.stop or keys.stop < self.first:
             return False
         if segment.interpolation != self.segment.interpolation:
             return False
@@ -43,8 +44,27 @@ class _Copy:
             return False
         if _root(segment) == _root(self.segment):
             return True
-        known = slice(first, self.stop)
+        self.first = max(self.first, keys.start)
+        known = slice(self.first, self.stop)
         return np.array_equal(segment.key_positions[known], self.segment.key_positions[known])
+
+    def slots(self, first: int, stop: int) -> Tensor:
+        """The memory of some keys, a view [B, H, L, D]."""
+        return self.buffer_BHLD.narrow(2, first - self.at, stop - first)
+
+    def make_room(self, first: int, stop: int) -> None:
+        """A buffer with slots for these keys, and what was there of them."""
+        old = self.buffer_BHLD
+        if first >= self.at and stop - self.at <= old.shape[2]:
+            return
+        length = stop - first
+        shape = (*old.shape[:2], length + max(ROOM, length // 8), old.shape[3])
+        known = max(self.first, first), min(self.stop, stop)
+        held = self.slots(*known) if known[0] < known[1] else None
+        self.buffer_BHLD, self.at = torch.empty(shape, dtype=old.dtype, device=old.device), first
+        self.first, self.stop = known[0], max(known)
+        if held is not None:
+            self.slots(*known).copy_(held)
 
 
 class KeptKeys:
@@ -81,34 +101,36 @@ class KeptKeys:
         keys: slice,
         k_BHLD: Tensor,
         rotary: Rotary,
-        rotate: Callable[[slice], Tensor],
+        rotate: Callable[[slice, Tensor], Tensor],
+        span: slice | None = None,
     ) -> Tensor:
-        """The keys of a segment's map, rotated; ``rotate`` makes those that are not here yet."""
-        first, stop = keys.start, keys.stop
-        copy = self._copies.get(segment.name)
-        if copy is None or not copy.continues(segment, first, k_BHLD, rotary):
-            copy = _Copy(k_BHLD.new_empty((*k_BHLD.shape[:2], 0, k_BHLD.shape[3])), first, first, segment, rotary)
-            self._copies[segment.name] = copy
-        if stop > copy.stop:
-            reach = min(stop + AHEAD, k_BHLD.shape[2])
-            self._make_room(copy, first, reach)
-            new = slice(copy.stop - copy.first, reach - copy.first)
-            copy.buffer_BHLD[:, :, new] = rotate(slice(copy.stop, reach))
-            copy.stop = reach
-        copy.segment = segment
-        return copy.buffer_BHLD[:, :, first - copy.first : stop - copy.first]
+        """The keys of a segment's map, rotated; ``rotate`` makes those that are not here yet, in memory it may use.
 
-    @staticmethod
-    def _make_room(copy: _Copy, first: int, stop: int) -> None:
-        old = copy.buffer_BHLD
-        if stop - copy.first <= old.shape[2]:
-            return
-        length = stop - first
-        grown = torch.empty(
-            (*old.shape[:2], length + max(ROOM, length // 8), old.shape[3]), dtype=old.dtype, device=old.device
-        )
-        grown[:, :, : copy.stop - first] = old[:, :, first - copy.first : copy.stop - copy.first]
-        copy.buffer_BHLD, copy.first = grown, first
+        ``span`` takes in more keys on either side, which are rotated every time.
+        """
+        span = keys if span is None else span
+        copy = self._copies.get(segment.name)
+        if copy is None or not copy.continues(segment, keys, k_BHLD, rotary):
+            empty = k_BHLD.new_empty((*k_BHLD.shape[:2], 0, k_BHLD.shape[3]))
+            copy = _Copy(empty, span.start, keys.start, keys.start, segment, rotary)
+            self._copies[segment.name] = copy
+        ahead = min(keys.stop + AHEAD, k_BHLD.shape[2]) if keys.stop > copy.stop else copy.stop
+        reach = span.stop if span.stop > keys.stop else ahead
+        copy.make_room(span.start, reach)
+        if span.start < keys.start:  # the slots of these keys are needed
+            copy.first = max(copy.first, keys.start)
+        if span.stop > keys.stop:
+            copy.stop = min(copy.stop, keys.stop)
+        for first, stop in ((span.start, copy.first), (copy.stop, reach)):
+            if first < stop:
+                room_BHLD = copy.slots(first, stop)
+                made_BHLD = rotate(slice(first, stop), room_BHLD)
+                if made_BHLD is not room_BHLD:
+                    room_BHLD.copy_(made_BHLD)
+        copy.first = min(copy.first, keys.start)
+        copy.stop = keys.stop if span.stop > keys.stop else reach
+        copy.segment = segment
+        return copy.slots(span.start, span.stop)
 
 
 def _root(segment: Segment) -> tuple[int, int]:

@@ -42,6 +42,17 @@ def merge_into(out: Tensor, lse: Tensor, new_out: Tensor, new_lse: Tensor, *, fi
     lse.copy_(total)
 
 
+def merge_all(outs_NBHLD: Tensor, lses_NBHL: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over the union of N disjoint key sets, each of which every query attends: few operations."""
+    if len(outs_NBHLD) == 2:
+        (out_a, out_b), (lse_a, lse_b) = outs_NBHLD.to(lses_NBHL.dtype).unbind(), lses_NBHL.unbind()
+        out = torch.lerp(out_a, out_b, torch.sigmoid(lse_b - lse_a)[..., None])
+        return out.to(outs_NBHLD.dtype), torch.logaddexp(lse_a, lse_b)
+    lse_BHL = lses_NBHL.logsumexp(0)
+    shares_NBHL = (lses_NBHL - lse_BHL).exp_()
+    return (outs_NBHLD * shares_NBHL[..., None]).sum(0).to(outs_NBHLD.dtype), lse_BHL
+
+
 def _weight(lse_a: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
     """Share of ``b`` in the union (0 where neither attended anything) and the union's logsumexp."""
     total = torch.logaddexp(lse_a, lse_b)

@@ -45,6 +45,10 @@ class KeyCopy:
     keys: slice
     still: bool
 
+    def is_raw(self, rotary: Rotary) -> bool:
+        """Whether the raw keys are its keys."""
+        return self.still and rotary.attention_scaling == 1.0
+
 
 @dataclass(frozen=True, eq=False)
 class Layout:
@@ -69,7 +73,7 @@ def _layout(plan: PositionPlan, q_len: int) -> Layout:
     ranges: list[list[int]] = []
     drafts: list[tuple[Segment, slice, int, Positions]] = []
     for segment in plan.segments:
-        used = (segment.key_stop > segment.key_start)[first:].nonzero()[0]
+        used = (segment.key_stop[first:] > segment.key_start[first:]).nonzero()[0]
         if not len(used):
             continue
         rows = slice(int(used[0]), int(used[-1]) + 1)
@@ -124,12 +128,19 @@ def _constant_shift(segment: Segment, owner: Segment) -> float | None:
 
 
 def rotated_keys(copy: KeyCopy, k_BHLD: Tensor, rotary: Rotary, kept: KeptKeys | None = None) -> Tensor:
-    """The keys of one copy, rotated; cos/sin tables are shared by every layer and every later step.
-
-    ``kept`` holds what earlier steps have rotated already.
-    """
-    if copy.still and rotary.attention_scaling == 1.0:
+    """The keys of one copy, rotated. ``kept`` holds what earlier steps have rotated already."""
+    if copy.is_raw(rotary):
         return k_BHLD[:, :, copy.keys]
+    cos_LF, sin_LF = key_tables(copy, k_BHLD, rotary)
+
+    def rotate(keys: slice, out_BHLD: Tensor | None = None) -> Tensor:
+        return checked(rotary.rotate(k_BHLD[:, :, keys], cos_LF[keys], sin_LF[keys], out=out_BHLD), k_BHLD, "key")
+
+    return rotate(copy.keys) if kept is None else kept.rotated(copy.segment, copy.keys, k_BHLD, rotary, rotate)
+
+
+def key_tables(copy: KeyCopy, k_BHLD: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+    """cos and sin of a copy's map, from the plan's first key on: shared by every layer and every later step."""
     root, offset = copy.segment.origin or (copy.segment, 0)
     dtype = compute_dtype(k_BHLD)
     key = ("keys", rotary, dtype, str(k_BHLD.device))
@@ -140,12 +151,7 @@ def rotated_keys(copy: KeyCopy, k_BHLD: Tensor, rotary: Rotary, kept: KeptKeys |
             root.key_positions, interpolation=root.interpolation, dtype=dtype, device=k_BHLD.device
         )
     cos_LF, sin_LF = root.memo[key]
-
-    def rotate(keys: slice) -> Tensor:
-        rows = slice(offset + keys.start, offset + keys.stop)
-        return checked(rotary.rotate(k_BHLD[:, :, keys], cos_LF[rows], sin_LF[rows]), k_BHLD, "key")
-
-    return rotate(copy.keys) if kept is None else kept.rotated(copy.segment, copy.keys, k_BHLD, rotary, rotate)
+    return cos_LF[offset:], sin_LF[offset:]
 
 
 def rotated_queries(
@@ -156,7 +162,7 @@ def rotated_queries(
     ``out_BHLD`` is memory of the shape of ``q_BHLD`` that may be used for the result.
     """
     rows = q_BHLD[:, :, work.rows]
-    cos_LF, sin_LF, factor_L1 = _query_tables(work, q_BHLD, rotary, plan)
+    cos_LF, sin_LF, factor_L1 = query_tables(work, q_BHLD, rotary, plan)
     if factor_L1 is not None:
         scaled = rotary.rotate(rows.to(cos_LF.dtype) * factor_L1, cos_LF, sin_LF)
         return checked(scaled.to(q_BHLD.dtype), rows, "query")
@@ -164,20 +170,7 @@ def rotated_queries(
     return checked(rotary.rotate(rows, cos_LF, sin_LF, out=out), rows, "query")
 
 
-def rotated_query(arranged: Layout, q_BH1D: Tensor, rotary: Rotary, plan: PositionPlan) -> Tensor:
-    """One query as every segment sees it, [segments, B, H, 1, D]: few operations, for decoding."""
-    key = ("query", rotary, q_BH1D.dtype, str(q_BH1D.device))
-    if key not in plan.memo:
-        tables = [_query_tables(work, q_BH1D, rotary, plan) for work in arranged.work]
-        cos = rotary.both(torch.stack([table[0] for table in tables])[:, None, None])
-        sin = torch.stack([table[1] for table in tables])[:, None, None]
-        plan.memo[key] = cos, sin, tables[0][2]  # the scale belongs to the query, not to the segment
-    cos, sin, factor = plan.memo[key]
-    q_SBH1D = (q_BH1D if factor is None else q_BH1D.to(cos.dtype) * factor).expand(len(arranged.work), -1, -1, -1, -1)
-    return checked(rotary.rotate(q_SBH1D, cos, sin).to(q_BH1D.dtype), q_BH1D, "query")
-
-
-def _query_tables(
+def query_tables(
     work: Work, q_BHLD: Tensor, rotary: Rotary, plan: PositionPlan
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """cos and sin [L, F] of a segment's queries, and their scale [L, 1] where cos and sin do not carry it."""

@@ -6,10 +6,14 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import posenc
-from posenc.kernels import cpu_flash, tiles
+from posenc.kernels import cpu_flash, one_query, tiles
+from posenc.kernels.kept import KeptKeys
 from posenc.plan import PositionPlan
+from posenc.testing import random_plans
 
 LENGTH = 700
 PLANS = {
@@ -86,10 +90,29 @@ def test_one_query_in_pieces(threads: int, batch: int, name: str) -> None:
     q, k, v = qkv(batch, 1)
     try:
         torch.set_num_threads(threads)
-        with mock.patch.object(cpu_flash, "LEAST_KEYS", 7):
+        with mock.patch.object(one_query, "LEAST_KEYS", 7):
             got = posenc.attention(q, k, v, plan, ROTARY, backend="cpu_flash", return_lse=True)
     finally:
         torch.set_num_threads(before)
     expected = posenc.attention(q, k, v, plan, ROTARY, backend="reference", return_lse=True)
     for mine, exact in zip(got, expected, strict=True):
         assert (mine - exact).abs().max() < 2e-5
+
+
+@settings(max_examples=80, deadline=None)
+@given(random_plans(frequencies=8, interpolated=True), st.integers(0, 40), st.booleans())
+def test_short_segments_read_with_a_neighbour(plan: PositionPlan, few: int, whole: bool) -> None:
+    q, k, v = (torch.randn(1, 2, n, 20, generator=torch.Generator().manual_seed(n)).double() for n in (1, 70, 71))
+    k, v = k[:, :, : plan.total], v[:, :, : plan.total]
+    rotary = posenc.Rotary.from_theta(50.0, 16, channels=(2, 18))
+    if whole:
+        q, k, v = q[..., :16], k[..., :16], v[..., :16]
+        rotary = posenc.Rotary.from_theta(50.0, 16, style="interleaved")
+    expected = posenc.attention(q, k, v, plan, rotary, backend="reference", return_lse=True)
+    kept = KeptKeys()
+    with mock.patch.object(one_query, "GRAIN", few * k.shape[1] * k.shape[3]):
+        for own in (None, kept, kept):
+            got = posenc.attention(q, k, v, plan, rotary, backend="cpu_flash", return_lse=True, kept=own)
+            plan.memo.clear()
+            for mine, exact in zip(got, expected, strict=True):
+                assert (mine - exact).nan_to_num(0.0).abs().max() < 1e-9

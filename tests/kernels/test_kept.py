@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import DynamicCache, StaticCache
 
 import posenc
 from posenc.kept_layers import ATTRIBUTE, KeptLayers
+from posenc.kernels import one_query
 from posenc.kernels.kept import KeptKeys
 from posenc.rope import Rotary
 from tests.models import tiny
@@ -58,6 +60,24 @@ def test_a_change_of_what_fractions_mean_is_noticed() -> None:
         assert (got - posenc.attention(*case, backend="reference")).abs().max() < TOLERANCE
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("few", [0, 10, 30, 1000])
+def test_back_and_forth(name: str, few: int) -> None:
+    """Candidates of assisted generation are taken back; short segments use the memory of keys that come again."""
+    strategy = posenc.strategy(name, window=WINDOW, **STRATEGIES[name])
+    rotary, kept = Rotary.from_theta(1e4, 16), KeptKeys()
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 400, 16, generator=generator) for heads in (4, 2, 2))
+    whole = strategy.plan(PROMPT, 400)
+    for length in (151, 152, 160, 153, 154, 151, 200, 201, 202, 180, 181, 399, 160, 161):
+        kept.truncate(length - 1)
+        k[:, :, length - 1 :] += 1.0
+        case = q[:, :, length - 1 : length], k[:, :, :length], v[:, :, :length], whole.prefix(length), rotary
+        with mock.patch.object(one_query, "GRAIN", few * 2 * 16):
+            got = posenc.attention(*case, backend="cpu_flash", kept=kept)
+        assert (got - posenc.attention(*case, backend="reference")).abs().max() < TOLERANCE, length
+
+
 @pytest.fixture
 def rotated_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each call of ``Rotary.rotate`` turns."""
@@ -73,7 +93,8 @@ def rotated_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("name", ["lampe", "self_extend", "rerope", "leaky_rerope", "dca", "string"])
-def test_a_step_rotates_new_tokens_only(name: str, rotated_tokens: list[int]) -> None:
+@pytest.mark.parametrize("few", [0, 16 * 20])
+def test_a_step_rotates_new_tokens_and_short_segments(name: str, few: int, rotated_tokens: list[int]) -> None:
     strategy = posenc.strategy(name, window=WINDOW, **STRATEGIES[name])
     rotary, kept = Rotary.from_theta(1e4, 16), KeptKeys()
     x = torch.randn(1, 1, PROMPT + 9, 16)
@@ -82,10 +103,12 @@ def test_a_step_rotates_new_tokens_only(name: str, rotated_tokens: list[int]) ->
     for length in range(PROMPT + 1, PROMPT + 10):
         rotated_tokens.clear()
         keys = x[:, :, :length]
-        posenc.attention(keys[:, :, -1:], keys, keys, whole.prefix(length), rotary, kept=kept)
+        with mock.patch.object(one_query, "GRAIN", few):
+            posenc.attention(keys[:, :, -1:], keys, keys, whole.prefix(length), rotary, kept=kept)
         counts.append(sum(rotated_tokens))
     assert counts[0] <= 2 * PROMPT
-    assert sum(counts[1:]) <= 60  # of at least 8 * 150 without anything kept; some are rotated ahead
+    turned = 8 * 2 * few // 16  # at most, at the two ends
+    assert sum(counts[1:]) <= 60 + turned  # of at least 8 * 150 without anything kept; some are rotated ahead
     assert kept.bytes >= (0 if name == "rerope" else PROMPT * 16 * 4)
 
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 import posenc
 from posenc.hooks import HOOKS
+from posenc.kernels.cpu_flash import CpuFlashBackend
 from tests.models import tiny
 from tests.models.dense import dense_logits
 
@@ -321,3 +322,16 @@ def test_configurations_in_every_form(tmp_path: Path) -> None:
             with posenc.apply(model, form) as handle:
                 assert torch.equal(model(ids).logits, expected)
         assert handle.describe()["active"] is False
+
+
+def test_layers_whose_tensors_are_alike_choose_a_backend_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = tiny.make("llama"), []
+    monkeypatch.setattr(CpuFlashBackend, "refuses", lambda _, q, *rest: asked.append(q.shape[2]))
+    with posenc.apply(model, "lampe", **LAMPE), torch.no_grad():
+        asked.clear()
+        cache = model(tiny.tokens(1, 80)).past_key_values
+        model(tiny.tokens(1, 1), past_key_values=cache)
+        assert asked == [80, 1]
+        monkeypatch.setenv("POSENC_TRACE", "1")  # shows every choice
+        model(tiny.tokens(1, 1), past_key_values=cache)
+        assert asked == [80, 1, 1, 1]
