@@ -194,9 +194,9 @@ def test_measured_rows_come_from_the_results_page() -> None:
 
 def test_the_page_of_auto_shows_its_picks_and_their_numbers() -> None:
     made = posenc.strategy("auto", window=256, calibration=str(ROOT / "posenc" / "profiles" / "tiny.yaml"))
-    shown = parts.picks().splitlines()[-4:]
-    calibrated = read("calibrate.md")
-    for row, length in zip(shown, (256, 512, 1024, 2048), strict=True):
+    shown = parts.picks().splitlines()[-5:]
+    calibrated = read("results/results.md")
+    for row, length in zip(shown, (256, 512, 1024, 2048, 4096), strict=True):
         pick = made.plan(length).strategy.removeprefix("auto -> ")
         assert row.startswith(f"| {length} | `{pick}` |")
         assert all(number in calibrated for number in re.findall(r"[\d.]+ ± [\d.]+", row))
