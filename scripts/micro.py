@@ -1,4 +1,4 @@
-"""Micro-benchmarks behind the design of the CPU backend: the operator, the merge, the rotation, the planner.
+"""Micro-benchmarks behind the design of the CPU backend: the operator, the merge, the rotation, the planner, padding.
 
     python -m scripts.micro [--threads 1] [--heads 9/3x64]
 
@@ -11,13 +11,16 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import click
 import numpy as np
 import torch
+from torch import Tensor
 
 import posenc
-from posenc.bench.cases import STRATEGIES, Heads
+from posenc.bench.cases import STRATEGIES, Case, Heads, row_lengths
+from posenc.bench.model import RowByRow, make_model, padded_batch
 from posenc.kernels.cpu_flash import flash
 from posenc.kernels.flash_calls import plan_calls
 from posenc.kernels.merge import merge_into
@@ -116,7 +119,24 @@ def planning() -> None:
         print(f"  {name:12} plan {plan_time * 1e3:5.2f}  calls {(both - plan_time) * 1e3:5.2f}")
 
 
-def tensors(heads: Heads, batch: int, q_len: int, k_len: int) -> list[torch.Tensor]:
+def padding() -> None:
+    """What a padded batch costs beyond its rows where nothing attends: linear layers compute padding as well."""
+    from transformers import AttentionInterface
+
+    def no_attention(module: object, q: Tensor, k: Tensor, v: Tensor, *rest: object, **options: object) -> Any:
+        return torch.zeros_like(q).transpose(1, 2), None
+
+    AttentionInterface.register("no_attention", no_attention)
+    case = Case("padded", "smollm2-135m", "float32", torch.get_num_threads(), 2048, 512, "rope", "auto")
+    model = make_model(case)
+    model.set_attn_implementation("no_attention")
+    rows = [torch.ones((1, length), dtype=torch.long) for length in row_lengths(case)]
+    ratio = seconds(padded_batch(model, rows)) / seconds(RowByRow(model, rows))
+    print("padded batch of the SmolLM2 shape without attention")
+    print(f"  rows of {', '.join(str(row.shape[1]) for row in rows)} tokens: {ratio:.2f} times the rows alone")
+
+
+def tensors(heads: Heads, batch: int, q_len: int, k_len: int) -> list[Tensor]:
     """Random query, key and value."""
     shapes = ((heads.query, q_len), (heads.key, k_len), (heads.key, k_len))
     return [torch.randn(batch, count, length, heads.dim) for count, length in shapes]
@@ -132,6 +152,7 @@ def main(threads: int, heads: str) -> None:
     with torch.no_grad():
         for part in (operator, bands, merging, rotation):
             part(shape)
+        padding()
     planning()
 
 
