@@ -1,6 +1,6 @@
 """Micro-benchmarks behind the design of the CPU backend: the operator, the merge, the rotation, the planner, padding.
 
-    python -m scripts.micro [--threads 1] [--heads 9/3x64]
+    python -m scripts.micro [--threads 1] [--heads 9/3x64] [--model smollm2-135m]
 
 Each line is a median of several runs in seconds of processor time, which other work on the machine
 disturbs less than wall-clock time. docs/cpu-design.md says what follows from them.
@@ -20,7 +20,7 @@ from torch import Tensor
 
 import posenc
 from posenc.bench.cases import STRATEGIES, Case, Heads, row_lengths
-from posenc.bench.model import RowByRow, make_model, padded_batch
+from posenc.bench.model import SHAPES, RowByRow, make_model, padded_batch
 from posenc.kernels.cpu_flash import flash
 from posenc.kernels.flash_calls import plan_calls
 from posenc.kernels.merge import merge_into
@@ -119,7 +119,7 @@ def planning() -> None:
         print(f"  {name:12} plan {plan_time * 1e3:5.2f}  calls {(both - plan_time) * 1e3:5.2f}")
 
 
-def padding() -> None:
+def padding(shape: str) -> None:
     """What a padded batch costs beyond its rows where nothing attends: linear layers compute padding as well."""
     from transformers import AttentionInterface
 
@@ -127,13 +127,13 @@ def padding() -> None:
         return torch.zeros_like(q).transpose(1, 2), None
 
     AttentionInterface.register("no_attention", no_attention)
-    case = Case("padded", "smollm2-135m", "float32", torch.get_num_threads(), 2048, 512, "rope", "auto")
+    case = Case("padded", shape, "float32", torch.get_num_threads(), 2048, 512, "rope", "auto")
     model = make_model(case)
     model.set_attn_implementation("no_attention")
     rows = [torch.ones((1, length), dtype=torch.long) for length in row_lengths(case)]
     ratio = seconds(padded_batch(model, rows)) / seconds(RowByRow(model, rows))
-    print("padded batch of the SmolLM2 shape without attention")
-    print(f"  rows of {', '.join(str(row.shape[1]) for row in rows)} tokens: {ratio:.2f} times the rows alone")
+    print("padded batch through a model without attention")
+    print(f"  rows of {', '.join(str(row.shape[1]) for row in rows)} tokens  {ratio:.2f} times the rows alone")
 
 
 def tensors(heads: Heads, batch: int, q_len: int, k_len: int) -> list[Tensor]:
@@ -145,14 +145,15 @@ def tensors(heads: Heads, batch: int, q_len: int, k_len: int) -> list[Tensor]:
 @click.command()
 @click.option("--threads", default=1, show_default=True)
 @click.option("--heads", default="9/3x64", show_default=True)
-def main(threads: int, heads: str) -> None:
+@click.option("--model", default="smollm2-135m", type=click.Choice(list(SHAPES)), show_default=True)
+def main(threads: int, heads: str, model: str) -> None:
     """Print every micro-benchmark."""
     torch.set_num_threads(threads)
     shape = Heads.parse(heads)
     with torch.no_grad():
         for part in (operator, bands, merging, rotation):
             part(shape)
-        padding()
+        padding(model)
     planning()
 
 
