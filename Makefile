@@ -63,7 +63,7 @@ package: $(INSTALLED) ## build sdist and wheel, check them, and try the wheel in
 	$(BIN)/python -m scripts.package
 
 bench: $(INSTALLED) ## time and memory against plain attention (40 minutes on 2 idle cores), into docs/results
-	$(BENCH) attention --heads 9/3x64 --lengths 2048,4096,8192,16384 --rounds 5 --seconds 10
+	$(BENCH) attention --heads 9/3x64 --lengths 2048,4096,8192,16384 --rounds 5 --seconds 25
 	$(BENCH) attention --heads 9/3x64 --lengths 4096,8192 --rounds 3 --seconds 5 $(OTHERS)
 	$(BENCH) attention --heads 32/8x128 --lengths 2048,4096 --rounds 5 --seconds 10
 	$(BENCH) attention --heads 32/8x128 --lengths 8192,16384 --rounds 3
