@@ -62,7 +62,7 @@ calibrate-qwen3: $(INSTALLED) ## measure benchmarks/tiny-qwen3.yaml again, the s
 package: $(INSTALLED) ## build sdist and wheel, check them, and try the wheel in a clean environment
 	$(BIN)/python -m scripts.package
 
-bench: $(INSTALLED) ## time and memory against plain attention (40 minutes on 2 idle cores), into docs/results
+bench: $(INSTALLED) ## time and memory against plain attention (45 minutes on 2 idle cores), into docs/results
 	$(BENCH) attention --heads 9/3x64 --lengths 2048,4096,8192,16384 --rounds 5 --seconds 25
 	$(BENCH) attention --heads 9/3x64 --lengths 4096,8192 --rounds 3 --seconds 5 $(OTHERS)
 	$(BENCH) attention --heads 32/8x128 --lengths 2048,4096 --rounds 5 --seconds 10
@@ -71,7 +71,7 @@ bench: $(INSTALLED) ## time and memory against plain attention (40 minutes on 2 
 	$(BENCH) prefill --lengths 4096 --rounds 3 --no-memory
 	$(BENCH) decode --lengths 8192 --rounds 30 --seconds 10 --no-memory
 	$(BENCH) padded_attention --heads 9/3x64 --heads 32/8x128 --lengths 2048 --rounds 5 --seconds 10 --no-memory
-	$(BENCH) padded --lengths 2048 --rounds 3 --strategy lampe --strategy rope --no-memory
+	$(BENCH) padded --lengths 2048 --rounds 3 --no-memory -s lampe -s self_extend -s dca -s string -s rerope -s rope
 	$(BIN)/posenc bench --report docs/results
 
 bench-full: $(INSTALLED) ## the same with more rounds, and memory throughout (an hour and a half)
