@@ -173,8 +173,10 @@ class Step:
             for part in share.parts:
                 case = (_tokens(q, part.low, part.high), _tokens(k, 0, part.keys), _tokens(v, 0, part.keys))
                 backend = self._backend(*case, part.plan, softcap, sinks)
-                options = {"softcap": softcap, "sinks": sinks, "kept": kept}
-                outs.append(attend(backend, *case, part.plan, part.rotary, scale, None, **options)[0])
+                out, _ = attend(
+                    backend, *case, part.plan, part.rotary, scale, None, softcap=softcap, sinks=sinks, kept=kept
+                )
+                outs.append(out)
             out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
             if len(group.rows) == q_BHLD.shape[0] and out.shape[2] == q_BHLD.shape[2]:
                 out_BHLD = out

@@ -130,8 +130,7 @@ def prepare(loaded: Loaded, asked: Asked) -> Job:
         name: {length: candidates(name, found.window, length) for length in sorted(asked.lengths)}
         for name in asked.strategies
     }
-    with apply(loaded.model, NATIVE):
-        pass  # a model that posenc cannot serve is refused now
+    apply(loaded.model, NATIVE).remove()  # a model that posenc cannot serve is refused now
     vocabulary = int(loaded.model.get_input_embeddings().weight.shape[0])
 
     def drawn(sources: Sequence[str]) -> Corpus:
