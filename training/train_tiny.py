@@ -93,37 +93,22 @@ def build_model(shape: str, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) 
     keys, has another grouping of heads and another theta.
     """
     torch.manual_seed(recipe.seed)
+    theta = 100000.0 if shape == "qwen3" else 10000.0
     common: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "num_hidden_layers": 3,
+        "num_attention_heads": 4,
         "head_dim": 32,
         "max_position_embeddings": recipe.context,
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
         "tie_word_embeddings": False,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
     if shape == "qwen3":
-        return Qwen3ForCausalLM(
-            Qwen3Config(
-                hidden_size=96,
-                intermediate_size=256,
-                num_attention_heads=4,
-                num_key_value_heads=1,
-                rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-                **common,
-            )
-        )
-    return LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=128,
-            intermediate_size=352,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-            **common,
-        )
-    )
+        return Qwen3ForCausalLM(Qwen3Config(hidden_size=96, intermediate_size=256, num_key_value_heads=1, **common))
+    return LlamaForCausalLM(LlamaConfig(hidden_size=128, intermediate_size=352, num_key_value_heads=2, **common))
 
 
 def start(shape: str, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, checkpoint: Path) -> Progress:

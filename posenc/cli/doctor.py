@@ -19,10 +19,10 @@ def command(as_json: bool) -> None:
 
     The report names no path, user or host: paste it into a bug report as it is.
     """
-    import logging
+    from posenc.quiet import quiet
 
-    logging.getLogger("posenc").setLevel(logging.ERROR)  # plugin failures are part of the report
-    report = examine()
+    with quiet():  # plugin failures are part of the report
+        report = examine()
     if as_json:
         print_json(report)
     else:

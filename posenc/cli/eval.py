@@ -79,8 +79,8 @@ def command(
 def _print_plan(planned: Planned, as_json: bool) -> None:
     from posenc.evaluate.sweep.estimate import seconds_per_cell
 
-    known = planned.folder.timings()
-    guesses = seconds_per_cell(planned.session.loaded(planned.suite.model), planned.cells)
+    loaded = planned.session.loaded(planned.suite.model)
+    seconds = seconds_per_cell(loaded, planned.cells, planned.folder.timings())
     missing = {cell.id for cell in planned.missing}
     rows = [
         {
@@ -90,9 +90,9 @@ def _print_plan(planned: Planned, as_json: bool) -> None:
             "tokens": cell.length,
             "seed": cell.seed,
             "done": cell.id not in missing,
-            "seconds": round(known.get(cell.id, guess), 1),
+            "seconds": round(estimate, 1),
         }
-        for cell, guess in zip(planned.cells, guesses, strict=True)
+        for cell, estimate in zip(planned.cells, seconds, strict=True)
     ]
     left = sum({row["id"]: float(row["seconds"]) for row in rows if not row["done"]}.values())
     if as_json:

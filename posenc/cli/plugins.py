@@ -16,12 +16,11 @@ def command(as_json: bool) -> None:
 
     Every strategy is asked for a few plans, so that a broken one is found before a model is.
     """
-    import logging
-
+    from posenc.quiet import quiet
     from posenc.trial import tried_records
 
-    logging.getLogger("posenc").setLevel(logging.ERROR)  # failures are in the table; do not warn about them as well
-    records = tried_records()
+    with quiet():  # failures are in the table; do not warn about them as well
+        records = tried_records()
     if as_json:
         print_json([asdict(record) for record in records])
         return

@@ -33,20 +33,23 @@ class _Copy:
     segment: Segment
     rotary: Rotary
 
-    def continues(self, segment: Segment, keys: slice, k_BHLD: Tensor, rotary: Rotary) -> bool:
-        """Whether this holds some of the wanted keys: the same map, rotary and kind of tensor."""
+    def reusable_from(self, segment: Segment, keys: slice, k_BHLD: Tensor, rotary: Rotary) -> int | None:
+        """The first key whose copy serves this segment too, of those up to ``stop``; None if the copy is of no use.
+
+        It is of use if it holds some of the wanted keys: the same map, rotary and kind of tensor.
+        """
         like = self.buffer_BHLD
         if rotary is not self.rotary or keys.start > self.stop or keys.stop < self.first:
-            return False
+            return None
         if segment.interpolation != self.segment.interpolation:
-            return False
+            return None
         if like.dtype != k_BHLD.dtype or like.device != k_BHLD.device or like.shape[:2] != k_BHLD.shape[:2]:
-            return False
+            return None
         if _root(segment) == _root(self.segment):
-            return True
-        self.first = max(self.first, keys.start)
-        known = slice(self.first, self.stop)
-        return np.array_equal(segment.key_positions[known], self.segment.key_positions[known])
+            return self.first
+        first = max(self.first, keys.start)
+        known = slice(first, self.stop)
+        return first if np.array_equal(segment.key_positions[known], self.segment.key_positions[known]) else None
 
     def slots(self, first: int, stop: int) -> Tensor:
         """The memory of some keys, a view [B, H, L, D]."""
@@ -110,10 +113,12 @@ class KeptKeys:
         """
         span = keys if span is None else span
         copy = self._copies.get(segment.name)
-        if copy is None or not copy.continues(segment, keys, k_BHLD, rotary):
+        first = copy.reusable_from(segment, keys, k_BHLD, rotary) if copy is not None else None
+        if copy is None or first is None:
             empty = k_BHLD.new_empty((*k_BHLD.shape[:2], 0, k_BHLD.shape[3]))
-            copy = _Copy(empty, span.start, keys.start, keys.start, segment, rotary)
-            self._copies[segment.name] = copy
+            first = keys.start
+            copy = self._copies[segment.name] = _Copy(empty, span.start, first, first, segment, rotary)
+        copy.first = first
         ahead = min(keys.stop + AHEAD, k_BHLD.shape[2]) if keys.stop > copy.stop else copy.stop
         reach = span.stop if span.stop > keys.stop else ahead
         copy.make_room(span.start, reach)
@@ -121,10 +126,10 @@ class KeptKeys:
             copy.first = max(copy.first, keys.start)
         if span.stop > keys.stop:
             copy.stop = min(copy.stop, keys.stop)
-        for first, stop in ((span.start, copy.first), (copy.stop, reach)):
-            if first < stop:
-                room_BHLD = copy.slots(first, stop)
-                made_BHLD = rotate(slice(first, stop), room_BHLD)
+        for start, stop in ((span.start, copy.first), (copy.stop, reach)):
+            if start < stop:
+                room_BHLD = copy.slots(start, stop)
+                made_BHLD = rotate(slice(start, stop), room_BHLD)
                 if made_BHLD is not room_BHLD:
                     room_BHLD.copy_(made_BHLD)
         copy.first = min(copy.first, keys.start)

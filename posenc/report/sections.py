@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from posenc.bench.report import describe_machine
 from posenc.bench.results import Result
 from posenc.evaluate.sweep.results import Sweep
+from posenc.quiet import quiet
 from posenc.report.costs import SETUP, cost_tables, title_of, what_is_compared
 from posenc.report.curves import Calibration
 from posenc.report.maps import config_of, is_beyond, map_address
@@ -142,16 +142,11 @@ def _maps(sweep: Sweep) -> Iterator[Picture]:
     """One map per strategy, at the longest length, on one colour scale that ends at the window."""
     longest = max(cell.length for cell in sweep.cells)
     shown = {cell.label: cell for cell in sweep.cells if cell.length == longest}
-    logger = logging.getLogger("posenc")
-    before = logger.level
-    logger.setLevel(logging.ERROR)  # a curve that the sweep was warned of need not be warned of again
-    try:
+    with quiet():  # a curve that the sweep was warned of need not be warned of again
         plans = {
             label: config_of(cell.identity["strategy"]).make(sweep.window).plan(longest)
             for label, cell in shown.items()
         }
-    finally:
-        logger.setLevel(before)
     for label, plan in plans.items():
         highest = float(plan.window or max(plan.max_relative, 1))
         beyond = ", beyond the window (grey)" if is_beyond(plan) else ""

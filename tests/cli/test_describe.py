@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,6 +164,24 @@ def test_plugins_shows_failures(run, monkeypatch: pytest.MonkeyPatch):
     assert result.exit_code == 0
     assert "FAILED: ImportError: no such thing" in " ".join(result.stdout.split())
     assert "FAILED ImportError: no such thing" in run("doctor").stdout
+
+
+@pytest.mark.parametrize("verb", ["plugins", "doctor"])
+def test_warnings_are_held_back_for_the_verb_only(
+    run, caplog: pytest.LogCaptureFixture, verb: str, monkeypatch: pytest.MonkeyPatch
+):
+    logger = logging.getLogger("posenc.plugins")
+    known = plugin_records()
+
+    def records():
+        logger.warning("said twice")
+        return known
+
+    monkeypatch.setattr("posenc.trial.plugin_records", records)
+    assert run(verb).exit_code == 0
+    assert caplog.messages == []
+    logger.warning("heard again")
+    assert caplog.messages == ["heard again"]
 
 
 def test_doctor_passes_here(run):
