@@ -339,5 +339,5 @@ def explain_validation(error: ValidationError, *, path: str, known: list[str]) -
         if problem["type"] == "extra_forbidden":
             lines.append(f"{where}: no such key. Known keys: {', '.join(known) or 'none'}.")
         else:
-            lines.append(f"{where}: {problem['msg']} (got {problem.get('input')!r}).")
+            lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')} (got {problem.get('input')!r}).")
     return "\n".join(dict.fromkeys(lines))

@@ -103,6 +103,7 @@ class Settings(_Strict):
     documents: PositiveInt
     seed: int
     stopping: str
+    dtype: str = "torch.float32"
 
 
 class Confidence(_Strict):

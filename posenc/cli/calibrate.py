@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from posenc.cli._lengths import NumberList
+from posenc.cli._model import loading_options
 from posenc.cli._output import json_option, print_json, print_table, progress
 
 if TYPE_CHECKING:
@@ -36,9 +37,12 @@ FEW = 30
     "--bundle", type=click.Path(path_type=Path), metavar="FILE.json", help="Write every loss as one file too."
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be measured, and an estimate.")
+@loading_options
 @json_option
 def command(
     model: str,
+    dtype: Any,
+    device: str,
     texts: tuple[str, ...],
     report_texts: tuple[str, ...],
     names: tuple[str, ...],
@@ -61,10 +65,10 @@ def command(
     from posenc.calibrate import bundle as bundles
     from posenc.calibrate import job as work
     from posenc.calibrate.record import write
-    from posenc.evaluate.models import load
+    from posenc.evaluate.models import ModelSpec, load
 
     target = file or out / "calibration.yaml"
-    loaded = load(model)
+    loaded = load(ModelSpec(name=model, dtype=dtype, device=device))
     if lengths is None:
         if loaded.window is None:
             raise click.UsageError("the model's configuration does not tell its window: give --lengths.")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
+from posenc.cli._model import loading_options
 from posenc.cli._output import json_option, print_json
 from posenc.cli._strategy import choose_configs, param_option
 from posenc.errors import InvalidConfigError, InvalidInputError
@@ -23,9 +25,12 @@ from posenc.errors import InvalidConfigError, InvalidInputError
 @click.option("--sample", is_flag=True, help="Sample instead of taking the likeliest token.")
 @click.option("--temperature", type=float, help="Sampling temperature (default 1.0).")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the sampling.")
+@loading_options
 @json_option
 def command(
     model: str,
+    dtype: Any,
+    device: str,
     prompt: str | None,
     prompt_file: str | None,
     name: str | None,
@@ -51,11 +56,11 @@ def command(
 
     import torch
 
-    from posenc.evaluate.models import load
+    from posenc.evaluate.models import ModelSpec, load
     from posenc.handle import apply
 
-    loaded = load(model)
-    tokens = loaded.tokenizer(content, return_tensors="pt", verbose=False)["input_ids"]
+    loaded = load(ModelSpec(name=model, dtype=dtype, device=device))
+    tokens = loaded.tokenizer(content, return_tensors="pt", verbose=False)["input_ids"].to(loaded.model.device)
     if not tokens.shape[1]:
         raise InvalidInputError("the prompt has no tokens.")
     options = {"do_sample": sample, "temperature": (temperature or 1.0) if sample else None}

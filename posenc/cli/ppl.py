@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from posenc.cli._lengths import NumberList
+from posenc.cli._model import loading_options
 from posenc.cli._output import json_option, print_json, print_table, progress
 from posenc.cli._strategy import choose_configs, labels, param_option
 
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
 @click.option("--lengths", type=NumberList(int), help="Input lengths in tokens (default: 1, 2 and 4 windows).")
 @click.option("--score", "scored", type=int, default=128, show_default=True, help="Tokens scored at each input's end.")
 @click.option("--documents", type=click.IntRange(1), default=32, show_default=True, help="Most documents to use.")
+@loading_options
 @json_option
 def command(
     model: str,
+    dtype: Any,
+    device: str,
     source: str,
     names: tuple[str, ...],
     params: tuple[str, ...],
@@ -43,14 +47,14 @@ def command(
     configs = choose_configs(names, params, files)  # complain about these before anything heavy is loaded
 
     from posenc.evaluate.compare import Task, compare
-    from posenc.evaluate.models import load
+    from posenc.evaluate.models import ModelSpec, load
     from posenc.evaluate.perplexity import check_lengths
     from posenc.evaluate.texts import cut_documents, read_text, tokenize
 
     text = read_text(source)
     if lengths is not None:
         check_lengths(lengths, scored)
-    loaded = load(model)
+    loaded = load(ModelSpec(name=model, dtype=dtype, device=device))
     if lengths is None:
         if loaded.window is None:
             raise click.UsageError("the model's configuration does not tell its window: give --lengths.")
@@ -65,6 +69,7 @@ def command(
         print_json(
             {
                 "model": loaded.name,
+                "dtype": str(loaded.model.dtype),
                 "window": loaded.window,
                 "text": text.name,
                 "documents": len(task.documents),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from posenc.errors import InvalidInputError
 
@@ -16,6 +19,41 @@ SMOLLM2 = "smollm2"
 SMALL = 10_000_000
 """Models with fewer parameters compute on one thread."""
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+DType = Literal["float32", "bfloat16", "float16", "auto"]
+AUTO = "auto"
+logger = logging.getLogger(__name__)
+
+
+class ModelSpec(BaseModel):
+    """Which model, and how it is loaded; a bare name stands for a model in float32.
+
+    Parameters
+    ----------
+    name : str
+        ``"tiny"`` (ships with posenc), ``"smollm2"`` (from a Python package), a folder, or a name
+        on the Hugging Face hub.
+    dtype : str
+        Of the weights; ``"auto"`` is the checkpoint's own.
+    device : str
+        What torch calls it, such as ``"cpu"`` or ``"cuda:1"``; ``"auto"`` is the first CUDA GPU that torch sees,
+        else the CPU.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = TINY
+    dtype: DType = "float32"
+    device: str = AUTO
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        known = list(cls.model_fields)
+        if isinstance(given, str):
+            return {"name": given}
+        if not isinstance(given, dict) or given.keys() - known:
+            raise ValueError(f"expected a model's name, or a mapping with the keys {', '.join(known)}")
+        return given
 
 
 @dataclass(frozen=True)
@@ -55,34 +93,59 @@ def tiny_folder() -> Path:
     return Path(__file__).parents[1] / "models" / "tiny"
 
 
-def load(name: str) -> Loaded:
-    """Load a causal language model in float32 for inference.
-
-    Parameters
-    ----------
-    name : str
-        ``"tiny"`` (ships with posenc), ``"smollm2"`` (from a Python package), a folder, or a name
-        on the Hugging Face hub.
+def load(which: ModelSpec | str) -> Loaded:
+    """Load a causal language model for inference.
 
     Raises
     ------
     InvalidInputError
-        If there is no such model or it cannot be read.
+        If there is no such model, it cannot be read, or its device is not there or too small.
     """
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    from transformers.utils import logging as their_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    source = locate(name)
+    their_logging.set_verbosity_error()
+    their_logging.disable_progress_bar()
+    spec = which if isinstance(which, ModelSpec) else ModelSpec(name=which)
+    source, device = locate(spec.name), find_device(spec.device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=spec.dtype)
     except (OSError, ValueError, KeyError) as error:
-        raise InvalidInputError(f"{name}: not a model that transformers can load: {_first_line(error)}") from error
+        raise InvalidInputError(f"{spec.name}: not a model that transformers can load: {_first_line(error)}") from error
+    try:
+        model.to(device)
+    except RuntimeError as error:
+        raise InvalidInputError(
+            f"{spec.name}: cannot be put on {device} in {model.dtype}: {_first_line(error)}. Take a smaller dtype "
+            "(bfloat16), or another device."
+        ) from error
     model.eval()
-    return Loaded(name, model, tokenizer)
+    return Loaded(spec.name, model, tokenizer)
+
+
+def find_device(name: str) -> str:
+    """What torch calls a device; for ``"auto"`` the first CUDA GPU that torch sees, else the CPU.
+
+    Raises
+    ------
+    InvalidInputError
+        If torch knows no such device, or it is not there.
+    """
+    import torch
+
+    if name == AUTO:
+        found = "cuda:0" if torch.cuda.is_available() else "cpu"
+        logger.info("device auto: %s", found)
+        return found
+    try:
+        torch.empty(1, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+        raise InvalidInputError(
+            f"device {name!r}: torch cannot use it here ({_first_line(error)}). "
+            "Give cpu, a device such as cuda:0, or auto."
+        ) from error
+    return name
 
 
 def locate(name: str) -> str:

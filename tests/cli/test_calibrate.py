@@ -63,6 +63,28 @@ def test_it_prints_the_curves_and_writes_a_file_that_lampe_reads(run, small_mode
     assert all(len(point["losses"]) == 3 for point in again["sweeps"]["lampe"]["128"])
 
 
+def test_another_dtype_is_measured_anew_and_recorded(run, small_model: Path, texts, tmp_path: Path):
+    arguments = (
+        "calibrate",
+        small_model,
+        *texts,
+        "--lengths",
+        "64",
+        "--score",
+        16,
+        "--out",
+        tmp_path / "o",
+        "-s",
+        "ntk",
+    )
+    for dtype in ("float32", "bfloat16"):
+        result = run(*arguments, "--dtype", dtype, "--file", tmp_path / f"{dtype}.yaml")
+        assert result.exit_code == 0, result.stderr
+    whole, half = (read(tmp_path / f"{dtype}.yaml") for dtype in ("float32", "bfloat16"))
+    assert (whole.settings.dtype, half.settings.dtype) == ("torch.float32", "torch.bfloat16")
+    assert whole.native[64].loss != half.native[64].loss
+
+
 def test_a_dry_run_measures_and_writes_nothing(run, small_model: Path, texts, tmp_path: Path):
     arguments = ("calibrate", small_model, *texts, "--score", 16, "--out", tmp_path / "o", "--dry-run", "-s", "ntk")
     result = run(*arguments)

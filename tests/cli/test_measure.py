@@ -52,6 +52,44 @@ def test_ppl_of_plain_rope_is_the_models_own(run, small_model: Path, text: Path)
     assert measured == pytest.approx(float(expected), abs=1e-5)
 
 
+def test_ppl_and_generate_in_another_dtype(run, small_model: Path, text: Path):
+    arguments = (
+        "ppl",
+        "--model",
+        small_model,
+        "--text",
+        text,
+        "-s",
+        "rerope",
+        "--score",
+        8,
+        "--documents",
+        1,
+        "--json",
+    )
+    whole, half = (
+        json.loads(run(*arguments, "--dtype", dtype, "--device", "cpu").stdout) for dtype in ("float32", "bfloat16")
+    )
+    assert (whole["dtype"], half["dtype"]) == ("torch.float32", "torch.bfloat16")
+    losses = [found["strategies"]["rerope"]["perplexity"]["256"]["losses"][0] for found in (whole, half)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=0.05)
+    said = run(
+        "generate", "--model", small_model, "--prompt", "the quick", "--dtype", "bfloat16", "--max-new-tokens", 2
+    )
+    assert said.exit_code == 0, said.stderr
+
+
+@pytest.mark.parametrize(
+    "verb", [("ppl", "-s", "rope", "--model"), ("generate", "--prompt", "fox", "--model"), ("calibrate",)]
+)
+def test_a_device_that_is_not_there_is_one_message(run, small_model: Path, verb: tuple[str, ...]):
+    result = run(*verb, small_model, "--device", "cuda:99")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "device 'cuda:99': torch cannot use it here" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_ppl_reads_a_list_of_configurations(run, small_model: Path, text: Path, tmp_path: Path):
     config = tmp_path / "several.yaml"
     config.write_text("- strategy: {name: lampe, mapping: 20}\n- strategy: {name: lampe, mapping: 30}\n")

@@ -19,6 +19,7 @@ from posenc.calibrate.record import read
 from posenc.calibrate.record import write as write_calibration
 from posenc.config import read_config
 from posenc.errors import InvalidConfigError, InvalidInputError, PosencError
+from posenc.evaluate.models import ModelSpec
 from posenc.evaluate.sweep import executors, run
 from posenc.evaluate.sweep.executors import Done
 from posenc.evaluate.sweep.folder import ResultsFolder
@@ -52,6 +53,7 @@ ROOT = Path(__file__).parents[2]
 SECOND = ROOT / "benchmarks/tiny-qwen3.yaml"
 """A calibration file; the others are suites."""
 BENCHMARKS = sorted(set((ROOT / "benchmarks").glob("*.yaml")) - {SECOND})
+TINY = ModelSpec(name="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +161,7 @@ def test_more_lengths_later_keep_what_is_there(tmp_path: Path, session: Session)
         {"strategies": ["rope", {"strategy": {"name": "rerope", "window_size": 12}, "frequencies": "ntk"}]},
         {"strategies": ["rope", {"strategy": {"name": "rerope", "window_size": 12}, "backend": "reference"}]},
         {"tasks": [{"task": "perplexity", "documents": 3, "scored": 8}]},
+        {"model": {"name": "tiny", "dtype": "bfloat16"}},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -175,6 +178,24 @@ def test_a_label_is_not_in_the_id_and_a_default_given_is_no_change(tmp_path: Pat
     assert ids[0] == ids[1]
 
 
+def test_the_device_is_not_in_the_id(tmp_path: Path, session: Session):
+    ids = [
+        plan(tmp_path, SMALL, session, model=model).cells[0].id for model in ("tiny", {"name": "tiny", "device": "cpu"})
+    ]
+    assert ids[0] == ids[1]
+
+
+def test_workers_load_the_model_as_the_suite_says(tmp_path: Path):
+    half = {"name": "tiny", "dtype": "bfloat16", "device": "cpu"}
+    found = [
+        run.execute(plan(tmp_path, SMALL, Session(), out=out, model=model), Execution("processes", workers=1))
+        for out, model in (("whole", "tiny"), ("half", half))
+    ]
+    scores = [[sample.score for cell in sweep.cells for sample in cell.samples] for sweep in found]
+    assert scores[0] != scores[1]
+    assert scores[0] == pytest.approx(scores[1], abs=0.05)
+
+
 def test_the_content_of_a_text_is_in_the_id_and_its_name_is_not(tmp_path: Path):
     ids = []
     for name, words in (("a.txt", "one two "), ("a.txt", "one three "), ("b.txt", "one two ")):
@@ -187,13 +208,13 @@ def test_the_content_of_a_text_is_in_the_id_and_its_name_is_not(tmp_path: Path):
 def test_the_model_and_the_tokenizer_are_in_the_id(tmp_path: Path, session: Session):
     import torch
 
-    before = session.cell("a", "tiny", *_one(tmp_path, session))
+    before = session.cell("a", TINY, *_one(tmp_path, session))
     with torch.no_grad():
-        weight = session.loaded("tiny").model.model.layers[0].self_attn.q_proj.weight
+        weight = session.loaded(TINY).model.model.layers[0].self_attn.q_proj.weight
         kept = weight.clone()
         weight[0, 0] += 1
-        other = Session(loader=lambda name: session.loaded("tiny"))
-        changed = other.cell("a", "tiny", *_one(tmp_path, other))
+        other = Session(loader=lambda which: session.loaded(TINY))
+        changed = other.cell("a", TINY, *_one(tmp_path, other))
         weight.copy_(kept)
     assert before.id != changed.id
     with pytest.raises(InvalidInputError, match="model changed since"):
@@ -372,6 +393,10 @@ def test_a_sweep_without_results_can_be_read(tmp_path: Path, session: Session):
         ({"tasks": [{"task": "perplexity", "text": "nowhere.txt"}]}, "nowhere.txt: cannot be read"),
         ({"name": "a/b"}, "name"),
         ({"model": "no/such"}, "not a model|no such model"),
+        ({"model": 5}, "model: expected a model's name, or a mapping with the keys name, dtype, device"),
+        ({"model": {"name": "tiny", "devise": "cpu"}}, "mapping with the keys name, dtype, device"),
+        ({"model": {"name": "tiny", "dtype": "int8"}}, r"model\.dtype: Input should be 'float32'"),
+        ({"model": {"name": "tiny", "device": "cuda:99"}}, "device 'cuda:99': torch cannot use it here"),
     ],
     ids=str,
 )

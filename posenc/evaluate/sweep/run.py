@@ -42,7 +42,7 @@ class Planned:
         return Sweep(
             name=self.suite.name,
             command=self.command,
-            model=self.suite.model,
+            model=self.suite.model.name,
             window=self.session.loaded(self.suite.model).window,
             versions=versions(),
             cells=tuple(_entry(cell) for cell in self.cells),

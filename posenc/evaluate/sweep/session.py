@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from posenc.config import Config, read_config
 from posenc.errors import InvalidInputError
 from posenc.evaluate import fingerprint
-from posenc.evaluate.models import Loaded, load
+from posenc.evaluate.models import Loaded, ModelSpec, load
 from posenc.evaluate.sweep.results import CellResult, identify, rounded
 from posenc.evaluate.tasks import read_task
 from posenc.evaluate.tasks.base import Source, Subject, Task
@@ -28,8 +28,8 @@ class Cell(BaseModel):
     ----------
     label : str
         The strategy's name in tables; not part of the identity.
-    model : str
-        What to load; the identity has its fingerprint.
+    model : ModelSpec
+        What to load; the identity has its fingerprint and dtype, not the device.
     config, task : dict
         As a suite writes them, everything given.
     length, seed : int
@@ -42,7 +42,7 @@ class Cell(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     label: str
-    model: str
+    model: ModelSpec
     config: dict[str, Any]
     task: dict[str, Any]
     length: int
@@ -63,30 +63,30 @@ class Session:
     Parameters
     ----------
     loader : callable
-        Takes a model's name and returns it loaded.
+        Returns a model loaded.
     """
 
-    loader: Callable[[str], Loaded] = load
-    _models: dict[str, Loaded] = field(default_factory=dict)
-    _fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
-    _tokenizers: dict[str, str] = field(default_factory=dict)
-    _sources: dict[tuple[str, str], Source] = field(default_factory=dict)
+    loader: Callable[[ModelSpec], Loaded] = load
+    _models: dict[ModelSpec, Loaded] = field(default_factory=dict)
+    _fingerprints: dict[ModelSpec, Fingerprint] = field(default_factory=dict)
+    _tokenizers: dict[ModelSpec, str] = field(default_factory=dict)
+    _sources: dict[tuple[ModelSpec, str], Source] = field(default_factory=dict)
 
-    def loaded(self, name: str) -> Loaded:
-        """The model of that name; another one is forgotten, since memory holds one large model."""
-        if name not in self._models:
+    def loaded(self, model: ModelSpec) -> Loaded:
+        """That model; another one is forgotten, since memory holds one large model."""
+        if model not in self._models:
             self._models.clear()
-            self._models[name] = self.loader(name)
-        return self._models[name]
+            self._models[model] = self.loader(model)
+        return self._models[model]
 
-    def source(self, model: str, text: str) -> Source:
+    def source(self, model: ModelSpec, text: str) -> Source:
         """A text in the tokens of a model."""
         key = model, text
         if key not in self._sources:
             self._sources[key] = Source(self.loaded(model).tokenizer, read_text(text))
         return self._sources[key]
 
-    def cell(self, label: str, model: str, config: Config, task: Task, length: int, seed: int) -> Cell:
+    def cell(self, label: str, model: ModelSpec, config: Config, task: Task, length: int, seed: int) -> Cell:
         """Put a cell together.
 
         Raises
@@ -141,28 +141,27 @@ class Session:
             samples = task.measure(Subject(loaded, handle), source, cell.length, cell.seed)
         return CellResult(id=cell.id, identity=cell.identity, samples=rounded(samples))
 
-    def fingerprint(self, name: str) -> Fingerprint:
-        """What tells the model of that name from others."""
-        if name not in self._fingerprints:
+    def fingerprint(self, model: ModelSpec) -> Fingerprint:
+        """What tells that model from others."""
+        if model not in self._fingerprints:
             from posenc.fingerprint import fingerprint as of_model
             from posenc.handle import find_adapter
 
-            model = self.loaded(name).model
-            self._fingerprints[name] = of_model(model, find_adapter(model))
-        return self._fingerprints[name]
+            loaded = self.loaded(model).model
+            self._fingerprints[model] = of_model(loaded, find_adapter(loaded))
+        return self._fingerprints[model]
 
-    def _model_facts(self, name: str) -> dict[str, Any]:
-        loaded = self.loaded(name)
+    def _model_facts(self, model: ModelSpec) -> dict[str, Any]:
         return {
-            "model": self.fingerprint(name).model_dump(mode="json"),
-            "dtype": str(loaded.model.dtype),
-            "tokenizer": self._tokenizer(name),
+            "model": self.fingerprint(model).model_dump(mode="json"),
+            "dtype": str(self.loaded(model).model.dtype),
+            "tokenizer": self._tokenizer(model),
         }
 
-    def _tokenizer(self, name: str) -> str:
-        if name not in self._tokenizers:
-            self._tokenizers[name] = fingerprint.of_tokenizer(self.loaded(name).tokenizer)
-        return self._tokenizers[name]
+    def _tokenizer(self, model: ModelSpec) -> str:
+        if model not in self._tokenizers:
+            self._tokenizers[model] = fingerprint.of_tokenizer(self.loaded(model).tokenizer)
+        return self._tokenizers[model]
 
 
 def _determined(strategy: PositionStrategy) -> dict[str, Any]:

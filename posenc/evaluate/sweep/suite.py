@@ -3,7 +3,7 @@
 .. code-block:: yaml
 
     name: first-look
-    model: tiny
+    model: tiny                      # or {name: owner/model, dtype: bfloat16, device: cuda}
     lengths: [1x, 2x, 1024]          # tokens, or multiples of the model's window
     seeds: [0, 1]
     strategies:
@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 
 from posenc.config import read_yaml
 from posenc.errors import InvalidConfigError, InvalidInputError, PosencError
-from posenc.evaluate.models import TINY
+from posenc.evaluate.models import ModelSpec
 from posenc.evaluate.sweep.entries import StrategyEntry
 from posenc.evaluate.sweep.session import Cell, Session
 from posenc.evaluate.tasks import read_task
@@ -42,7 +42,7 @@ class Suite(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    model: str = TINY
+    model: ModelSpec = ModelSpec()
     lengths: tuple[int | str, ...] = Field(min_length=1)
     seeds: tuple[NonNegativeInt, ...] = Field((0,), min_length=1)
     strategies: tuple[Any, ...] = Field(min_length=1)
