@@ -104,7 +104,7 @@ gpu-wheels: $(INSTALLED) ## what such a machine lacks (GPU_LACKS, for Python GPU
 	    $(foreach tag,2_28 2_17,--platform manylinux_$(tag)_x86_64) --platform manylinux2014_x86_64 \
 	    -c constraints.txt -d $(WHEELS) $(GPU_LACKS)
 
-results: results-tiny results-smollm2 results-page ## measure docs/results/results.md anew (hours; stop it at any time, it resumes)
+results: results-tiny results-smollm2 results-page ## measure docs/results/results.md anew (three hours; stop it at any time, it resumes)
 
 results-tiny: $(INSTALLED) ## its tables of the shipped model (half an hour on one idle core)
 	$(EVAL) benchmarks/main.yaml --bundle docs/results/eval/main.json
@@ -123,7 +123,7 @@ results-tiny: $(INSTALLED) ## its tables of the shipped model (half an hour on o
 	$(EVAL) benchmarks/transfer-models.yaml --bundle docs/results/eval/transfer-models.json
 	$(EVAL) benchmarks/transfer-models-tiny.yaml --bundle docs/results/eval/transfer-models-tiny.json
 
-results-smollm2: $(SMOLLM2) ## its passkeys of SmolLM2-135M (three hours on one idle core)
+results-smollm2: $(SMOLLM2) ## its passkeys of SmolLM2-135M (two hours and a quarter on one core)
 	$(BIN)/python -m scripts.evaluation_texts
 	POSENC_CACHE=.cache $(BIN)/posenc eval benchmarks/smollm2.yaml --bundle docs/results/eval/smollm2.json
 
