@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from posenc.evaluate.models import DType
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+"""Those of ``ModelSpec``, which ``--help`` is too quick to import."""
 
 
 def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """``--dtype`` and ``--device``."""
     dtype = click.option(
         "--dtype",
-        type=click.Choice(get_args(DType)),
+        type=click.Choice(DTYPES),
         default="float32",
         show_default=True,
         help="Of the weights; 'auto' is the checkpoint's own.",

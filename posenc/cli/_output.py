@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from posenc.files import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 PIPE_WIDTH = 110
 """Table width where stdout is no terminal."""
@@ -71,6 +73,19 @@ def print_json(data: Any) -> None:
 def progress(total: int) -> Iterator[Callable[..., None]]:
     """A progress bar on stderr, silent where stderr is no terminal; call ``step(description, advance=1)``."""
     from rich.console import Console
+
+    errors = Console(stderr=True)
+    with progress_bar(errors) as bar:
+        task = bar.add_task("", total=total)
+
+        def step(description: str, advance: int = 1) -> None:
+            bar.update(task, advance=advance, description=description)
+
+        yield step
+
+
+def progress_bar(console: Console) -> Progress:
+    """The bar, with the time left by the mean speed of the whole run: one step may take minutes."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -80,22 +95,15 @@ def progress(total: int) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn,
     )
 
-    errors = Console(stderr=True)
-    bar = Progress(
+    return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=errors,
-        disable=not errors.is_terminal,
+        console=console,
+        disable=not console.is_terminal,
         transient=True,
+        speed_estimate_period=math.inf,
     )
-    with bar:
-        task = bar.add_task("", total=total)
-
-        def step(description: str, advance: int = 1) -> None:
-            bar.update(task, advance=advance, description=description)
-
-        yield step

@@ -63,7 +63,7 @@ def command(
         return
     if bundle is not None and not bundle.parent.is_dir():
         raise click.UsageError(f"--bundle: there is no folder {bundle.parent}.")
-    with progress(len(missing)) as step:
+    with progress(sum(cell.tokens for cell in missing)) as step:
         sweep = run.execute(planned, run.Execution(executor, workers, slurm), step)
     files = [planned.folder.path] if bundle is None else [planned.folder.path, write_sweep(sweep, bundle)]
     if as_json:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from posenc.cli._group import INTERRUPTED, VerbGroup, group
+from posenc.cli._model import DTYPES
 from posenc.errors import PosencError
+from posenc.evaluate.models import DType
 
 VERBS = sorted(group.list_commands(click.Context(group)))
 HEAVY = ("torch", "transformers", "pydantic", "numpy", "rich", "matplotlib", "yaml", "pluggy", "posenc_plugins")
@@ -35,6 +38,10 @@ def test_help_loads_nothing_heavy(arguments: list[str]):
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip()
+
+
+def test_the_dtypes_on_offer_are_those_of_a_model():
+    assert get_args(DType) == DTYPES
 
 
 def test_help_of_one_verb_does_not_import_the_others():

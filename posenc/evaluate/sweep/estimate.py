@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 from posenc.evaluate.models import Loaded
 from posenc.evaluate.sweep.session import Cell
-from posenc.evaluate.tasks import read_task
 
 SHORT, LONG = 256, 1024
 """Tokens of the two forwards."""
@@ -42,10 +41,7 @@ def _guesses(loaded: Loaded, cells: Sequence[Cell]) -> list[float]:
         short, long = (_seconds(loaded, tokens[:, :length]) for length in (SHORT, LONG))
     square = max(0.0, (long - short * LONG / SHORT) / (LONG**2 - LONG * SHORT))
     linear = max(0.0, short / SHORT - square * SHORT)
-    prefills = [read_task(cell.task, source=cell.label).prefills for cell in cells]
-    return [
-        count * (linear * cell.length + square * cell.length**2) for count, cell in zip(prefills, cells, strict=True)
-    ]
+    return [cell.tokens * (linear + square * cell.length) for cell in cells]
 
 
 def _seconds(loaded: Loaded, tokens: object) -> float:

@@ -92,13 +92,13 @@ def plan(path: str | Path, out: Path | None = None, session: Session | None = No
     return Planned(suite, make_cells(suite, session, source=str(path)), session, folder, f"posenc eval {path}")
 
 
-def execute(planned: Planned, execution: Execution, step: Callable[[str], None] | None = None) -> Sweep:
+def execute(planned: Planned, execution: Execution, step: Callable[[str, int], None] | None = None) -> Sweep:
     """Measure what is missing and return everything that was measured.
 
     Parameters
     ----------
     step : callable, optional
-        Called with a description after every cell.
+        Called after every cell with a description and the cell's tokens.
 
     Raises
     ------
@@ -106,13 +106,14 @@ def execute(planned: Planned, execution: Execution, step: Callable[[str], None] 
         If a cell could not be measured, after all others were; or if results cannot be written.
     """
     named = {cell.id: f"{cell.label}, {cell.task['task']}, {cell.length} tokens" for cell in planned.cells}
+    tokens = {cell.id: cell.tokens for cell in planned.cells}
     failed: list[Done] = []
 
     def report(done: Done) -> None:
         if done.error is not None:
             failed.append(done)
         if step is not None:
-            step(named[done.id])
+            step(named[done.id], tokens[done.id])
 
     with planned.folder.held():
         planned.folder.write_sweep(planned.sweep)

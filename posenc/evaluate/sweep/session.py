@@ -55,6 +55,11 @@ class Cell(BaseModel):
         """Hash of the identity."""
         return identify(self.identity)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that are read, answers and shared prefixes not counted."""
+        return read_task(self.task, source=self.label).prefills * self.length
+
 
 @dataclass
 class Session:
