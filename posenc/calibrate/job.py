@@ -167,7 +167,9 @@ def estimate_seconds(job: Job) -> float:
         for length in job.lengths:
             tokens = torch.from_numpy(job.corpus.documents[0, -length:].copy()).to(job.loaded.model.device)
             began = time.perf_counter()
-            job.loaded.model(input_ids=tokens[None], use_cache=False, logits_to_keep=job.asked.scored + 1)
+            keep = job.asked.scored + 1
+            out = job.loaded.model(input_ids=tokens[None], use_cache=False, logits_to_keep=keep)
+            out.logits.cpu()  # waits for a GPU
             tried = 1 + sum(len(grid[length]) for grid in job.grids.values())
             seconds += (time.perf_counter() - began) * len(job.corpus.documents) * tried
     return seconds

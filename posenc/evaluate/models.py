@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class ModelSpec(BaseModel):
-    """Which model, and how it is loaded; a bare name stands for a model in float32.
+    """Which model, and how it is loaded.
 
     Parameters
     ----------
@@ -96,6 +96,11 @@ def tiny_folder() -> Path:
 def load(which: ModelSpec | str) -> Loaded:
     """Load a causal language model for inference.
 
+    Parameters
+    ----------
+    which : ModelSpec or str
+        A bare name is loaded in float32 on the CPU.
+
     Raises
     ------
     InvalidInputError
@@ -106,7 +111,7 @@ def load(which: ModelSpec | str) -> Loaded:
 
     their_logging.set_verbosity_error()
     their_logging.disable_progress_bar()
-    spec = which if isinstance(which, ModelSpec) else ModelSpec(name=which)
+    spec = which if isinstance(which, ModelSpec) else ModelSpec(name=which, device="cpu")
     source, device = locate(spec.name), find_device(spec.device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)

@@ -11,9 +11,9 @@ from posenc.errors import InvalidInputError
 from posenc.evaluate.models import ModelSpec, find_device, load
 
 
-def test_a_bare_name_stands_for_float32():
+def test_a_bare_name_is_loaded_in_float32_on_the_cpu():
     loaded = load("tiny")
-    assert loaded.model.dtype == torch.float32
+    assert (loaded.model.dtype, loaded.model.device.type) == (torch.float32, "cpu")
     assert not loaded.model.training
 
 
