@@ -308,11 +308,11 @@ def test_a_cell_that_fails_ends_no_other(tmp_path: Path, session: Session, monke
         return real(self, cell)
 
     monkeypatch.setattr(Session, "measure", measure)
-    seen: list[str] = []
+    seen: list[int] = []
     with pytest.raises(
         PosencError, match=f"1 of 4 cells could not be measured(.|\n)*rope, perplexity, 40 tokens \\({bad}\\)"
     ):
-        run.execute(planned, Execution(), seen.append)
+        run.execute(planned, Execution(), lambda description, tokens: seen.append(tokens))
     assert len(seen) == 4
     assert "out of memory, say" in (planned.folder.path / "failed" / f"{bad}.txt").read_text()
     monkeypatch.undo()
@@ -326,10 +326,10 @@ def test_every_executor_writes_the_same_bytes(execution: Execution, tmp_path: Pa
     here = plan(tmp_path, SMALL, session, "here")
     run.execute(here, Execution())
     there = plan(tmp_path, SMALL, session, "there")
-    seen: list[str] = []
-    run.execute(there, execution, seen.append)
+    seen: list[int] = []
+    run.execute(there, execution, lambda description, tokens: seen.append(tokens))
     assert contents(there.folder.path) == contents(here.folder.path)
-    assert len(seen) == 4
+    assert sorted(seen) == [2 * 24, 2 * 24, 2 * 40, 2 * 40]
 
 
 def test_a_worker_that_dies_costs_one_cell(tmp_path: Path, session: Session, monkeypatch: pytest.MonkeyPatch):
