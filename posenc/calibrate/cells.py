@@ -60,7 +60,7 @@ class Cells:
         self._same = {
             "format": FORMAT,
             "model": self.fingerprint.model_dump(),
-            "dtype": str(self.loaded.model.dtype),
+            "dtype": self.loaded.dtype,
             "documents": self.corpus.sha256,
             "scored": self.scored,
             "versions": versions(),

@@ -235,7 +235,7 @@ def run(job: Job, folder: Path, step: Callable[[str, int], None] = lambda descri
             documents=len(job.corpus.documents),
             seed=job.asked.seed,
             stopping=STOPPING,
-            dtype=str(job.loaded.model.dtype),
+            dtype=job.loaded.dtype,
         ),
         versions=versions(),
         mapping=None if fit is None else fit.mapping,

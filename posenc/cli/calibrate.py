@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from posenc.calibrate.job import Job, Outcome
     from posenc.calibrate.record import Choice
     from posenc.calibrate.sweep import Sweep
+    from posenc.evaluate.models import DType
     from posenc.evaluate.perplexity import Mean
 
 FEW = 30
@@ -41,7 +42,7 @@ FEW = 30
 @json_option
 def command(
     model: str,
-    dtype: Any,
+    dtype: DType,
     device: str,
     texts: tuple[str, ...],
     report_texts: tuple[str, ...],

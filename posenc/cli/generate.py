@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +12,9 @@ from posenc.cli._model import loading_options
 from posenc.cli._output import json_option, print_json
 from posenc.cli._strategy import choose_configs, param_option
 from posenc.errors import InvalidConfigError, InvalidInputError
+
+if TYPE_CHECKING:
+    from posenc.evaluate.models import DType
 
 
 @click.command("generate", short_help="Continue a prompt under a strategy.")
@@ -29,7 +32,7 @@ from posenc.errors import InvalidConfigError, InvalidInputError
 @json_option
 def command(
     model: str,
-    dtype: Any,
+    dtype: DType,
     device: str,
     prompt: str | None,
     prompt_file: str | None,

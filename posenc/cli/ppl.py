@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +13,7 @@ from posenc.cli._strategy import choose_configs, labels, param_option
 
 if TYPE_CHECKING:
     from posenc.evaluate.compare import Outcome
+    from posenc.evaluate.models import DType
 
 
 @click.command("ppl", short_help="Measure perplexity at several lengths.")
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @json_option
 def command(
     model: str,
-    dtype: Any,
+    dtype: DType,
     device: str,
     source: str,
     names: tuple[str, ...],
@@ -69,7 +70,7 @@ def command(
         print_json(
             {
                 "model": loaded.name,
-                "dtype": str(loaded.model.dtype),
+                "dtype": loaded.dtype,
                 "window": loaded.window,
                 "text": text.name,
                 "documents": len(task.documents),

@@ -70,6 +70,11 @@ class Loaded:
         found = getattr(self.model.config, "max_position_embeddings", None)
         return None if found is None else int(found)
 
+    @property
+    def dtype(self) -> str:
+        """What torch calls the dtype of the weights."""
+        return str(self.model.dtype)
+
     @contextmanager
     def threads(self) -> Iterator[None]:
         """Run small models on one thread inside the block.
@@ -145,7 +150,7 @@ def find_device(name: str) -> str:
         return found
     try:
         torch.empty(1, device=name).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise InvalidInputError(
             f"device {name!r}: torch cannot use it here ({_first_line(error)}). "
             "Give cpu, a device such as cuda:0, or auto."

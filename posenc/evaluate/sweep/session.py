@@ -68,7 +68,7 @@ class Session:
     Parameters
     ----------
     loader : callable
-        Returns a model loaded.
+        Loads a model.
     """
 
     loader: Callable[[ModelSpec], Loaded] = load
@@ -159,7 +159,7 @@ class Session:
     def _model_facts(self, model: ModelSpec) -> dict[str, Any]:
         return {
             "model": self.fingerprint(model).model_dump(mode="json"),
-            "dtype": str(self.loaded(model).model.dtype),
+            "dtype": self.loaded(model).dtype,
             "tokenizer": self._tokenizer(model),
         }
 
