@@ -22,6 +22,7 @@ from posenc.errors import UnsupportedModelError
 from posenc.horizon import ATTRIBUTE, Horizon, Kind
 from posenc.kernels.rotated import compute_dtype
 from posenc.step import Step
+from posenc.transformers_names import cache_of
 
 BROKEN = (
     "posenc: a compiled decode step does not go on from where its cache stands: another model or a detached one filled "
@@ -162,7 +163,7 @@ def compiled_step(attachment: Attachment, kwargs: dict[str, Any], tokens: Tensor
     RuntimeError
         If the token does not go on from where the cache stands.
     """
-    cache: Any = kwargs.get("past_key_values")
+    cache = cache_of(kwargs)
     horizon = getattr(cache, ATTRIBUTE, None)
     if not isinstance(horizon, Horizon) or tokens.shape[1] != 1 or attachment.announced is not None:
         return None

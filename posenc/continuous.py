@@ -213,7 +213,9 @@ class PagedStep:
     ) -> tuple[Tensor, Tensor | None]:
         """Attention of one layer on raw packed queries and keys; output [1, L, H, D]."""
         number: int = module.layer_idx  # type: ignore[assignment]
-        k_1HKD, v_1HKD = self.cache.update(k_1HLD, v_1HLD, number, dict(self.paging))
+        k_1HKD, v_1HKD = k_1HLD, v_1HLD
+        if "cache" in options:  # up to transformers 5.23 its update is left to the attention function
+            k_1HKD, v_1HKD = self.cache.update(k_1HLD, v_1HLD, number, dict(self.paging))
         allocator = self.cache.layer_to_allocator[number]
         widths = [allocator.get_seqlen_k(before, after - before) for _, before, after in self.requests]
         new = [after - before for _, before, after in self.requests]

@@ -31,6 +31,7 @@ from posenc.relay import RELAYS
 from posenc.step import Step
 from posenc.stock import stock_attention
 from posenc.strays import note_stray
+from posenc.transformers_names import cache_of, output_cache, paged_cache_of
 
 IMPLEMENTATION = "posenc"
 STEP = "posenc_step"
@@ -70,7 +71,7 @@ class HeadHook:
         kwargs = _named(module, args, kwargs)
         keep = kwargs.get("logits_to_keep", 0)
         tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
-        if kwargs.get("past_key_values") is None or not isinstance(keep, int) or keep < 2 or tokens is None:
+        if cache_of(kwargs) is None or not isinstance(keep, int) or keep < 2 or tokens is None:
             return None
         if tokens.shape[0] != 1 or tokens.shape[1] < keep:
             return None
@@ -105,7 +106,7 @@ class DecoderHook:
         batch, new = tokens.shape[:2]
         if new == 0:
             raise InvalidInputError("the model got no tokens: the text is empty.")
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         past = int(cache.get_seq_length()) if cache is not None else 0
         horizon = getattr(cache, HORIZON, None)
         position_ids = kwargs.get("position_ids")
@@ -118,7 +119,7 @@ class DecoderHook:
             )
         position_ids = position_ids.expand(batch, -1)
         attachment = self.attachment
-        if kwargs.get("cache") is not None:  # the paged cache of continuous batching, holding many sequences
+        if paged_cache_of(kwargs) is not None:  # continuous batching: many sequences in one row
             kwargs[STEP] = attachment.batches.step(attachment, module, kwargs, position_ids)
             kwargs["attention_mask"] = tokens.new_ones((1, 1, 1, 1), dtype=torch.bool)  # each sequence gets its own
             return kwargs
@@ -173,10 +174,8 @@ class RecordHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         step = kwargs.get(STEP)
-        cache = getattr(output, "past_key_values", None)
-        if cache is None and isinstance(output, tuple):
-            cache = next((item for item in output if hasattr(item, "get_seq_length")), None)
-        if step is not None and cache is not None and kwargs.get("past_key_values") is None:
+        cache = output_cache(output)
+        if step is not None and cache is not None and cache_of(kwargs) is None:
             record: CacheRecord = step.record
             setattr(cache, ATTRIBUTE, record)
 

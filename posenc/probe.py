@@ -26,6 +26,7 @@ from posenc.masks import NotedMask, logged_masks
 from posenc.relay import install_relays
 from posenc.rope import Arithmetic
 from posenc.strays import logged_strays
+from posenc.transformers_names import returns_cache
 
 Facts = dict[nn.Module, LayerFacts]
 
@@ -179,9 +180,9 @@ def _run(decoder: Any, step_name: str) -> Run:
         raise UnsupportedModelError(
             f"{_named(decoder)} does not run a plain forward of tokens, positions and a padding mask: {error}"
         ) from error
-    if not hasattr(output, "past_key_values"):
+    if not returns_cache(output):
         raise UnsupportedModelError(
-            f"{_named(decoder)} returns no past_key_values: its cache is its own, and posenc could not follow it."
+            f"{_named(decoder)} returns no KV cache: its cache is its own, and posenc could not follow it."
         )
     return Run(recorder.calls, masks, output[0])
 
@@ -222,7 +223,7 @@ def check_structure(model: nn.Module, decoder: Any) -> None:
         )
     if hasattr(decoder, "_setup_cache"):
         raise UnsupportedModelError(
-            f"{_named(decoder)} keeps its cache inside its layers, not in past_key_values that posenc could follow."
+            f"{_named(decoder)} keeps its cache inside its layers, where posenc could not follow it."
         )
     parameters = inspect.signature(type(decoder).forward).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):

@@ -17,6 +17,7 @@ from torch import nn
 from posenc.compiled import CompiledStep
 from posenc.errors import UnsupportedModelError
 from posenc.strays import probing
+from posenc.transformers_names import cache_of
 
 NOTED = "_posenc_noted_step"
 
@@ -32,7 +33,7 @@ class NoteStep:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         step = kwargs.get(self.name)
         if isinstance(step, CompiledStep):
-            setattr(kwargs["past_key_values"], NOTED, step)
+            setattr(cache_of(kwargs), NOTED, step)
         elif step is not None:
             _step.set(step)
 
@@ -56,7 +57,7 @@ class TakeStep:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self.name in kwargs:
             return None
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         if getattr(cache, NOTED, None) is not None:
             step = getattr(cache, NOTED)
             setattr(cache, NOTED, None)

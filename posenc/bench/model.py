@@ -18,6 +18,7 @@ import posenc
 from posenc.bench.cases import Case, row_lengths
 from posenc.bench.timing import Pair
 from posenc.rope import Rotary
+from posenc.transformers_names import cache_argument
 
 SHAPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": {
@@ -107,7 +108,7 @@ class Decode:
 
     def __call__(self) -> Tensor:
         token = torch.ones((1, 1), dtype=torch.long)
-        output = self.model(token, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        output = self.model(token, **cache_argument(self.model, self.cache), use_cache=True, logits_to_keep=1)
         logits: Tensor = output.logits[:, -1]
         return logits
 
@@ -135,7 +136,7 @@ def decoders(stock: Any, patched: Any, tokens_BL: Tensor) -> tuple[Decode, Decod
     config, length = stock.config, tokens_BL.shape[1]
     plain, raw = DynamicCache(config=config), DynamicCache(config=config)
     with torch.no_grad(), without_layers(patched):
-        patched(tokens_BL, past_key_values=raw, use_cache=True, logits_to_keep=1)
+        patched(tokens_BL, **cache_argument(patched, raw), use_cache=True, logits_to_keep=1)
     generator = torch.Generator().manual_seed(1)
     dim = config.hidden_size // config.num_attention_heads
     shape = (1, config.num_key_value_heads, length, dim)

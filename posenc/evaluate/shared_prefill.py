@@ -18,6 +18,7 @@ from torch import Tensor
 
 from posenc.errors import InvalidInputError
 from posenc.handle import Handle
+from posenc.transformers_names import cache_argument, output_cache
 
 
 class SharedPrefill:
@@ -63,8 +64,10 @@ class SharedPrefill:
         start = self._rewind(prompt_P, keep)
         tokens = torch.from_numpy(prompt_P[start:].copy())[None].to(self._model.device)
         with self._handle.prompt_length(len(prompt_P)):
-            out = self._model(input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
-        self._cache, self._prompt = out.past_key_values, prompt_P
+            out = self._model(
+                input_ids=tokens, **cache_argument(self._model, self._cache), use_cache=True, logits_to_keep=keep
+            )
+        self._cache, self._prompt = output_cache(out), prompt_P
         self.tokens_read += tokens.shape[1]
         logits: Tensor = out.logits[0].float()
         return logits
@@ -82,7 +85,7 @@ class SharedPrefill:
             if len(said) == new_tokens:
                 return said
             step = torch.tensor([[token]], device=self._model.device)
-            logits = self._model(input_ids=step, past_key_values=self._cache, use_cache=True).logits[0]
+            logits = self._model(input_ids=step, **cache_argument(self._model, self._cache), use_cache=True).logits[0]
 
     def _rewind(self, prompt_P: NDArray[np.int64], keep: int) -> int:
         """Cut the cache back to what the prompt shares with the last one; the number of tokens left in it."""

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posenc.transformers_names import cache_argument, output_cache
+
 
 def tokens(vocabulary: int, *shape: int, seed: int = 1) -> Tensor:
     """Random token ids, int64, never 0 (which often is padding)."""
@@ -22,8 +24,10 @@ def decoded(model: Any, ids: Tensor, prompt: int, mask: Tensor | None = None) ->
     for low, high in pairwise(cuts):
         own = None if mask is None else mask[:, :high]
         at = positions[:, low:high]  # as generate passes them: some families count from 0 without them
-        out = model(ids[:, low:high], attention_mask=own, position_ids=at, past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+        out = model(
+            ids[:, low:high], attention_mask=own, position_ids=at, **cache_argument(model, cache), use_cache=True
+        )
+        cache = output_cache(out)
         parts.append(out.logits)
     return torch.cat(parts, 1)
 
