@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,16 +131,32 @@ class ArchitectureAdapter:
         return found
 
     def rotary(self, decoder: nn.Module, source: RotarySource, position_ids_BL: Tensor) -> Rotary:
-        """Frequencies that the model itself uses for these positions (hooks must be off)."""
+        """Frequencies that the model itself uses for these positions, whatever it ran before.
+
+        Read afresh in every forward, from any thread: it must not change the module.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the module's tables are not made of the frequencies it declares, or are offloaded.
+        """
         module = decoder.get_submodule(source.module)
         if rope_type(module, source) in LENGTH_DEPENDENT:
+            module = _fresh(module, source)
             which = {} if source.layer_type is None else {"layer_type": source.layer_type}
             with torch.no_grad():
-                table = module(torch.empty(0, device=position_ids_BL.device), position_ids_BL, **which)
+                x = torch.empty(0, device=position_ids_BL.device)
+                table = type(module).forward(module, x, position_ids_BL, **which)  # past every hook
             _check_scaling(module, table, float(getattr(module, f"{source.prefix}attention_scaling", 1.0)))
         inv_freq: Any = getattr(module, f"{source.prefix}inv_freq")
+        if inv_freq.is_meta:
+            raise UnsupportedModelError(
+                f"the frequencies of {type(module).__name__} are offloaded. Offload parameters only "
+                "(offload_buffers=False)."
+            )
         scaling: Any = getattr(module, f"{source.prefix}attention_scaling", 1.0)
-        return Rotary(inv_freq.detach().clone(), float(scaling), theta=self.theta(decoder, source))
+        with torch.inference_mode(False):  # they serve later forwards, which may train
+            return Rotary(inv_freq.detach().clone(), float(scaling), theta=self.theta(decoder, source))
 
     def theta(self, decoder: nn.Module, source: RotarySource) -> float | None:
         """Base of the model's geometric frequencies, from its configuration."""
@@ -168,6 +185,19 @@ def rope_type(module: nn.Module, source: RotarySource) -> str:
     """The kind of frequencies a rotary module computes for a source."""
     kind: Any = getattr(module, "rope_type", "default")
     return str(kind.get(source.layer_type, "default") if isinstance(kind, dict) else kind)
+
+
+def _fresh(module: nn.Module, source: RotarySource) -> nn.Module:
+    """A copy of a rotary module with the frequencies it was made with: the model's own remembers its last forward."""
+    fresh = copy.copy(module)
+    fresh._buffers = {name: None if x is None else x.clone() for name, x in module._buffers.items()}
+    original: Any = getattr(module, f"{source.prefix}original_inv_freq", None)
+    if original is not None:
+        fresh._buffers[f"{source.prefix}inv_freq"] = original.clone()
+    for name in (f"{source.prefix}max_seq_len_cached", "max_seq_len_cached"):
+        if hasattr(fresh, name):
+            setattr(fresh, name, getattr(fresh, "original_max_seq_len", getattr(fresh, name)))
+    return fresh
 
 
 def _frequencies(module: nn.Module) -> list[str]:

@@ -21,7 +21,7 @@ from posenc.attachment import Attachment
 from posenc.errors import UnsupportedModelError
 from posenc.horizon import ATTRIBUTE, Horizon, Kind
 from posenc.kernels.rotated import compute_dtype
-from posenc.step import Step
+from posenc.step import refuse_options
 from posenc.transformers_names import cache_of
 
 BROKEN = (
@@ -80,7 +80,7 @@ class CompiledStep:
                 q = kind.rotary.rotate_as_stock(q, ids_BT.index_select(1, self.slot[None].to(q.device)))
                 k = kind.rotary.rotate_as_stock(k, ids_BT.index_select(1, slots_K))
             return horizon.stock(module, q, k, v_BHKD, mask, dropout=dropout, scaling=scaling, **options)
-        Step.refuse(dropout, options)
+        refuse_options(dropout, options)
         assert kind.rotary is not None
         dtype = compute_dtype(k_BHKD)
         table = self._table(index, k_BHKD.shape[2], dtype)
@@ -165,7 +165,7 @@ def compiled_step(attachment: Attachment, kwargs: dict[str, Any], tokens: Tensor
     """
     cache = cache_of(kwargs)
     horizon = getattr(cache, ATTRIBUTE, None)
-    if not isinstance(horizon, Horizon) or tokens.shape[1] != 1 or attachment.announced is not None:
+    if not isinstance(horizon, Horizon) or tokens.shape[1] != 1 or attachment.open_announcements:
         return None
     batch, slots = horizon.position_ids_BT.shape
     mask = kwargs.get("attention_mask")

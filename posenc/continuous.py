@@ -90,7 +90,7 @@ class OpenBatches:
         for request in requests:
             row = Row(((0, request.after),), self._schedule(attachment.planner, request))
             record = CacheRecord(attachment.fingerprint, ids_1K[:, : request.after], (row,))
-            steps.append(Step(record, request.before, *shared))
+            steps.append(Step(record, request.before, *shared, leaves=record))
         return PagedStep(cache, {name: kwargs[name] for name in PAGED if name in kwargs}, requests, steps)
 
     def _processor(self, cache: Any) -> Any:

@@ -19,7 +19,7 @@ from posenc.config import CacheMode, Config, NamedParams, load_config, read_conf
 from posenc.errors import InvalidConfigError, InvalidInputError, UnsupportedModelError
 from posenc.fingerprint import fingerprint
 from posenc.hooks import (
-    IMPLEMENTATION,
+    IMPLEMENTATIONS,
     STEP,
     find_attachment,
     install,
@@ -79,7 +79,7 @@ class Handle:
 
     @contextlib.contextmanager
     def prompt_length(self, tokens: int | Sequence[int]) -> Iterator[Handle]:
-        """Announce the final prompt length of a chunked prefill.
+        """Announce the final prompt length of a chunked prefill, to the forwards of this thread (or task).
 
         Parameters
         ----------
@@ -89,17 +89,12 @@ class Handle:
         Raises
         ------
         InvalidInputError
-            If a length is below 1 (here), or the number of lengths is not the batch size (in the forward).
+            If a length is not an ``int`` of at least 1 (here), or the number of lengths is not the batch size (in
+            the forward).
         """
-        announced = tokens if isinstance(tokens, int) else [int(length) for length in tokens]
-        for length in [announced] if isinstance(announced, int) else announced:
-            Lengths(length, length)
-        before = self._attachment.announced
-        self._attachment.announced = announced
-        try:
+        announced = _announced_lengths(tokens)
+        with self._attachment.announcing(announced):
             yield self
-        finally:
-            self._attachment.announced = before
 
     def bounded_cache(self, *, slack: int = 64) -> BoundedCache:
         """An empty cache that drops the keys which the strategy never attends again.
@@ -260,8 +255,8 @@ def apply(
         backends()[backend]
     config: Any = decoder.config
     original = config._attn_implementation
-    if original == IMPLEMENTATION:
-        original = "sdpa"  # a model that shares its config object with a patched one
+    for stock, ours in IMPLEMENTATIONS.items():  # a model that shares its config object with a patched one
+        original = stock if original == ours else original
     if original not in STOCK_IMPLEMENTATIONS:
         raise UnsupportedModelError(
             f"the model was loaded with attn_implementation={original!r}. posenc is exact on top of "
@@ -277,6 +272,21 @@ def apply(
         _attach(model, decoder, attachment)
     trace("applied %r to %s (adapter %s)", chosen, type(model).__name__, adapter.name)
     return Handle(model, attachment)
+
+
+def _announced_lengths(tokens: Any) -> int | list[int]:
+    listed = isinstance(tokens, list | tuple)
+    lengths = list(tokens) if listed else [tokens]
+    for length in lengths:
+        if isinstance(length, bool) or not isinstance(length, int):
+            raise InvalidInputError(
+                f"prompt_length takes a whole number of tokens (int), or a list of them, one per row: got {length!r} "
+                f"({type(length).__name__}). Convert it with int(...) or .tolist()."
+            )
+        Lengths(length, length)
+    if not lengths:
+        raise InvalidInputError("prompt_length got an empty list: give one length, or one per row.")
+    return lengths if listed else lengths[0]
 
 
 def attached(model: nn.Module) -> Handle | None:
@@ -356,10 +366,12 @@ def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
     """Probe the layers, install the hooks, and prove that the identity plan is stock; undo everything otherwise."""
     check_structure(model, decoder)
     register_with_transformers()
+    ours = IMPLEMENTATIONS[attachment.original]
+    decoder.set_attn_implementation(attachment.original)  # where a model of the same configuration is patched
     expected = forward_of_fixed_tokens(decoder)
-    decoder.set_attn_implementation(IMPLEMENTATION)  # not the whole model: it may hold a vision tower
+    decoder.set_attn_implementation(ours)  # not the whole model: it may hold a vision tower
     try:
-        if decoder.config._attn_implementation != IMPLEMENTATION:
+        if decoder.config._attn_implementation != ours:
             raise UnsupportedModelError(
                 f"{type(model).__name__} ({decoder.config.model_type!r}) does not let its attention be replaced "
                 "through transformers' AttentionInterface, so its queries and keys are out of reach."

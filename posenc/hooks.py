@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -20,20 +21,21 @@ from torch import Tensor, nn
 
 from posenc import continuous
 from posenc.attachment import Attachment
+from posenc.cache_state import begin, finish
 from posenc.compiled import CompiledStep, compiled_step
 from posenc.errors import InvalidInputError, UnsupportedModelError
-from posenc.horizon import ATTRIBUTE as HORIZON
-from posenc.horizon import Horizon, look_ahead
 from posenc.kept_layers import kept_layers
 from posenc.masks import posenc_mask
-from posenc.record import ATTRIBUTE, CacheRecord, new_real_tokens, read_record
+from posenc.padding import read_padding
 from posenc.relay import RELAYS
 from posenc.step import Step
 from posenc.stock import stock_attention
 from posenc.strays import note_stray
 from posenc.transformers_names import cache_of, output_cache, paged_cache_of
 
-IMPLEMENTATION = "posenc"
+IMPLEMENTATIONS = {"sdpa": "posenc", "eager": "posenc_eager"}
+"""Names registered with transformers, by the implementation that unpatched models of the same configuration run."""
+
 STEP = "posenc_step"
 CANDIDATES = "posenc_candidates"
 OUTSIDE = "posenc makes plans in Python; only a token decoded on a static cache is traced (docs/architecture.md)"
@@ -54,6 +56,36 @@ def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """Positional arguments of a forward by name."""
     names = list(inspect.signature(type(module).forward).parameters)[1:] if args else []
     return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _position_ids(given: Tensor | None, past: int, tokens: Tensor) -> Tensor:
+    """Position ids of the new tokens, int64 [B, L]."""
+    batch, new = tokens.shape[:2]
+    if given is None:
+        given = (torch.arange(new, device=tokens.device) + past)[None]
+    if given.ndim != 2:
+        raise InvalidInputError(
+            f"position_ids must be [batch, tokens], got {tuple(given.shape)}: positions of several dimensions (mrope) "
+            "cannot be remapped."
+        )
+    return given.expand(batch, -1)
+
+
+def _hidden_dtype(decoder: Any, kwargs: dict[str, Any]) -> torch.dtype:
+    """Of the hidden states that enter the layers, and so of the tables that the rotary modules make."""
+    embedded = kwargs.get("inputs_embeds")
+    found: torch.dtype = decoder.get_input_embeddings().weight.dtype if embedded is None else embedded.dtype
+    return found
+
+
+def _refuse_tracing() -> None:
+    tracing: Any = torch.jit.is_tracing  # type: ignore[attr-defined]
+    if tracing() or torch.compiler.is_exporting():
+        what = "torch.jit.trace" if tracing() else "torch.export"
+        raise UnsupportedModelError(
+            f"{what} would record the plan of this one length: plans are made in Python, for every length anew, and "
+            "cannot be traced or exported. Call handle.remove() and export the unpatched model, or use torch.compile."
+        )
 
 
 class HeadHook:
@@ -97,38 +129,28 @@ class DecoderHook:
             step = compiled_step(self.attachment, kwargs, tokens)
             if step is not None:
                 return (), {**kwargs, STEP: step}
-        return (), self._planned(module, kwargs, tokens, compiling)
+        return (), self._planned(module, kwargs, tokens)
 
     @outside_graphs
-    def _planned(self, module: nn.Module, kwargs: dict[str, Any], tokens: Tensor, compiling: bool) -> dict[str, Any]:
+    def _planned(self, module: nn.Module, kwargs: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
         """The keyword arguments with a step whose plans are made now."""
+        _refuse_tracing()
         candidates = kwargs.pop(CANDIDATES, 0)
         batch, new = tokens.shape[:2]
         if new == 0:
             raise InvalidInputError("the model got no tokens: the text is empty.")
-        cache = cache_of(kwargs)
+        attachment, cache = self.attachment, cache_of(kwargs)
         past = int(cache.get_seq_length()) if cache is not None else 0
-        horizon = getattr(cache, HORIZON, None)
-        position_ids = kwargs.get("position_ids")
-        if position_ids is None:
-            position_ids = (torch.arange(new, device=tokens.device) + past)[None]
-        if position_ids.ndim != 2:
-            raise InvalidInputError(
-                f"position_ids must be [batch, tokens], got {tuple(position_ids.shape)}: positions of several "
-                "dimensions (mrope) cannot be remapped."
-            )
-        position_ids = position_ids.expand(batch, -1)
-        attachment = self.attachment
+        position_ids = _position_ids(kwargs.get("position_ids"), past, tokens)
         if paged_cache_of(kwargs) is not None:  # continuous batching: many sequences in one row
             kwargs[STEP] = attachment.batches.step(attachment, module, kwargs, position_ids)
             kwargs["attention_mask"] = tokens.new_ones((1, 1, 1, 1), dtype=torch.bool)  # each sequence gets its own
             return kwargs
-        if past and isinstance(horizon, Horizon):
-            setattr(cache, ATTRIBUTE, horizon.settle(getattr(cache, ATTRIBUTE), attachment))
-        record = read_record(cache, past, attachment.fingerprint, batch, tokens.device)
-        config: Any = module.config
-        window = getattr(config, "sliding_window", None)
-        real = new_real_tokens(kwargs.get("attention_mask"), past, batch, new, record, window)
+        record = begin(cache, past, attachment, batch, tokens.device)
+        mask = kwargs.get("attention_mask")
+        real, shown = read_padding(mask, past, batch, new, record, attachment.reach)
+        if shown is not None:
+            record = record.hiding(shown)
         past -= record.dropped  # slots that a bounded cache still holds
         retain = getattr(cache, "retain", None)  # a bounded cache, see posenc/bounded.py: its plans know no prompt
         record = record.extended(
@@ -139,29 +161,32 @@ class DecoderHook:
             candidates=candidates,
             announced=None if retain else attachment.announced_rows(batch),
         )
-        bases = attachment.bases(module, position_ids)
-        if cache is not None:
-            setattr(cache, ATTRIBUTE, retain(record) if retain else record)
-            look_ahead(cache, record, past, attachment, module, bases, compiling=compiling)
+        config: Any = module.config
         kwargs[STEP] = Step(
             record,
             past,
             attachment.facts,
             attachment.planners(),
-            bases,
+            attachment.bases(module, position_ids),
             attachment.backend,
             stock_attention(attachment.original, module),
             kept_layers(cache, past, new) if attachment.cache == "rotated" else None,
+            leaves=retain(record) if retain else record,
+            static=any(hasattr(layer, "max_cache_len") for layer in getattr(cache, "layers", ())),
+            attentions=bool(kwargs.get("output_attentions", getattr(config, "output_attentions", False))),
+            table_dtype=_hidden_dtype(module, kwargs),
+            causal=getattr(config, "is_causal", None) is not False,
         )
         return kwargs
 
     def _check_implementation(self, module: nn.Module) -> None:
         config: Any = module.config
-        if config._attn_implementation == IMPLEMENTATION:
+        ours = IMPLEMENTATIONS[self.attachment.original]
+        if config._attn_implementation == ours:
             return
         if config._attn_implementation == self.attachment.original:
             # another model built from the same config object was detached: it runs stock under either name
-            config._attn_implementation_internal = IMPLEMENTATION
+            config._attn_implementation_internal = ours
             return
         raise UnsupportedModelError(
             f"the attention implementation was changed to {config._attn_implementation!r} while posenc is applied. "
@@ -169,15 +194,23 @@ class DecoderHook:
         )
 
 
+@dataclass
 class RecordHook:
-    """After the decoder's forward: a cache that the model made itself gets its record."""
+    """After the decoder's forward: its cache, which the model may have made itself, gets its state."""
+
+    attachment: Attachment
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         step = kwargs.get(STEP)
-        cache = output_cache(output)
-        if step is not None and cache is not None and cache_of(kwargs) is None:
-            record: CacheRecord = step.record
-            setattr(cache, ATTRIBUTE, record)
+        if isinstance(step, Step):
+            self._finish(module, kwargs, step, output, torch.compiler.is_compiling())
+
+    @outside_graphs
+    def _finish(self, module: nn.Module, kwargs: dict[str, Any], step: Step, output: Any, compiling: bool) -> None:
+        given = cache_of(kwargs)
+        cache = output_cache(output) if given is None else given
+        if cache is not None:
+            finish(cache, step, self.attachment, module, compiling=compiling)
 
 
 @dataclass
@@ -187,7 +220,7 @@ class RotaryHook:
     attachment: Attachment
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self.attachment.paused:
+        if self.attachment.asking:
             return None
         if isinstance(output, Tensor):  # complex: cos + i sin
             return torch.ones_like(output)
@@ -206,13 +239,15 @@ def posenc_attention_forward(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    *,
+    original: str = "sdpa",
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention function registered with transformers; without a step it is transformers' sdpa."""
+    """The attention function registered with transformers; without a step it is the model's original one."""
     step: Step | CompiledStep | continuous.PagedStep | None = kwargs.pop(STEP, None)
     if step is None:
         note_stray(module)
-        return stock_attention("sdpa", module)(
+        return stock_attention(original, module)(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     compiling = torch.compiler.is_compiling() and isinstance(step, Step)
@@ -233,8 +268,9 @@ def register_with_transformers() -> None:
     """Add our attention and mask functions to transformers' registries (again is harmless)."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(IMPLEMENTATION, posenc_attention_forward)
-    AttentionMaskInterface.register(IMPLEMENTATION, posenc_mask)
+    for original, name in IMPLEMENTATIONS.items():
+        AttentionInterface.register(name, partial(posenc_attention_forward, original=original))
+        AttentionMaskInterface.register(name, posenc_mask)
 
 
 def install(model: nn.Module, decoder: nn.Module, attachment: Attachment) -> None:
@@ -243,7 +279,7 @@ def install(model: nn.Module, decoder: nn.Module, attachment: Attachment) -> Non
     if model is not decoder:
         model.register_forward_pre_hook(HeadHook(), with_kwargs=True)
     decoder.register_forward_pre_hook(DecoderHook(attachment), with_kwargs=True)
-    decoder.register_forward_hook(RecordHook(), with_kwargs=True)
+    decoder.register_forward_hook(RecordHook(attachment), with_kwargs=True)
     for name in attachment.rotaries:
         decoder.get_submodule(name).register_forward_hook(RotaryHook(attachment))
 

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from posenc.adapter import LENGTH_DEPENDENT, LayerFacts, RotarySource, rope_type
 from posenc.attachment import Attachment
+from posenc.own_frequencies import Base
 from posenc.plan import IntArray, PositionPlan
-from posenc.record import CacheRecord, Row
+from posenc.record import CacheRecord, Row, Spans, join_spans
 from posenc.rope import Rotary
 from posenc.schedule import KEPT_PLANS, Schedule
 from posenc.stock import StockAttention, stock_attention
@@ -67,6 +68,10 @@ class Horizon:
         The strategy it was laid out for.
     futures : tuple of Schedule
         Each row's schedule until the cache is full.
+    laid_at : int
+        Slots that were filled when it was laid out.
+    spans : tuple of Spans
+        Each row's real slots among those.
     kinds : tuple of Kind
         Kinds of layers.
     kind_of : dict of int
@@ -91,6 +96,8 @@ class Horizon:
 
     fingerprint: str
     futures: tuple[Schedule, ...]
+    laid_at: int
+    spans: tuple[Spans, ...]
     kinds: tuple[Kind, ...]
     kind_of: Mapping[nn.Module, int]
     stock: StockAttention
@@ -123,8 +130,9 @@ class Horizon:
             self.fingerprint == record.fingerprint
             and len(self.futures) == len(record.rows)
             and all(
-                row.spans[-1][1] == record.slots and future.cropped(row.length) == row.schedule
-                for row, future in zip(record.rows, self.futures, strict=True)
+                row.spans == join_spans(own, ((self.laid_at, record.slots),))
+                and future.cropped(row.length) == row.schedule
+                for row, future, own in zip(record.rows, self.futures, self.spans, strict=True)
             )
         )
 
@@ -162,7 +170,7 @@ def look_ahead(
     past: int,
     attachment: Attachment,
     decoder: nn.Module,
-    bases: Mapping[LayerFacts, Rotary],
+    bases: Mapping[LayerFacts, Base],
     *,
     compiling: bool,
 ) -> None:
@@ -184,7 +192,7 @@ def look_ahead(
 
 
 def _lay_out(
-    record: CacheRecord, slots: int, attachment: Attachment, decoder: nn.Module, bases: Mapping[LayerFacts, Rotary]
+    record: CacheRecord, slots: int, attachment: Attachment, decoder: nn.Module, bases: Mapping[LayerFacts, Base]
 ) -> Horizon | NoHorizon:
     planner, left = attachment.planner, slots - record.slots
     if slots == 0:
@@ -224,6 +232,8 @@ def _lay_out(
     return Horizon(
         record.fingerprint,
         futures,
+        record.slots,
+        tuple(row.spans for row in record.rows),
         kinds,
         {module: facts.index(own) for module, own in attachment.facts.items()},
         stock_attention(attachment.original, decoder),
@@ -262,10 +272,10 @@ def _real(row: Row, filled: int, slots: int) -> NDArray[np.bool_]:
     return real
 
 
-def _kind(facts: LayerFacts, base: Rotary | None, plans: Sequence[PositionPlan], attachment: Attachment) -> Kind:
+def _kind(facts: LayerFacts, base: Base | None, plans: Sequence[PositionPlan], attachment: Attachment) -> Kind:
     if base is None:
         return Kind(None, True, facts.window, torch.empty(0), torch.empty(0))
-    rotaries = [attachment.planner.rotary(base, plan.prompt) for plan in plans]
+    rotaries = [attachment.planner.rotary(base.stock, plan.prompt) for plan in plans]
     window = facts.window
     stock = all((plan if window is None else plan.clipped(window)).is_stock(window) for plan in plans)
     return Kind(

@@ -164,16 +164,17 @@ class Run:
 def _run(decoder: Any, step_name: str) -> Run:
     recorder = Recorder()
     embeddings = decoder.get_input_embeddings()
-    device = embeddings.weight.device
+    device = execution_device(embeddings)
     tokens = (torch.arange(TOKENS, device=device) * 7919 + 11) % embeddings.num_embeddings
     tokens_RL = tokens.repeat(len(CASES))[:, None]
     try:
-        with evaluating(decoder), torch.no_grad(), logged_masks() as masks:
+        with as_measured(decoder, device), logged_masks() as masks:
             output = decoder(
                 input_ids=tokens_RL,
                 attention_mask=torch.ones_like(tokens_RL),
                 position_ids=torch.full_like(tokens_RL, POSITION),
                 use_cache=False,
+                return_dict=True,
                 **{step_name: recorder},
             )
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError) as error:
@@ -188,16 +189,27 @@ def _run(decoder: Any, step_name: str) -> Run:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """All sub-modules in eval mode, and back in whatever mode each one was."""
+def as_measured(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """All sub-modules in eval mode, no gradients and no mixed precision in here; afterwards as each one was."""
     training = [part for part in module.modules() if part.training]
     for part in training:
         part.training = False
     try:
-        yield
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
     finally:
         for part in training:
             part.training = True
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Where a module computes: accelerate keeps offloaded weights on the meta device in between."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    if device is None:
+        weight = next(module.parameters(), None)
+        return torch.device("cpu") if weight is None or weight.is_meta else weight.device
+    return torch.device(device)
 
 
 def _named(decoder: Any) -> str:

@@ -6,13 +6,14 @@ Shape letters: B batch, L new tokens, T tokens in the cache slots so far.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from posenc.errors import CacheMismatchError, InvalidInputError
+from posenc.errors import CacheMismatchError
 from posenc.schedule import Planner, Schedule
 
 ATTRIBUTE = "_posenc_record"
@@ -109,7 +110,7 @@ class CacheRecord:
             added = ((0, new),) if real_BL is None else _runs(real_BL[index])
             spans = cut_spans(row.spans, 0, past)
             before = span_count(spans)
-            merged = _join(spans, tuple((a + past, b + past) for a, b in added))
+            merged = join_spans(spans, tuple((a + past, b + past) for a, b in added))
             after = span_count(merged)
             steady = row.consecutive if before else True
             steady = steady and all(_counts_up(ids[index, max(a, past - 1) : b]) for a, b in merged if b > past)
@@ -123,11 +124,22 @@ class CacheRecord:
             fresh.append(Row(merged, schedule, steady, row.dropped))
         return CacheRecord(self.fingerprint, ids, tuple(fresh), self.dropped)
 
+    def hiding(self, shown_BP: Tensor) -> CacheRecord:
+        """The record of the first ``P`` slots, of which some are hidden from now on: bool [B, P], True where shown."""
+        rows = (replace(row, spans=_runs(shown_P)) for row, shown_P in zip(self.rows, shown_BP, strict=True))
+        return replace(self, position_ids_BT=self.position_ids_BT[:, : shown_BP.shape[1]], rows=tuple(rows))
+
+    def chosen(self, rows: Sequence[int]) -> CacheRecord:
+        """The record of a cache whose rows are now these of it, in this order."""
+        index = list(rows)
+        return replace(self, position_ids_BT=self.position_ids_BT[index], rows=tuple(self.rows[row] for row in index))
+
     def _repeated(self, batch: int, kept: Tensor) -> tuple[Tensor, tuple[Row, ...]]:
         """Rows of a cache whose batch was multiplied or cut since: only safe when all rows are alike."""
         if not self.rows:
             return kept.new_zeros((batch, 0)), (Row(),) * batch
-        if any(row != self.rows[0] for row in self.rows):
+        alike = all(row == self.rows[0] for row in self.rows) and bool((kept == kept[:1]).all())
+        if not alike:
             raise CacheMismatchError(
                 f"the cache was filled with a batch of {len(self.rows)} unequal rows and is now read with {batch}: "
                 "posenc cannot tell which row is which. Expand the batch before the first forward."
@@ -140,16 +152,14 @@ def empty_record(fingerprint: str, batch: int, device: torch.device) -> CacheRec
     return CacheRecord(fingerprint, torch.zeros((batch, 0), dtype=torch.long, device=device), (Row(),) * batch)
 
 
-def read_record(cache: Any, past: int, fingerprint: str, batch: int, device: torch.device) -> CacheRecord:
-    """The record on a cache, checked.
+def read_record(cache: Any, past: int, fingerprint: str) -> CacheRecord:
+    """The record on a cache that holds ``past`` tokens, checked.
 
     Raises
     ------
     CacheMismatchError
         If the cache holds tokens that posenc did not put there, or that another strategy did.
     """
-    if past == 0:
-        return empty_record(fingerprint, batch, device)
     record = getattr(cache, ATTRIBUTE, None)
     if record is None:
         raise CacheMismatchError(
@@ -165,7 +175,8 @@ def read_record(cache: Any, past: int, fingerprint: str, batch: int, device: tor
     seen = record.slots + record.dropped
     if seen < past:
         raise CacheMismatchError(
-            f"the cache holds {past} tokens, but posenc saw only {seen} of them. Start from an empty cache."
+            f"the cache holds {past} tokens, but posenc saw only {seen} of them: an unpatched model went on with it, "
+            "or a forward broke off half-way. Start from an empty cache."
         )
     return record
 
@@ -181,97 +192,8 @@ def _runs(real_L: Tensor) -> Spans:
     return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
-def _join(first: Spans, second: Spans) -> Spans:
+def join_spans(first: Spans, second: Spans) -> Spans:
     """Concatenate spans, joining the two that touch."""
     if first and second and first[-1][1] == second[0][0]:
         return (*first[:-1], (first[-1][0], second[0][1]), *second[1:])
     return first + second
-
-
-def new_real_tokens(
-    mask: Any, past: int, batch: int, new: int, record: CacheRecord, window: int | None = None
-) -> Tensor | None:
-    """Which new slots are real, from the 2-D or 4-D attention mask of the forward.
-
-    Returns
-    -------
-    bool [B, L] or None
-        None when every new slot is real.
-
-    Raises
-    ------
-    InvalidInputError
-        If the mask hides or reveals tokens that the cache was filled with otherwise, or is a custom
-        4-D mask that is not causal attention with padding.
-    """
-    if isinstance(mask, dict):
-        present = [m for m in mask.values() if m is not None]
-        mask = mask.get("full_attention", present[0] if present else None)
-    if mask is None:
-        return None
-    if mask.ndim == 4:
-        if record.dropped:
-            raise InvalidInputError(
-                "a 4-D attention mask cannot say which keys of a bounded cache it means. Pass the 2-D padding mask."
-            )
-        return _from_square_mask(mask, past, new, record, window)
-    if mask.ndim != 2 or mask.shape[0] != batch:
-        raise InvalidInputError(f"attention_mask must be [batch, tokens], got {tuple(mask.shape)} for batch {batch}.")
-    flags = mask.bool()
-    if flags.shape[1] < past + new:
-        raise InvalidInputError(
-            f"attention_mask covers {flags.shape[1]} tokens, but the cache holds {past} and {new} are new."
-        )
-    if past and not _fits(flags[:, :past], record):
-        raise InvalidInputError(
-            "attention_mask hides or reveals tokens that are in the cache already: a row's padding must "
-            "stay what it was when the cache was filled."
-        )
-    real = flags[:, past : past + new]
-    return None if bool(real.all()) else real
-
-
-def _fits(flags_BT: Tensor, record: CacheRecord) -> bool:
-    """Whether the padding of the past is the one the cache was filled with; of dropped slots only their number."""
-    if flags_BT.shape[0] != len(record.rows):
-        return True  # rows were repeated or cut since
-    if record.dropped:
-        return flags_BT.sum(1).tolist() == [row.dropped + row.length for row in record.rows]
-    return torch.equal(_real_slots(record, flags_BT.shape[1], flags_BT.device), flags_BT)
-
-
-def _real_slots(record: CacheRecord, past: int, device: torch.device) -> Tensor:
-    real = torch.zeros((len(record.rows), past), dtype=torch.bool)
-    for index, row in enumerate(record.rows):
-        for start, stop in cut_spans(row.spans, 0, past):
-            real[index, start:stop] = True
-    return real.to(device)
-
-
-def _from_square_mask(mask: Tensor, past: int, new: int, record: CacheRecord, window: int | None) -> Tensor | None:
-    """Padding of the new slots from a 4-D mask, after checking that it says nothing else."""
-    allowed = mask if mask.dtype == torch.bool else mask >= 0
-    allowed = allowed[:, 0]
-    keys = allowed.shape[-1]
-    slots = past + new
-    offset = 0 if keys >= slots else slots - keys  # a full sliding cache shows its last slots only
-    query = torch.arange(past, slots, device=mask.device)
-    real = allowed[:, torch.arange(new, device=mask.device), query - offset]
-    key = torch.arange(offset, offset + keys, device=mask.device)
-    shown = torch.zeros((mask.shape[0], slots), dtype=torch.bool, device=mask.device)
-    if past and len(record.rows) == mask.shape[0]:
-        shown[:, :past] = _real_slots(record, past, mask.device)
-    elif past:
-        shown[:, :past] = _real_slots(record, past, mask.device)[:1]
-    shown[:, past:] = real
-    visible = torch.zeros((mask.shape[0], keys), dtype=torch.bool, device=mask.device)
-    inside = key < slots
-    visible[:, inside] = shown[:, key[inside]]
-    causal = (key <= query[:, None]) & visible[:, None]
-    patterns = [causal] if window is None else [causal, causal & (query[:, None] - key < window)]
-    if not any(bool(((allowed == pattern) | ~real[..., None]).all()) for pattern in patterns):
-        raise InvalidInputError(
-            "a custom 4-D attention mask cannot be combined with posenc: only causal attention with padding can be "
-            "remapped. Pass the 2-D padding mask instead."
-        )
-    return None if bool(real.all()) else real

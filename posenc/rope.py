@@ -81,6 +81,10 @@ class Rotary:
         """The same layout with other frequencies."""
         return replace(self, inv_freq=inv_freq, attention_scaling=attention_scaling)
 
+    def with_wide_tables(self) -> Rotary:
+        """The same, where the model's cos and sin are wider than its queries: then its products are as wide."""
+        return self if self.arithmetic == "complex" else replace(self, arithmetic="float32")
+
     def tables(
         self,
         positions: Any,

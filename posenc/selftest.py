@@ -16,9 +16,10 @@ from posenc.errors import UnsupportedModelError
 from posenc.layers import Call
 from posenc.plan import PositionPlan
 from posenc.plugins import strategy
-from posenc.probe import evaluating, name_of
+from posenc.probe import as_measured, execution_device, name_of
 from posenc.rope import Rotary
 from posenc.stock import stock_attention
+from posenc.transformers_names import cache_argument, output_cache, version
 
 TOKENS = 12
 LOUD = 3.0
@@ -26,24 +27,32 @@ LOUD = 3.0
 
 
 def forward_of_fixed_tokens(decoder: Any) -> Tensor:
-    """Hidden states of a few fixed tokens.
+    """Hidden states of a few fixed tokens: a prompt, and one token decoded on its cache.
 
     Raises
     ------
     UnsupportedModelError
-        If the decoder does not run on tokens alone.
+        If the decoder does not run on tokens alone, or its cache does not come back.
     """
     embeddings = decoder.get_input_embeddings()
-    device = embeddings.weight.device
-    tokens = (torch.arange(TOKENS, device=device) * 7919 % embeddings.num_embeddings)[None]
+    device = execution_device(embeddings)
+    tokens_1L = (torch.arange(TOKENS, device=device) * 7919 % embeddings.num_embeddings)[None]
+    prompt_1L, decoded_11 = tokens_1L[:, :-1], tokens_1L[:, -1:]
     try:
-        with evaluating(decoder), torch.no_grad():
-            output: Tensor = decoder(input_ids=tokens, use_cache=False)[0]
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError) as error:
+        with as_measured(decoder, device):
+            first = decoder(input_ids=prompt_1L, use_cache=True, return_dict=True)
+            cache = output_cache(first)
+            if cache is None:
+                raise UnsupportedModelError(
+                    f"{type(decoder).__name__} ({decoder.config.model_type!r}) returns no KV cache that posenc knows "
+                    f"(transformers {version()})."
+                )
+            last = decoder(input_ids=decoded_11, use_cache=True, return_dict=True, **cache_argument(decoder, cache))
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError, NotImplementedError) as error:
         raise UnsupportedModelError(
             f"{type(decoder).__name__} ({decoder.config.model_type!r}) does not run on a few tokens alone: {error}"
         ) from error
-    return output
+    return torch.cat((first[0], last[0]), dim=1)
 
 
 def check_identity(decoder: Any, expected: Tensor, adapter: ArchitectureAdapter) -> None:
@@ -57,11 +66,18 @@ def check_identity(decoder: Any, expected: Tensor, adapter: ArchitectureAdapter)
     got = forward_of_fixed_tokens(decoder)
     if torch.equal(expected, got):
         return
-    worst = float((expected - got).abs().max())
-    if not worst <= adapter.tolerance:
+    worst_L = (expected - got).abs().flatten(2).amax((0, 2))
+    if not float(worst_L.max()) <= adapter.tolerance:
+        where = f"{type(decoder).__name__} ({decoder.config.model_type!r})"
+        if float(worst_L[:-1].max()) <= adapter.tolerance:
+            raise UnsupportedModelError(
+                f"{where} does not decode as it does unpatched: with the identity plan the token after the prompt "
+                f"differs by {float(worst_L[-1]):.3g}. Its cache is handed on in a way that posenc does not know "
+                f"(transformers {version()})."
+            )
         raise UnsupportedModelError(
-            f"{type(decoder).__name__} ({decoder.config.model_type!r}) does not compute plain attention on rotated "
-            f"queries and keys: with the identity plan its output differs by {worst:.3g}."
+            f"{where} does not compute plain attention on rotated queries and keys: with the identity plan its output "
+            f"differs by {float(worst_L.max()):.3g} (transformers {version()})."
         )
 
 
@@ -78,7 +94,8 @@ def check_attention(decoder: nn.Module, calls: list[Call], implementation: str) 
     for call in calls:
         where = f"{type(decoder).__name__}, layer {name_of(decoder, call.module)}"
         q, k, v = (
-            torch.randn(1, x.shape[1], TOKENS, x.shape[3], generator=generator).to(x.device) * scale
+            torch.randn(1, x.shape[1], TOKENS, x.shape[3], generator=generator, dtype=torch.float32).to(x.device)
+            * scale
             for x, scale in ((call.q_RHLD, LOUD), (call.k_RHLD, LOUD), (call.v_RHLD, 1.0))
         )
         expected = _stock(call, (q, k, v), implementation, where)
@@ -92,7 +109,7 @@ def check_attention(decoder: nn.Module, calls: list[Call], implementation: str) 
 
 def _stock(call: Call, qkv: tuple[Tensor, Tensor, Tensor], implementation: str, where: str) -> Tensor:
     try:
-        with torch.no_grad():
+        with as_measured(call.module, qkv[0].device):
             out: Tensor = stock_attention(implementation, call.module)(
                 call.module, *qkv, None, dropout=0.0, scaling=call.scaling, **call.options
             )[0]
@@ -103,8 +120,8 @@ def _stock(call: Call, qkv: tuple[Tensor, Tensor, Tensor], implementation: str, 
 
 
 def _plain(call: Call, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, plan: PositionPlan) -> Tensor:
-    still = Rotary(torch.zeros(1))
-    with torch.no_grad():
+    still = Rotary(torch.zeros(1, dtype=torch.float32))
+    with as_measured(call.module, q_BHLD.device):
         out = attention(
             q_BHLD,
             k_BHLD,

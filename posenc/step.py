@@ -15,8 +15,10 @@ from torch import Tensor
 from posenc.adapter import LayerFacts
 from posenc.backend import AttentionBackend, needs_gradient
 from posenc.dispatch import attend, checked_backend
-from posenc.errors import BackendError, InvalidInputError, UnsupportedModelError
+from posenc.errors import BackendError, CacheMismatchError, InvalidInputError, UnsupportedModelError
 from posenc.kept_layers import KeptLayers
+from posenc.own_frequencies import Base
+from posenc.padding import mask_fault
 from posenc.plan import PositionPlan
 from posenc.record import CacheRecord, Spans, cut_spans, span_count
 from posenc.rope import Rotary
@@ -88,19 +90,35 @@ class Step:
         The model's own attention function, for identity plans.
     kept : KeptLayers, optional
         Rotated keys of earlier decoding steps.
+    leaves : CacheRecord
+        The state that the forward leaves on its cache; a bounded cache drops slots.
+    static : bool
+        Whether the cache hands over slots that are not filled yet.
+    attentions : bool
+        Whether the forward was asked for attention weights.
+    causal : bool
+        False where the model's configuration asks for attention in both directions.
+    table_dtype : torch.dtype, optional
+        Of the model's own cos and sin; in mixed precision not that of queries and keys.
     """
 
     record: CacheRecord
     past: int
     facts: Mapping[torch.nn.Module, LayerFacts]
     planners: Mapping[torch.nn.Module, Planner]
-    bases: Mapping[LayerFacts, Rotary]
+    bases: Mapping[LayerFacts, Base]
     backend: str
     stock: StockAttention
     kept: KeptLayers | None = None
+    leaves: CacheRecord = field(kw_only=True)
+    static: bool = field(default=False, kw_only=True)
+    attentions: bool = field(default=False, kw_only=True)
+    causal: bool = field(default=True, kw_only=True)
+    table_dtype: torch.dtype | None = field(default=None, kw_only=True)
     _plans: dict[tuple[Planner, int, int, int, int], PositionPlan] = field(default_factory=dict)
     _groups: list[Group] | None = None
-    _kinds: dict[tuple[Planner, Rotary, int | None, int], Rotary | list[Share]] = field(default_factory=dict)
+    _kinds: dict[tuple[Planner, Base, int | None, int], Rotary | list[Share]] = field(default_factory=dict)
+    _masks: list[tuple[Tensor, int | None, int]] = field(default_factory=list)
     _backends: dict[tuple[Any, ...], AttentionBackend] = field(default_factory=dict)
     _traced: bool = field(default_factory=tracing)
 
@@ -141,6 +159,7 @@ class Step:
             return self.stock(module, q_BHLD, k_BHKD, v_BHKD, mask, dropout=dropout, scaling=scaling, **options)
         total = self.record.slots
         offset = max(0, total - k_BHKD.shape[2])  # a sliding cache hands over its last slots only
+        self._check_keys(module, k_BHKD.shape[2], facts.window)
         prepared = self._prepared(self.planners[module], base, facts.window, offset)
         if isinstance(prepared, Rotary):
             return self._stock(
@@ -156,6 +175,8 @@ class Step:
                 options=options,
             )
         self.refuse(dropout, options)
+        self._check_mask(module, mask, facts.window, offset, options)
+        q_BHLD, k_BHKD, v_BHKD = _as_autocast(q_BHLD, k_BHKD, v_BHKD)
         scale = q_BHLD.shape[-1] ** -0.5 if scaling is None else scaling
         softcap, sinks = options.get("softcap"), options.get("s_aux")
         index: int | None = getattr(module, "layer_idx", None) if offset == 0 else None
@@ -201,11 +222,47 @@ class Step:
             self._backends[key] = checked_backend(q, k, v, None, self.backend, [plan], softcap=softcap, sinks=sinks)
         return self._backends[key]
 
-    def _prepared(self, planner: Planner, base: Rotary, window: int | None, offset: int) -> Rotary | list[Share]:
+    def _check_keys(self, module: torch.nn.Module, keys: int, window: int | None) -> None:
+        """Every layer must hold the keys that were accounted for: a sliding one may have dropped those out of reach."""
+        total = self.record.slots
+        least = total if window is None else min(total, window - 1 + total - self.past)
+        if keys < least or (keys > total and not self.static):
+            raise CacheMismatchError(
+                f"{type(module).__name__} {getattr(module, 'layer_idx', '')} holds {keys} keys, and {total} tokens "
+                "were accounted for: keys were dropped from this layer, or a forward broke off between the layers. "
+                "Start from an empty cache."
+            )
+
+    def _check_mask(
+        self, module: torch.nn.Module, mask: Tensor | None, window: int | None, offset: int, options: dict[str, Any]
+    ) -> None:
+        """Plans are causal and know padding and the layer's window: a mask that says more is refused, not ignored."""
+        causal = options.get("is_causal")
+        causal = getattr(module, "is_causal", True) if causal is None else causal
+        new = self.record.slots - self.past
+        if not self.causal or (not causal and mask is None and new > 1):
+            raise BackendError(
+                "attention in both directions (is_causal=False) is not available under a remapped plan, which is "
+                "causal. Call handle.remove() for it."
+            )
+        if mask is None or any(case[0] is mask and case[1:] == (window, offset) for case in self._masks):
+            return
+        fault = mask_fault(mask, self.record, self.past, offset, window)
+        if fault is not None:
+            raise InvalidInputError(
+                f"the attention mask of {type(module).__name__} {getattr(module, 'layer_idx', '')} cannot be combined "
+                f"with a remapped plan: {fault}. Only causal attention with padding can be remapped: pass the 2-D "
+                "padding mask and text alone, one sequence per row."
+            )
+        self._masks.append((mask, window, offset))
+
+    def _prepared(self, planner: Planner, base: Base, window: int | None, offset: int) -> Rotary | list[Share]:
         """What every layer of one kind computes: the shares of the groups, or the model's own attention on a rotary."""
         key = (planner, base, window, offset)
         if key not in self._kinds:
             rotaries = {self._stock_rotary(group, window, base, planner) for group in self.groups}
+            if not self.groups:  # padding only: whatever it attends, nobody reads
+                rotaries = {base.stock}
             stock = rotaries.pop() if len(rotaries) == 1 else None
             if stock is None:
                 self._kinds[key] = [self._share(group, planner, base, window, offset) for group in self.groups]
@@ -213,7 +270,7 @@ class Step:
                 self._kinds[key] = stock
         return self._kinds[key]
 
-    def _share(self, group: Group, planner: Planner, base: Rotary, window: int | None, offset: int) -> Share:
+    def _share(self, group: Group, planner: Planner, base: Base, window: int | None, offset: int) -> Share:
         total, skipped = self.record.slots, span_count(group.spans, below=offset)
         parts = tuple(
             Part(
@@ -221,9 +278,10 @@ class Step:
                 high - group.before,
                 high - skipped,
                 self._plan(planner, prompt, high, window, skipped),
-                planner.rotary(base, prompt),
+                planner.rotary(own, prompt),
             )
-            for low, high, prompt in group.pieces
+            for first, stop, prompt in group.pieces
+            for low, high, own in base.runs(first, stop, prompt)
         )
         return Share(group, cut_spans(group.spans, self.past, total), cut_spans(group.spans, offset, total), parts)
 
@@ -237,14 +295,17 @@ class Step:
             self._plans[key] = plan.suffix(skipped)
         return self._plans[key]
 
-    def _stock_rotary(self, group: Group, window: int | None, base: Rotary, planner: Planner) -> Rotary | None:
+    def _stock_rotary(self, group: Group, window: int | None, base: Base, planner: Planner) -> Rotary | None:
         """The rotary with which the model's own attention computes this group exactly, or None."""
         if len(group.pieces) != 1:
             return None
-        _, high, prompt = group.pieces[0]
+        low, high, prompt = group.pieces[0]
         plan = self._plan(planner, prompt, high, window, 0)
         if plan.is_stock(window) and not self.record.dropped:  # else the model's mask does not know which keys are left
-            return planner.rotary(base, prompt)
+            if not planner.strategy.capabilities.changes_frequencies:
+                return base.stock
+            runs = base.runs(low, high, prompt)
+            return planner.rotary(runs[0][2], prompt) if len(runs) == 1 else None
         if not group.consecutive:
             raise InvalidInputError(
                 "position_ids must count up by one inside every row: packed sequences and gaps cannot be remapped. "
@@ -272,27 +333,39 @@ class Step:
         empty = k_BHKD.shape[2] - key_ids.shape[1]
         if empty > 0:
             key_ids = torch.cat((key_ids, key_ids.new_zeros((key_ids.shape[0], empty))), dim=1)
+        if self.table_dtype is not None and self.table_dtype.itemsize > q_BHLD.dtype.itemsize:
+            rotary = rotary.with_wide_tables()
         q = rotary.rotate_as_stock(q_BHLD, ids_BT[:, self.past :])
         k = rotary.rotate_as_stock(k_BHKD, key_ids)
         return self.stock(module, q, k, v_BHKD, mask, dropout=dropout, scaling=scaling, **options)
 
-    @staticmethod
-    def refuse(dropout: float, options: dict[str, Any]) -> None:
+    def refuse(self, dropout: float, options: dict[str, Any]) -> None:
         """Raise for what a remapped layer does not compute."""
-        if dropout:
-            raise BackendError(
-                f"attention dropout ({dropout}) is not available under a remapped plan: set the model's "
-                "attention_dropout to 0, or call model.eval()."
-            )
-        if options.get("output_attentions"):
-            raise BackendError(
-                "output_attentions=True is not available under a remapped plan: the weights are never formed. "
-                "Call the model without it."
-            )
-        if options.get("position_bias") is not None:
-            raise BackendError(
-                "this model's attention adds a position_bias, which remapped attention does not compute."
-            )
+        refuse_options(dropout, {**options, "output_attentions": self.attentions or options.get("output_attentions")})
+
+
+def refuse_options(dropout: float, options: dict[str, Any]) -> None:
+    """Raise for what no remapped layer computes."""
+    if dropout:
+        raise BackendError(
+            f"attention dropout ({dropout}) is not available under a remapped plan: set the model's "
+            "attention_dropout to 0, or call model.eval()."
+        )
+    if options.get("output_attentions"):
+        raise BackendError(
+            "output_attentions=True is not available under a remapped plan: the weights are never formed. "
+            "Call the model without it."
+        )
+    if options.get("position_bias") is not None:
+        raise BackendError("this model's attention adds a position_bias, which remapped attention does not compute.")
+
+
+def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors as an attention function takes them: in mixed precision, float32 becomes the lower dtype."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(kind)) if x.dtype == torch.float32 else x for x in tensors)
 
 
 def _tokens(x_BHLD: Tensor, start: int, stop: int) -> Tensor:

@@ -40,11 +40,10 @@ class EagerAttention:
     def __call__(
         self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        if mask is None:
+        if mask is None:  # a prompt, before which a static cache hands over its empty slots, or one token
             q_len, k_len = q.shape[2], k.shape[2]
-            filled = q_len if q_len > 1 else k_len  # a static cache hands over its empty slots in prefill
-            k, v = k[:, :, :filled], v[:, :, :filled]
-            mask = torch.ones((q_len, filled), dtype=torch.bool, device=q.device).tril(filled - q_len)[None, None]
+            mask = torch.ones((q_len, k_len), dtype=torch.bool, device=q.device)[None, None]
+            mask = mask if q_len == 1 else mask.tril()
         if mask.dtype == torch.bool:
             blocked = torch.finfo(q.dtype).min
             mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, blocked)

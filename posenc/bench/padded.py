@@ -16,6 +16,7 @@ from posenc.adapter import LayerFacts, RotarySource
 from posenc.bench.attention import THETA
 from posenc.bench.cases import Case, Heads, row_lengths
 from posenc.bench.timing import Pair
+from posenc.own_frequencies import Base
 from posenc.record import empty_record
 from posenc.schedule import Planner
 from posenc.step import Step
@@ -77,7 +78,6 @@ def _step(planner: Planner, module: nn.Module, lengths: list[int], dim: int, bac
     record = empty_record(planner.strategy.fingerprint, len(lengths), ids_BL.device).extended(
         0, (ids_BL - padding_B1).clamp(min=0), real_BL, planner
     )
-    rotary = posenc.Rotary.from_theta(THETA, dim)
-    return Step(
-        record, 0, {module: facts}, {module: planner}, {facts: rotary}, backend, stock_attention("sdpa", module)
-    )
+    bases = {facts: Base(posenc.Rotary.from_theta(THETA, dim))}
+    stock = stock_attention("sdpa", module)
+    return Step(record, 0, {module: facts}, {module: planner}, bases, backend, stock, leaves=record)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import posenc
-from posenc.record import _join, _runs, cut_spans, span_count
+from posenc.record import join_spans, _runs, cut_spans, span_count
 from posenc.schedule import Planner, Schedule
 
 WINDOW = 64
@@ -111,7 +111,7 @@ def test_spans() -> None:
 
     assert _runs(torch.tensor([0, 1, 1, 0, 1]).bool()) == ((1, 3), (4, 5))
     assert _runs(torch.zeros(3).bool()) == ()
-    assert _join(((1, 3),), ((3, 5), (7, 8))) == ((1, 5), (7, 8))
-    assert _join((), ((3, 5),)) == ((3, 5),)
+    assert join_spans(((1, 3),), ((3, 5), (7, 8))) == ((1, 5), (7, 8))
+    assert join_spans((), ((3, 5),)) == ((3, 5),)
     assert cut_spans(((1, 3), (5, 9)), 2, 7) == ((0, 1), (3, 5))
     assert span_count(((1, 3), (5, 9)), below=6) == 3
