@@ -26,12 +26,14 @@ from torch import Tensor, nn
 
 from posenc.adapter import LENGTH_DEPENDENT, rope_type
 from posenc.attachment import Attachment
+from posenc.busy import alone
 from posenc.errors import BackendError, CacheMismatchError, UnsupportedModelError
 from posenc.positions import PositionStrategy
 from posenc.record import CacheRecord, Row
 from posenc.schedule import KEPT_PLANS, Planner, Schedule
 from posenc.step import Step
 from posenc.stock import stock_attention
+from posenc.transformers_names import version
 
 logger = logging.getLogger("posenc")
 
@@ -137,11 +139,14 @@ class InitContinuousBatching:
             If the model keeps a manager from before it was patched.
         BackendError
             If compiled or asynchronous batching was asked for.
+        ModelBusyError
+            If the model is running in another thread.
         """
         self._check()
         generation = generation_config or self.model.generation_config
         asked = continuous_batching_config or getattr(generation, "continuous_batching_config", None)
-        with _shown_as_sdpa(self.model.config):
+        decoder = self.attachment.adapter.decoder(self.model)
+        with alone(self.model, decoder, "start continuous batching"), _shown_as_sdpa(self.model.config):
             manager = getattr(type(self.model), METHOD)(
                 self.model,
                 generation_config=generation_config,
@@ -158,8 +163,8 @@ class InitContinuousBatching:
         model, attachment = self.model, self.attachment
         if "kwargs" not in inspect.signature(PagedAttentionCache.update).parameters:
             raise UnsupportedModelError(
-                "continuous batching of a patched model needs the paged cache of transformers 5.23: this version hands "
-                "it to attention in another way. Upgrade transformers, or call generate."
+                f"continuous batching of a patched model needs the paged cache of transformers 5.23: "
+                f"version {version()} hands it to attention in another way. Upgrade transformers, or call generate."
             )
         kept = getattr(model, KEPT, None)
         if kept is not None and kept not in attachment.batches.managers:

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from posenc.bounded import BoundedCache
 
 
+WRAPPED = ("_orig_mod", "module")
+"""Where torch.compile and data parallel wrappers keep the model they wrap."""
+
+
 class Handle:
     """A patched model. Leaving the ``with`` block, or :meth:`remove`, restores it bit for bit."""
 
@@ -209,7 +213,7 @@ def apply(
 
     Parameters
     ----------
-    model : transformers.PreTrainedModel
+    model : transformers.PreTrainedModel or peft.PeftModel
         A model with rotary positions, loaded with ``sdpa`` or ``eager`` attention.
     strategy : str, PositionStrategy, Config, dict or path
         A strategy by name, a strategy object, a configuration, or the path of a YAML file.
@@ -241,6 +245,7 @@ def apply(
     UnknownNameError, InvalidConfigError
         If a name or a parameter is wrong.
     """
+    model = unwrapped(model)
     adapter = find_adapter(model)
     decoder = adapter.decoder(model)
     adapter.rotary_modules(decoder)
@@ -306,10 +311,16 @@ def find_adapter(model: nn.Module) -> ArchitectureAdapter:
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
-        raise UnsupportedModelError(
-            f"posenc.apply serves transformers models, got {type(model).__name__}. Pass the whole model if this is a "
-            "part of one; for other models call posenc.attention on raw queries and keys."
+        inner = next(
+            (name for name in ("_orig_mod", "module") if isinstance(getattr(model, name, None), nn.Module)), None
         )
+        cure = (
+            "Pass the whole model if this is a part of one; for other models call posenc.attention on raw queries and "
+            "keys."
+            if inner is None
+            else f"It wraps one: apply posenc to its .{inner}, or before wrapping."
+        )
+        raise UnsupportedModelError(f"posenc.apply serves transformers models, got {type(model).__name__}. {cure}")
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder; posenc serves causal decoders.")
     for model_type in (model.config.model_type, EVERY_FAMILY):
@@ -322,6 +333,12 @@ def find_adapter(model: nn.Module) -> ArchitectureAdapter:
         f"no adapter serves the family {model.config.model_type!r} ({type(model).__name__}). Served: "
         f"{', '.join(served)}. A plugin can add one; see docs/architecture.md."
     )
+
+
+def unwrapped(model: Any) -> Any:
+    """The transformers model that a PEFT model adapts: the hooks go there, and serve both."""
+    base = getattr(model, "get_base_model", None)
+    return base() if callable(base) else model
 
 
 def resolve_strategy(

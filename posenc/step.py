@@ -250,9 +250,9 @@ class Step:
         fault = mask_fault(mask, self.record, self.past, offset, window)
         if fault is not None:
             raise InvalidInputError(
-                f"the attention mask of {type(module).__name__} {getattr(module, 'layer_idx', '')} cannot be combined "
-                f"with a remapped plan: {fault}. Only causal attention with padding can be remapped: pass the 2-D "
-                "padding mask and text alone, one sequence per row."
+                f"the 4-D attention mask of {type(module).__name__} {getattr(module, 'layer_idx', '')} cannot be "
+                f"combined with a remapped plan: {fault}. Only causal attention with padding can be remapped: pass the "
+                "2-D padding mask and text alone, one sequence per row."
             )
         self._masks.append((mask, window, offset))
 

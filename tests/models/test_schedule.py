@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import posenc
-from posenc.record import join_spans, _runs, cut_spans, span_count
+from posenc.record import _runs, cut_spans, join_spans, span_count
 from posenc.schedule import Planner, Schedule
 
 WINDOW = 64
