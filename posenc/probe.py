@@ -233,6 +233,10 @@ def check_structure(model: nn.Module, decoder: Any) -> None:
         raise UnsupportedModelError(
             f"{type(decoder).__name__} is not a model of transformers whose attention can be replaced."
         )
+    if getattr(decoder.config, "is_causal", None) is False:
+        raise UnsupportedModelError(
+            f"{_named(decoder)} attends in both directions (is_causal=False in its configuration); plans are causal."
+        )
     if hasattr(decoder, "_setup_cache"):
         raise UnsupportedModelError(
             f"{_named(decoder)} keeps its cache inside its layers, where posenc could not follow it."

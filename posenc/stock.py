@@ -40,11 +40,13 @@ class EagerAttention:
     def __call__(
         self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        if mask is None:  # a prompt, before which a static cache hands over its empty slots, or one token
+        if (
+            mask is None and kwargs.get("is_causal") is not False
+        ):  # a prompt, before which a static cache hands over its empty slots, or one token
             q_len, k_len = q.shape[2], k.shape[2]
             mask = torch.ones((q_len, k_len), dtype=torch.bool, device=q.device)[None, None]
             mask = mask if q_len == 1 else mask.tril()
-        if mask.dtype == torch.bool:
+        if mask is not None and mask.dtype == torch.bool:
             blocked = torch.finfo(q.dtype).min
             mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, blocked)
         return self.function(module, q, k, v, mask, **kwargs)
