@@ -109,7 +109,7 @@ def _from_square(mask: Tensor, past: int, batch: int, new: int, window: int | No
             f"a 4-D attention_mask must be [batch, 1, new tokens, tokens], got {tuple(mask.shape)} for a batch of "
             f"{batch}, {past} tokens in the cache and {new} new ones."
         )
-    allowed_BLK = (mask if mask.dtype == torch.bool else mask > BLOCKED)[:, 0].expand(batch, -1, -1)
+    allowed_BLK = (mask if mask.dtype == torch.bool else ~(mask <= BLOCKED))[:, 0].expand(batch, -1, -1)
     offset = max(0, slots - keys)  # a full sliding cache shows its last slots only
     query_L = torch.arange(past, slots, device=mask.device)
     real_BL = allowed_BLK[:, torch.arange(new, device=mask.device), query_L - offset]

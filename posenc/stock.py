@@ -40,9 +40,7 @@ class EagerAttention:
     def __call__(
         self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        if (
-            mask is None and kwargs.get("is_causal") is not False
-        ):  # a prompt, before which a static cache hands over its empty slots, or one token
+        if mask is None and kwargs.get("is_causal") is not False:
             q_len, k_len = q.shape[2], k.shape[2]
             mask = torch.ones((q_len, k_len), dtype=torch.bool, device=q.device)[None, None]
             mask = mask if q_len == 1 else mask.tril()
