@@ -26,7 +26,7 @@ from posenc.masks import NotedMask, logged_masks
 from posenc.relay import install_relays
 from posenc.rope import Arithmetic
 from posenc.strays import logged_strays
-from posenc.transformers_names import returns_cache
+from posenc.transformers_names import CACHE_NAMES, returns_cache, version
 
 Facts = dict[nn.Module, LayerFacts]
 
@@ -242,6 +242,11 @@ def check_structure(model: nn.Module, decoder: Any) -> None:
             f"{_named(decoder)} keeps its cache inside its layers, where posenc could not follow it."
         )
     parameters = inspect.signature(type(decoder).forward).parameters
+    if not any(name in parameters for name in CACHE_NAMES):
+        raise UnsupportedModelError(
+            f"{_named(decoder)} takes its KV cache under no name that posenc knows ({', '.join(CACHE_NAMES)}; "
+            f"transformers {version()})."
+        )
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         raise UnsupportedModelError(
             f"{_named(decoder)} takes no further keyword arguments, so nothing can be handed down to its attention."

@@ -48,6 +48,11 @@ def forward_of_fixed_tokens(decoder: Any) -> Tensor:
                     f"(transformers {version()})."
                 )
             last = decoder(input_ids=decoded_11, use_cache=True, return_dict=True, **cache_argument(decoder, cache))
+            if int(cache.get_seq_length()) != TOKENS:
+                raise UnsupportedModelError(
+                    f"{type(decoder).__name__} ({decoder.config.model_type!r}) does not decode on the cache it is "
+                    f"handed: posenc does not know how it takes one (transformers {version()})."
+                )
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError, NotImplementedError) as error:
         raise UnsupportedModelError(
             f"{type(decoder).__name__} ({decoder.config.model_type!r}) does not run on a few tokens alone: {error}"

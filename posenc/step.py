@@ -333,11 +333,14 @@ class Step:
         empty = k_BHKD.shape[2] - key_ids.shape[1]
         if empty > 0:
             key_ids = torch.cat((key_ids, key_ids.new_zeros((key_ids.shape[0], empty))), dim=1)
-        if self.table_dtype is not None and self.table_dtype.itemsize > q_BHLD.dtype.itemsize:
-            rotary = rotary.with_wide_tables()
-        q = rotary.rotate_as_stock(q_BHLD, ids_BT[:, self.past :])
-        k = rotary.rotate_as_stock(k_BHKD, key_ids)
+        q = self._wide(rotary, q_BHLD).rotate_as_stock(q_BHLD, ids_BT[:, self.past :])
+        k = self._wide(rotary, k_BHKD).rotate_as_stock(k_BHKD, key_ids)
         return self.stock(module, q, k, v_BHKD, mask, dropout=dropout, scaling=scaling, **options)
+
+    def _wide(self, rotary: Rotary, x: Tensor) -> Rotary:
+        """How the model rotates a tensor that is narrower than its tables, as some are in mixed precision."""
+        wider = self.table_dtype is not None and self.table_dtype.itemsize > x.dtype.itemsize
+        return rotary.with_wide_tables() if wider else rotary
 
     def refuse(self, dropout: float, options: dict[str, Any]) -> None:
         """Raise for what a remapped layer does not compute."""
