@@ -139,7 +139,8 @@ class ArchitectureAdapter:
             _check_scaling(module, table, float(getattr(module, f"{source.prefix}attention_scaling", 1.0)))
         inv_freq: Any = getattr(module, f"{source.prefix}inv_freq")
         scaling: Any = getattr(module, f"{source.prefix}attention_scaling", 1.0)
-        return Rotary(inv_freq.detach().clone(), float(scaling), theta=self.theta(decoder, source))
+        own = inv_freq.detach().clone()
+        return Rotary(own, float(scaling), theta=self.theta(decoder, source), scaling=rope_type(module, source))
 
     def theta(self, decoder: nn.Module, source: RotarySource) -> float | None:
         """Base of the model's geometric frequencies, from its configuration."""

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from posenc.rope import Rotary
 
 
+SOME_WINDOW = 512
+"""Tokens, where a window is needed to try a strategy out and none is known."""
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What a strategy promises; the contract suite holds it to exactly this.
@@ -173,6 +177,18 @@ class PositionStrategy(ABC):
         """Frequencies to use for a prompt of ``prompt`` tokens; remapping strategies return ``base``."""
         return base
 
+    def check_frequencies(self, base: Rotary) -> None:
+        """Ask for the frequencies of a few prompts: ``apply`` does so, and a model that cannot be served is refused.
+
+        Parameters
+        ----------
+        base : Rotary
+            Frequencies that the model has.
+        """
+        window = self.window or SOME_WINDOW
+        for prompt in (1, window, window + 1, 4 * window):
+            self.rotary(base, prompt)
+
     def for_layer(self, layer: int, layers: int) -> PositionStrategy:
         """The strategy of one attention layer; a method whose layers see different positions returns another one.
 
@@ -290,6 +306,10 @@ class ComposedStrategy(PositionStrategy):
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
         return self.frequencies.rotary(self.positions.rotary(base, prompt), prompt)
+
+    def check_frequencies(self, base: Rotary) -> None:
+        self.positions.check_frequencies(base)
+        self.frequencies.check_frequencies(base)
 
     def for_model(self, fingerprint: Callable[[], Fingerprint]) -> PositionStrategy:
         return ComposedStrategy(self.positions.for_model(fingerprint), self.frequencies.for_model(fingerprint))

@@ -5,6 +5,7 @@ The rules of strategies.md, "Lengths over time", in one place. Lengths count a r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -86,18 +87,28 @@ class Planner:
         """True when the layers see different positions."""
         return bool(self._own)
 
-    def try_out(self) -> None:
+    def try_out(self, bases: Sequence[Rotary | None] = ()) -> None:
         """Plan a few lengths in and beyond the window, so that a broken strategy is found before the first forward.
+
+        Parameters
+        ----------
+        bases : sequence of Rotary or None
+            The model's own frequencies by attention layer, where there is a model.
 
         Raises
         ------
         PluginError
             If a plan breaks the partition or cannot be made.
+        InvalidConfigError
+            If the strategy cannot start from the frequencies that the model has.
         """
         window = min(self.strategy.window or TRIED, TRIED)
         for planner in dict.fromkeys(self._own) or (self,):
             for prompt, total in ((1, 1), (window // 2 + 1, window // 2 + 2), (window + 1, window + 9)):
                 planner.strategy.checked_plan(prompt, total)
+        for planner, base in dict.fromkeys((self.of(layer), base) for layer, base in enumerate(bases)):
+            if base is not None:
+                planner.strategy.check_frequencies(base)
 
     def plan(self, prompt: int, total: int) -> PositionPlan:
         """The plan for a prompt, for the first ``total`` tokens (fewer than the prompt in chunked prefill)."""

@@ -122,6 +122,10 @@ class Auto(PositionStrategy):
             return base
         return self.chosen(prompt).strategy.rotary(base, prompt)
 
+    def check_frequencies(self, base: Rotary) -> None:
+        for chosen in (*(chosen for _, chosen in self._ranges), *self._beyond):  # whatever the length is one day
+            chosen.strategy.check_frequencies(base)
+
     def for_model(self, fingerprint: Callable[[], Fingerprint]) -> PositionStrategy:
         model = fingerprint()
         if self.table is not None:

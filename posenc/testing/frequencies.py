@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from posenc.errors import PosencError
+from posenc.errors import InvalidConfigError, PosencError
 from posenc.positions import PositionStrategy
 from posenc.rope import Rotary
 from posenc.testing.violation import violated
@@ -38,6 +40,24 @@ def check_rotary(strategy: PositionStrategy) -> None:
         violated(f"{strategy!r} declares changes_frequencies, but rotary() returns the model's own at every length.")
     if able.frequencies_by_length and all(_same(rotary, found[1]) for rotary in found.values()):
         violated(f"{strategy!r} declares frequencies_by_length, but rotary() is the same at every length.")
+    if able.changes_frequencies and not getattr(strategy.params, "replace", False):
+        _check_start(strategy, base, found[6 * window])
+
+
+def _check_start(strategy: PositionStrategy, base: Rotary, usual: Rotary) -> None:
+    """A checkpoint that scales its frequencies itself keeps that, or is refused."""
+    prompt = 6 * (strategy.window or 512)
+    bend = torch.linspace(1, 0.25, len(base.inv_freq))
+    scaled = replace(base, inv_freq=base.inv_freq * bend, attention_scaling=1.25, scaling="llama3")
+    try:
+        found = strategy.rotary(scaled, prompt)
+    except InvalidConfigError:
+        return
+    if torch.equal(found.inv_freq, usual.inv_freq) or found.attention_scaling == usual.attention_scaling:
+        violated(
+            f"{strategy!r}.rotary(base, {prompt}) drops the scaling that the model has (base.inv_freq, "
+            "base.attention_scaling). Start from both, or raise InvalidConfigError unless base.scaling is 'default'."
+        )
 
 
 def _frequencies(strategy: PositionStrategy) -> int:
