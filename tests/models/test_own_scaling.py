@@ -11,6 +11,9 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, Llama
 
 import posenc
 from posenc import Rotary
+from posenc.evaluate.models import Loaded
+from posenc.fingerprint import fingerprint
+from posenc.handle import find_adapter
 from tests.models import tiny
 
 FACTORS = ("linear", "ntk", "dynamic", "yarn", "llama3")
@@ -126,3 +129,14 @@ def test_the_attention_factor_of_the_checkpoint_multiplies() -> None:
         attachment = handle._attachment
         bases = attachment.bases(model.model, torch.zeros(1, 1, dtype=torch.long)).values()
         assert [handle.strategy.rotary(base, 9).attention_scaling for base in bases] == [own]
+
+
+def test_every_part_takes_the_window_that_the_checkpoint_was_trained_for() -> None:
+    """64 is what the llama3 scaling of this model was trained to read; 32 is where its scaling starts."""
+    model = llama("llama3")
+    assert Loaded("a model", model, None).window == tiny.WINDOW
+    assert fingerprint(model, find_adapter(model)).window == tiny.WINDOW
+    with posenc.apply(model, "string") as handle:
+        assert handle.describe()["window"] == tiny.WINDOW
+    with posenc.apply(model, "string", window=32) as handle:
+        assert handle.describe()["window"] == 32
