@@ -33,7 +33,7 @@ from posenc.plugins import strategy as named_strategy
 from posenc.positions import ComposedStrategy, PositionStrategy, Retention
 from posenc.probe import check_structure, probe
 from posenc.rope import Rotary
-from posenc.schedule import Planner
+from posenc.schedule import Planner, fitted
 from posenc.selftest import check_attention, check_identity, forward_of_fixed_tokens
 from posenc.stock import STOCK_IMPLEMENTATIONS
 from posenc.trace import trace
@@ -372,8 +372,11 @@ def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
         attachment.planner = Planner(named_strategy("rope"))
         install(model, decoder, attachment)
         check_identity(decoder, expected, attachment.adapter)
+        bases = _own_frequencies(decoder, attachment)
+        attachment.strategy = fitted(attachment.strategy, bases)
+        attachment.fingerprint = attachment.strategy.fingerprint
         attachment.planner = Planner(attachment.strategy, len(attachment.facts))
-        attachment.planner.try_out(_own_frequencies(decoder, attachment))
+        attachment.planner.try_out(bases)
     except BaseException:
         _restore(model, attachment)
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -43,6 +43,8 @@ class Capabilities:
         ``rotary`` returns something other than its argument.
     frequencies_by_length : bool
         ``rotary`` depends on ``prompt``.
+    positions_per_frequency : bool
+        Positions may have a column for every rotary frequency of the model, [L, F].
     """
 
     bounded: bool = False
@@ -51,6 +53,7 @@ class Capabilities:
     uses_prompt: bool = False
     changes_frequencies: bool = False
     frequencies_by_length: bool = False
+    positions_per_frequency: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,13 +146,9 @@ class PositionStrategy(ABC):
         if prompt <= getattr(self.params, "active_from", 0):
             return PositionPlan.identity(lengths, window=self.window, strategy=self.name)
         try:
-            return PositionPlan.build(
-                lengths,
-                self.segments(lengths),
-                query_scale=self.query_scale(lengths),
-                window=self.window,
-                strategy=self.name,
-            )
+            segments, scale = self.segments(lengths), self.query_scale(lengths)
+            if isinstance(segments, Iterator):  # a generator runs now, so that its errors are named like others
+                segments = tuple(segments)
         except PosencError:
             raise
         except Exception as error:
@@ -157,25 +156,75 @@ class PositionStrategy(ABC):
                 f"strategy {self.name!r} (module {type(self).__module__}) fails to plan {_shown(lengths)}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+        try:
+            return PositionPlan.build(lengths, segments, query_scale=scale, window=self.window, strategy=self.name)
+        except InvalidInputError as error:
+            raise self._wrong_plan(lengths, error) from None
 
-    def checked_plan(self, prompt: int, total: int | None = None) -> PositionPlan:
-        """The plan, after its partition was checked.
+    def checked_plan(self, prompt: int, total: int | None = None, *, frequencies: int | None = None) -> PositionPlan:
+        """The plan, after its arrays and its partition were checked.
+
+        Parameters
+        ----------
+        prompt, total : int
+            Lengths in tokens.
+        frequencies : int, optional
+            How many rotary frequencies the model has, where there is one.
 
         Raises
         ------
         PluginError
-            If the strategy broke the partition; the message names the first pair.
+            If the plan is wrong; the message names the strategy, and the segment or the first pair.
         """
         plan = self.plan(prompt, total)
+        lengths = Lengths(prompt, prompt if total is None else total)
+        if not isinstance(plan, PositionPlan):
+            raise self._wrong_plan(lengths, f"plan() must return a PositionPlan, got {plan!r:.100}.")
+        if (plan.prompt, plan.total) != (lengths.prompt, lengths.total):
+            raise self._wrong_plan(lengths, f"it is a plan for {_shown(plan)}.")
         try:
-            plan.check(drops_keys=self.capabilities.drops_keys)
+            plan.check(drops_keys=self.capabilities.drops_keys, frequencies=frequencies)
         except InvalidInputError as error:
-            raise PluginError(f"strategy {self.name!r} made a wrong plan ({_shown(plan)}): {error}") from None
+            raise self._wrong_plan(lengths, error) from None
+        if not self.capabilities.positions_per_frequency:
+            for segment in plan.segments:
+                if max(segment.query_positions.ndim, segment.key_positions.ndim) > 1:
+                    raise self._wrong_plan(
+                        lengths,
+                        f"segment {segment.name!r} has positions with columns. A column is one rotary frequency (heads "
+                        "share their positions); a strategy that means this declares "
+                        "Capabilities(positions_per_frequency=True).",
+                    )
         return plan
+
+    def _wrong_plan(self, lengths: Lengths, why: object) -> PluginError:
+        return PluginError(f"strategy {self.name!r} made a wrong plan ({_shown(lengths)}): {why}")
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
         """Frequencies to use for a prompt of ``prompt`` tokens; remapping strategies return ``base``."""
         return base
+
+    def checked_rotary(self, base: Rotary, prompt: int) -> Rotary:
+        """The frequencies for a prompt, after they were checked against the model's own.
+
+        Raises
+        ------
+        PluginError
+            If :meth:`rotary` fails, or what it returns is no Rotary, not finite, of another layout or undeclared.
+        """
+        from posenc.rotary_check import fault_of
+
+        where = f"strategy {self.name!r}: rotary(base, {prompt})"
+        try:
+            found = self.rotary(base, prompt)
+        except PosencError:
+            raise
+        except Exception as error:
+            raise PluginError(f"{where} fails: {type(error).__name__}: {error}") from error
+        fault = fault_of(found, base, changes=self.capabilities.changes_frequencies)
+        if fault is not None:
+            raise PluginError(f"{where} {fault}")
+        return found
 
     def check_frequencies(self, base: Rotary) -> None:
         """Ask for the frequencies of a few prompts: ``apply`` does so, and a model that cannot be served is refused.
@@ -184,10 +233,38 @@ class PositionStrategy(ABC):
         ----------
         base : Rotary
             Frequencies that the model has.
+
+        Raises
+        ------
+        PluginError
+            If they are wrong, or depend on the prompt undeclared.
+        InvalidConfigError
+            If the strategy cannot start from them.
         """
+        from posenc.rotary_check import same_frequencies
+
         window = self.window or SOME_WINDOW
-        for prompt in (1, window, window + 1, 4 * window):
-            self.rotary(base, prompt)
+        first = self.checked_rotary(base, 1)
+        for prompt in (window, window + 1, 4 * window):
+            found = self.checked_rotary(base, prompt)
+            if not self.capabilities.frequencies_by_length and not same_frequencies(found, first):
+                raise PluginError(
+                    f"strategy {self.name!r}: rotary(base, {prompt}) and rotary(base, 1) differ, but "
+                    "Capabilities(frequencies_by_length=True) is not declared."
+                )
+
+    def for_frequencies(self, count: int) -> PositionStrategy:
+        """The strategy for a model with ``count`` rotary frequencies; ``apply`` asks once the model is measured.
+
+        A strategy whose positions differ by frequency learns their number here (``rotary_dim // 2``), and refuses one
+        that its parameters do not fit. What it returns is asked for its layers (:meth:`for_layer`).
+
+        Raises
+        ------
+        InvalidConfigError
+            If the parameters do not fit.
+        """
+        return self
 
     def for_layer(self, layer: int, layers: int) -> PositionStrategy:
         """The strategy of one attention layer; a method whose layers see different positions returns another one.
@@ -295,7 +372,13 @@ class ComposedStrategy(PositionStrategy):
         self.paper = f"{positions.paper}; {frequencies.paper}"  # type: ignore[misc]
         p, f = positions.capabilities, frequencies.capabilities
         self.capabilities = Capabilities(  # type: ignore[misc]
-            p.bounded, p.monotone, p.drops_keys, p.uses_prompt, True, f.frequencies_by_length
+            p.bounded,
+            p.monotone,
+            p.drops_keys,
+            p.uses_prompt,
+            True,
+            f.frequencies_by_length,
+            p.positions_per_frequency,
         )
 
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
@@ -306,6 +389,12 @@ class ComposedStrategy(PositionStrategy):
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
         return self.frequencies.rotary(self.positions.rotary(base, prompt), prompt)
+
+    def for_frequencies(self, count: int) -> PositionStrategy:
+        positions, frequencies = self.positions.for_frequencies(count), self.frequencies.for_frequencies(count)
+        if positions is self.positions and frequencies is self.frequencies:
+            return self
+        return ComposedStrategy(positions, frequencies)
 
     def check_frequencies(self, base: Rotary) -> None:
         self.positions.check_frequencies(base)

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from posenc.errors import InvalidInputError, PluginError
+from posenc.errors import InvalidInputError, PluginError, UnsupportedModelError
 from posenc.plan import PositionPlan
 from posenc.positions import PositionStrategy
 from posenc.rope import Rotary
@@ -103,11 +103,17 @@ class Planner:
             If the strategy cannot start from the frequencies that the model has.
         """
         window = min(self.strategy.window or TRIED, TRIED)
+        own: dict[Planner, dict[Rotary, None]] = {}
+        for layer, base in enumerate(bases):
+            if base is not None:
+                own.setdefault(self.of(layer), {})[base] = None
         for planner in dict.fromkeys(self._own) or (self,):
             for prompt, total in ((1, 1), (window // 2 + 1, window // 2 + 2), (window + 1, window + 9)):
                 planner.strategy.checked_plan(prompt, total)
-        for planner, base in dict.fromkeys((self.of(layer), base) for layer, base in enumerate(bases)):
-            if base is not None:
+                for base in own.get(planner, ()):
+                    planner.strategy.checked_plan(prompt, total, frequencies=len(base.inv_freq))
+        for planner, rotaries in own.items():
+            for base in rotaries:
                 planner.strategy.check_frequencies(base)
 
     def plan(self, prompt: int, total: int) -> PositionPlan:
@@ -130,7 +136,7 @@ class Planner:
         if key not in self._rotaries:
             while len(self._rotaries) >= KEPT_PLANS:
                 self._rotaries.pop(next(iter(self._rotaries)))
-            self._rotaries[key] = self.strategy.rotary(base, prompt)
+            self._rotaries[key] = self.strategy.checked_rotary(base, prompt)
         return self._rotaries[key]
 
     def extend(
@@ -239,3 +245,23 @@ def _own_planners(strategy: PositionStrategy, layers: int) -> list[Planner]:
         return []
     planners = {own.fingerprint: Planner(own) for own in chosen}
     return [planners[own.fingerprint] for own in chosen]
+
+
+def fitted(strategy: PositionStrategy, bases: Sequence[Rotary | None]) -> PositionStrategy:
+    """The strategy for the number of rotary frequencies that a model has.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If layers have different numbers of them, and the strategy would not be the same for all.
+    """
+    counts = sorted({len(base.inv_freq) for base in bases if base is not None})
+    made = [strategy.for_frequencies(count) for count in counts]
+    if len(made) == 1:
+        return made[0]
+    if any(own is not strategy for own in made):
+        raise UnsupportedModelError(
+            f"strategy {strategy.name!r} has positions that differ by rotary frequency, and the layers of this model "
+            f"have different numbers of them ({', '.join(map(str, counts))})."
+        )
+    return strategy
