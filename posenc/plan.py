@@ -378,15 +378,8 @@ class PositionPlan:
             relative[row, column] = query - key
         return relative
 
-    def check(self, *, drops_keys: bool = False, frequencies: int | None = None) -> None:
+    def check(self, *, drops_keys: bool = False) -> None:
         """Check arrays and the partition invariant in O(L): the work of the contract suite and of ``apply``.
-
-        Parameters
-        ----------
-        drops_keys : bool
-            Whether pairs may lie in no segment.
-        frequencies : int, optional
-            How many rotary frequencies the model has, where there is one.
 
         Raises
         ------
@@ -399,7 +392,7 @@ class PositionPlan:
         if self.query_scale is not None:
             check_scale_array(self.query_scale, self.total)
         check_values(self.segments, self.query_scale)
-        check_columns(self.segments, frequencies)
+        check_columns(self.segments, None)
         check_partition(self.segments, self.total, drops_keys=drops_keys)
 
     def explain(self) -> str:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from posenc.errors import InvalidConfigError, InvalidInputError, PluginError, PosencError
 from posenc.plan import Lengths, PositionPlan, Segment
+from posenc.plan_check import check_columns
 
 if TYPE_CHECKING:
     from posenc.fingerprint import Fingerprint
@@ -183,19 +184,21 @@ class PositionStrategy(ABC):
         if (plan.prompt, plan.total) != (lengths.prompt, lengths.total):
             raise self._wrong_plan(lengths, f"it is a plan for {_shown(plan)}.")
         try:
-            plan.check(drops_keys=self.capabilities.drops_keys, frequencies=frequencies)
+            plan.check(drops_keys=self.capabilities.drops_keys)
+            self._check_columns(plan, frequencies)
         except InvalidInputError as error:
             raise self._wrong_plan(lengths, error) from None
-        if not self.capabilities.positions_per_frequency:
-            for segment in plan.segments:
-                if max(segment.query_positions.ndim, segment.key_positions.ndim) > 1:
-                    raise self._wrong_plan(
-                        lengths,
-                        f"segment {segment.name!r} has positions with columns. A column is one rotary frequency (heads "
-                        "share their positions); a strategy that means this declares "
-                        "Capabilities(positions_per_frequency=True).",
-                    )
         return plan
+
+    def _check_columns(self, plan: PositionPlan, frequencies: int | None) -> None:
+        for segment in () if self.capabilities.positions_per_frequency else plan.segments:
+            if max(segment.query_positions.ndim, segment.key_positions.ndim) > 1:
+                raise InvalidInputError(
+                    f"segment {segment.name!r} has positions with columns. A column is one rotary frequency (heads "
+                    "share their positions); a strategy that means this declares "
+                    "Capabilities(positions_per_frequency=True)."
+                )
+        check_columns(plan.segments, frequencies)
 
     def _wrong_plan(self, lengths: Lengths, why: object) -> PluginError:
         return PluginError(f"strategy {self.name!r} made a wrong plan ({_shown(lengths)}): {why}")

@@ -253,6 +253,18 @@ class DropsTheAttentionFactor(Good):
         return base.with_frequencies(base.inv_freq / 2, 1.0)
 
 
+class ColumnsUndeclared(Good):
+    """A column per frequency, or per head? Nobody can tell."""
+
+    def segments(self, lengths: Lengths) -> Sequence[Segment]:
+        head, middle = super().segments(lengths)
+        return head, replace(middle, query_positions=np.repeat(middle.query_positions[:, None], 16, 1), memo={})
+
+
+class ColumnsPerHead(ColumnsUndeclared):
+    capabilities = Capabilities(bounded=True, positions_per_frequency=True)
+
+
 MUTANTS: list[tuple[type[Good], str, str]] = [
     (CountedTwice, "partition", r"pair \(i=\d+, j=\d+\) is attended by segments 'head' and 'middle'"),
     (Missed, "partition", r"pair \(i=\d+, j=0\) is attended by no segment"),
@@ -294,6 +306,8 @@ MUTANTS: list[tuple[type[Good], str, str]] = [
     (AcceptsAnything, "unknown_parameters_are_refused", "an unknown parameter is accepted"),
     (TouchesFrequencies, "frequencies", r"returns other frequencies, but .*changes_frequencies=True\) is not declared"),
     (StartsFromTheta, "frequencies", r"drops the scaling that the model has"),
+    (ColumnsUndeclared, "positions_per_frequency", r"segment 'middle' has positions with columns.*per_frequency=True"),
+    (ColumnsPerHead, "positions_per_frequency", r"query_positions have 16 columns, and the model has 4 rotary frequ"),
     (DropsTheAttentionFactor, "frequencies", r"drops the scaling that the model has"),
 ]
 OTHER_SETTINGS = {ForgetsInDescribe: ({"near": 3},)}
