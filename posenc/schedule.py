@@ -5,16 +5,20 @@ The rules of strategies.md, "Lengths over time", in one place. Lengths count a r
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
+from posenc.advice import concerns
 from posenc.errors import InvalidInputError, PluginError, UnsupportedModelError
 from posenc.plan import PositionPlan
 from posenc.positions import PositionStrategy
 from posenc.rope import Rotary
+
+logger = logging.getLogger("posenc")
 
 HEADROOM = 256
 """Tokens a plan is built ahead of the current length, so that decoding slices instead of rebuilding."""
@@ -71,6 +75,7 @@ class Planner:
         self._own = _own_planners(strategy, layers)
         self._plans: dict[int, PositionPlan] = {}
         self._rotaries: dict[tuple[Rotary, int], Rotary] = {}
+        self._said: set[str] = set()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Planner:
         return Planner(self.strategy, self.layers)
@@ -125,10 +130,18 @@ class Planner:
         if known is None or known.total < total:
             room = 0 if total <= prompt else max(HEADROOM, total // 8)
             known = self.strategy.checked_plan(prompt, max(prompt, total + room))
+            self._say_concerns(known)
         while len(self._plans) >= KEPT_PLANS:
             self._plans.pop(next(iter(self._plans)))
         self._plans[prompt] = known  # last used, last dropped
         return known
+
+    def _say_concerns(self, plan: PositionPlan) -> None:
+        """Warn of each kind of concern once, not at every prompt."""
+        for kind, message in concerns(self.strategy, plan).items():
+            if kind not in self._said:
+                self._said.add(kind)
+                logger.warning("%s", message)
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
         """The strategy's frequencies for a prompt, one object per (base, prompt)."""
