@@ -310,3 +310,15 @@ def test_an_adapter_takes_this_window() -> None:
         model = torch.nn.Module()
         model.config = of_transformers(data)  # type: ignore[assignment]
         assert ArchitectureAdapter("a", "b", ("llama",)).window(model) == window
+
+
+def test_the_first_phi_3_configurations_are_read_where_transformers_renames_their_rope_type() -> None:
+    data, window = REAL["Phi 3 mini 128k"]
+    old = {**data, "rope_scaling": {**data["rope_scaling"], "type": "su", "original_max_position_embeddings": 4096}}
+    assert posenc.window_of(of_transformers(old)) == window
+    found, expected = posenc.rotary_of(of_transformers(old)), posenc.rotary_of(data)
+    assert torch.equal(found.inv_freq, expected.inv_freq)
+    assert (found.attention_scaling, found.scaling) == (expected.attention_scaling, "longrope")
+    for ask in (posenc.window_of, posenc.rotary_of):
+        with pytest.raises(posenc.UnsupportedModelError, match=r"'su'.*write 'longrope'"):
+            ask(old)
