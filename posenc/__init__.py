@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from posenc import testing as testing
     from posenc.adapter import ArchitectureAdapter
     from posenc.backend import AttentionBackend, BackendCapabilities
+    from posenc.checkpoint import rotary_of, window_of
     from posenc.config import Config, load_config
     from posenc.dispatch import attention
     from posenc.errors import (
@@ -70,13 +71,16 @@ __all__ = [
     "from_pretrained",
     "hookimpl",
     "load_config",
+    "rotary_of",
     "strategies",
     "strategy",
+    "window_of",
 ]
 
 _HOMES = {
     "adapter": ("ArchitectureAdapter",),
     "backend": ("AttentionBackend", "BackendCapabilities"),
+    "checkpoint": ("rotary_of", "window_of"),
     "config": ("Config", "load_config"),
     "dispatch": ("attention",),
     "errors": (

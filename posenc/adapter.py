@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posenc.checkpoint import window_of
 from posenc.errors import UnsupportedModelError
 from posenc.rope import Arithmetic, Rotary, Style
 
@@ -155,8 +156,10 @@ class ArchitectureAdapter:
                 "(offload_buffers=False)."
             )
         scaling: Any = getattr(module, f"{source.prefix}attention_scaling", 1.0)
+        kind = rope_type(module, source)
         with torch.inference_mode(False):  # they serve later forwards, which may train
-            return Rotary(inv_freq.detach().clone(), float(scaling), theta=self.theta(decoder, source))
+            own = inv_freq.detach().clone()
+            return Rotary(own, float(scaling), theta=self.theta(decoder, source), scaling=kind)
 
     def theta(self, decoder: nn.Module, source: RotarySource) -> float | None:
         """Base of the model's geometric frequencies, from its configuration."""
@@ -168,17 +171,9 @@ class ArchitectureAdapter:
         return None if theta is None else float(theta)
 
     def window(self, model: nn.Module) -> int:
-        """Pretraining window ``n`` in tokens."""
-        config: Any = self.decoder(model).config
-        parameters = getattr(config, "rope_parameters", None) or {}
-        sets = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
-        declared = [int(own["original_max_position_embeddings"]) for own in sets if _original(own)]
-        window = max(declared) if declared else getattr(config, "max_position_embeddings", None)
-        if not window:
-            raise UnsupportedModelError(
-                f"{type(config).__name__} declares no max_position_embeddings: pass window=... (in tokens)."
-            )
-        return int(window)
+        """Pretraining window ``n`` in tokens, see :func:`posenc.window_of`."""
+        decoder: Any = self.decoder(model)
+        return window_of(decoder.config)
 
 
 def rope_type(module: nn.Module, source: RotarySource) -> str:
@@ -214,7 +209,3 @@ def _check_scaling(module: nn.Module, table: Any, declared: float) -> None:
             f"{type(module).__name__} scales its tables by {scaling:.4g} at this length, and declares "
             f"attention_scaling={declared:.4g}: posenc cannot follow its frequencies."
         )
-
-
-def _original(parameters: dict[str, Any]) -> Any:
-    return parameters.get("original_max_position_embeddings")

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, get_args
 
+import torch
 from torch import nn
 
 from posenc import continuous
@@ -31,7 +32,8 @@ from posenc.plugins import adapters, backends
 from posenc.plugins import strategy as named_strategy
 from posenc.positions import ComposedStrategy, PositionStrategy, Retention
 from posenc.probe import check_structure, probe
-from posenc.schedule import Planner
+from posenc.rope import Rotary
+from posenc.schedule import Planner, fitted
 from posenc.selftest import check_attention, check_identity, forward_of_fixed_tokens
 from posenc.stock import STOCK_IMPLEMENTATIONS
 from posenc.trace import trace
@@ -399,11 +401,21 @@ def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
         attachment.planner = Planner(named_strategy("rope"))
         install(model, decoder, attachment)
         check_identity(decoder, expected, attachment.adapter)
+        bases = _own_frequencies(decoder, attachment)
+        attachment.strategy = fitted(attachment.strategy, bases)
+        attachment.fingerprint = attachment.strategy.fingerprint
         attachment.planner = Planner(attachment.strategy, len(attachment.facts))
-        attachment.planner.try_out()
+        attachment.planner.try_out(bases)
     except BaseException:
         _restore(model, attachment)
         raise
+
+
+def _own_frequencies(decoder: Any, attachment: Attachment) -> list[Rotary | None]:
+    """The frequencies that the model has, by attention layer; None where it has no rotary positions."""
+    device = next(decoder.get_submodule(attachment.rotaries[0]).buffers()).device
+    bases = attachment.bases(decoder, torch.zeros(1, 1, dtype=torch.long, device=device))
+    return [bases.get(facts) for facts in attachment.facts.values()]
 
 
 def _restore(model: Any, attachment: Attachment) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -105,9 +105,8 @@ class OwnFrequencies:
             return self._read(decoder, module, source, position_ids_BL, 0)
         length = int(position_ids_BL.max()) + 1
         kept = _kept_by_module(module, source, length)
-        if kept is not None and self._is_plain:
-            return Rotary(kept.detach().clone(), float(getattr(module, f"{source.prefix}attention_scaling", 1.0)))
-        return self._read(decoder, module, source, position_ids_BL, length)
+        read = self._read(decoder, module, source, position_ids_BL, length)
+        return replace(read, inv_freq=kept.detach().clone()) if kept is not None and self._is_plain else read
 
     @property
     def _is_plain(self) -> bool:

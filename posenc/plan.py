@@ -7,15 +7,16 @@ Shape letters: L = total tokens, F = rotary frequencies (rotary_dim // 2).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from posenc.errors import InvalidInputError
+from posenc.plan_check import check_columns, check_partition, check_scale_array, check_segment_arrays, check_values
 
 IntArray = NDArray[np.int64]
 Positions = NDArray[Any]  # int64 or float64, [L] or [L, F]
@@ -188,6 +189,17 @@ def _range_minimum(values: Positions, start: IntArray, stop: IntArray) -> Positi
         span *= 2
 
 
+def _all_segments(segments: Any) -> tuple[Segment, ...]:
+    """Whatever a strategy returned as its segments, as a tuple of them."""
+    if not isinstance(segments, Iterable) or isinstance(segments, str | bytes | Mapping):
+        raise InvalidInputError(f"segments must be a sequence of Segment, got {segments!r:.100}.")
+    given = tuple(segments)
+    for entry in given:
+        if not isinstance(entry, Segment):
+            raise InvalidInputError(f"segments must be a sequence of Segment, and one of them is {entry!r:.100}.")
+    return given
+
+
 def _scale_slice(scale: NDArray[np.float64] | None, rows: slice) -> NDArray[np.float64] | None:
     """Part of a scale, or None where that part is all ones: what is left may be the identity plan."""
     if scale is None or bool((scale[rows] == 1.0).all()):
@@ -232,10 +244,21 @@ class PositionPlan:
         window: int | None = None,
         strategy: str = "",
     ) -> PositionPlan:
-        """Drop empty segments and a scale of all ones, then make the plan."""
+        """Drop empty segments and a scale of all ones, then make the plan.
+
+        Raises
+        ------
+        InvalidInputError
+            If something else than segments is given, or their arrays are of the wrong kind.
+        """
+        given = _all_segments(segments)
+        for segment in given:
+            check_segment_arrays(segment, lengths.total)
+        if query_scale is not None:
+            check_scale_array(query_scale, lengths.total)
         if query_scale is not None and bool((query_scale == 1.0).all()):
             query_scale = None
-        kept = tuple(segment for segment in segments if not segment.is_empty)
+        kept = tuple(segment for segment in given if not segment.is_empty)
         return cls(lengths.prompt, lengths.total, kept, query_scale, window, strategy)
 
     @classmethod
@@ -356,66 +379,21 @@ class PositionPlan:
         return relative
 
     def check(self, *, drops_keys: bool = False) -> None:
-        """Check the partition invariant in O(L): the work of the contract suite and of ``apply``.
+        """Check arrays and the partition invariant in O(L): the work of the contract suite and of ``apply``.
 
         Raises
         ------
         InvalidInputError
             Naming the first pair that two segments attend, that none attends, or that lies in the
-            future, or the segment whose bounds decrease.
+            future, or the segment and the array that is wrong.
         """
-        for s in self.segments:
-            for label, bound in (("key_start", s.key_start), ("key_stop", s.key_stop)):
-                if bound.shape != (self.total,):
-                    raise InvalidInputError(f"segment {s.name!r}: {label} must have shape [{self.total}].")
-                if (np.diff(bound) < 0).any():
-                    raise InvalidInputError(f"segment {s.name!r}: {label} decreases somewhere.")
-            if s.interpolation not in get_args(Interpolation):
-                raise InvalidInputError(
-                    f"segment {s.name!r}: interpolation must be 'positions' or 'logits', got {s.interpolation!r}."
-                )
-            if s.key_start[0] < 0:
-                raise InvalidInputError(f"segment {s.name!r}: key_start is negative.")
-            for label, positions in (("query", s.query_positions), ("key", s.key_positions)):
-                if len(positions) != self.total:
-                    raise InvalidInputError(f"segment {s.name!r}: {label}_positions must cover {self.total} tokens.")
-                if not np.isfinite(positions).all():
-                    raise InvalidInputError(f"segment {s.name!r}: {label}_positions hold a NaN or an infinity.")
-        if not self.segments:
-            raise InvalidInputError("pair (i=0, j=0) is attended by no segment.")
-        names = [s.name for s in self.segments]
-        start = np.stack([s.key_start for s in self.segments])
-        stop = np.maximum(np.stack([s.key_stop for s in self.segments]), start)
-        empty = stop == start
-        limit = np.arange(1, self.total + 1)
-        order = np.argsort(np.where(empty, np.iinfo(np.int64).max, start), axis=0, kind="stable")
-        reached = np.zeros(self.total, dtype=np.int64)
-        previous = np.full(self.total, -1)
-        for rank in range(len(names)):
-            which = order[rank]
-            s_start, s_stop = (np.take_along_axis(a, which[None], 0)[0] for a in (start, stop))
-            live = ~np.take_along_axis(empty, which[None], 0)[0]
-            twice = live & (s_start < reached)
-            if twice.any():
-                i = int(twice.argmax())
-                raise InvalidInputError(
-                    f"pair (i={i}, j={int(s_start[i])}) is attended by segments "
-                    f"{names[int(previous[i])]!r} and {names[int(which[i])]!r}."
-                )
-            missed = live & (s_start > reached)
-            if missed.any() and not drops_keys:
-                i = int(missed.argmax())
-                raise InvalidInputError(f"pair (i={i}, j={int(reached[i])}) is attended by no segment.")
-            reached = np.where(live, s_stop, reached)
-            previous = np.where(live, which, previous)
-        beyond = reached > limit
-        if beyond.any():
-            i = int(beyond.argmax())
-            raise InvalidInputError(f"pair (i={i}, j={i + 1}) lies in the future: segments must stop at i + 1.")
-        short = reached < limit
-        if short.any() and not drops_keys:
-            i = int(short.argmax())
-            raise InvalidInputError(f"pair (i={i}, j={int(reached[i])}) is attended by no segment.")
+        for segment in self.segments:
+            check_segment_arrays(segment, self.total)
+        if self.query_scale is not None:
+            check_scale_array(self.query_scale, self.total)
+        check_values(self.segments, self.query_scale)
+        check_columns(self.segments, None)
+        check_partition(self.segments, self.total, drops_keys=drops_keys)
 
     def explain(self) -> str:
         """Text for people: segments, ranges, the d -> relative table, what lies beyond the window."""

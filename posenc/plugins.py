@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from posenc.positions import Capabilities, PositionStrategy
 
 OWN_DISTRIBUTION = "posenc"
+RESERVED = ("self", "model", "strategy", "name", "params", "frequencies", "backend", "cache", "window")
+"""Names that no parameter of a strategy may have: ``apply``, ``strategy`` and configurations take them."""
 logger = logging.getLogger("posenc")
 T = TypeVar("T")
 
@@ -155,6 +157,13 @@ def strategy_info(factory: Any, distribution: str) -> StrategyInfo:
         raise PluginError(f"strategy {factory.name!r}: Params must be a subclass of posenc.positions.Params.")
     if not isinstance(factory.capabilities, Capabilities):
         raise PluginError(f"strategy {factory.name!r}: capabilities must be a posenc.Capabilities.")
+    fields = factory.Params.model_fields
+    taken = sorted({*fields, *(field.alias for field in fields.values() if field.alias)} & set(RESERVED))
+    if taken:
+        raise PluginError(
+            f"strategy {factory.name!r}: its parameters {', '.join(taken)} have names that posenc.apply, "
+            "posenc.strategy or a configuration gives a meaning of its own. Rename them."
+        )
     if inspect.isabstract(factory):
         todo = ", ".join(sorted(factory.__abstractmethods__))
         raise PluginError(f"strategy {factory.name!r} does not implement: {todo}.")

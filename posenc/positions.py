@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,10 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from posenc.errors import InvalidConfigError, InvalidInputError, PluginError, PosencError
 from posenc.plan import Lengths, PositionPlan, Segment
+from posenc.plan_check import check_columns
 
 if TYPE_CHECKING:
     from posenc.fingerprint import Fingerprint
     from posenc.rope import Rotary
+
+
+SOME_WINDOW = 512
+"""Tokens, where a window is needed to try a strategy out and none is known."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Capabilities:
         ``rotary`` returns something other than its argument.
     frequencies_by_length : bool
         ``rotary`` depends on ``prompt``.
+    positions_per_frequency : bool
+        Positions may have a column for every rotary frequency of the model, [L, F].
     """
 
     bounded: bool = False
@@ -47,6 +54,7 @@ class Capabilities:
     uses_prompt: bool = False
     changes_frequencies: bool = False
     frequencies_by_length: bool = False
+    positions_per_frequency: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,13 +147,9 @@ class PositionStrategy(ABC):
         if prompt <= getattr(self.params, "active_from", 0):
             return PositionPlan.identity(lengths, window=self.window, strategy=self.name)
         try:
-            return PositionPlan.build(
-                lengths,
-                self.segments(lengths),
-                query_scale=self.query_scale(lengths),
-                window=self.window,
-                strategy=self.name,
-            )
+            segments, scale = self.segments(lengths), self.query_scale(lengths)
+            if isinstance(segments, Iterator):  # a generator runs now, so that its errors are named like others
+                segments = tuple(segments)
         except PosencError:
             raise
         except Exception as error:
@@ -153,25 +157,117 @@ class PositionStrategy(ABC):
                 f"strategy {self.name!r} (module {type(self).__module__}) fails to plan {_shown(lengths)}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+        try:
+            return PositionPlan.build(lengths, segments, query_scale=scale, window=self.window, strategy=self.name)
+        except InvalidInputError as error:
+            raise self._wrong_plan(lengths, error) from None
 
-    def checked_plan(self, prompt: int, total: int | None = None) -> PositionPlan:
-        """The plan, after its partition was checked.
+    def checked_plan(self, prompt: int, total: int | None = None, *, frequencies: int | None = None) -> PositionPlan:
+        """The plan, after its arrays and its partition were checked.
+
+        Parameters
+        ----------
+        prompt, total : int
+            Lengths in tokens.
+        frequencies : int, optional
+            How many rotary frequencies the model has, where there is one.
 
         Raises
         ------
         PluginError
-            If the strategy broke the partition; the message names the first pair.
+            If the plan is wrong; the message names the strategy, and the segment or the first pair.
         """
         plan = self.plan(prompt, total)
+        lengths = Lengths(prompt, prompt if total is None else total)
+        if not isinstance(plan, PositionPlan):
+            raise self._wrong_plan(lengths, f"plan() must return a PositionPlan, got {plan!r:.100}.")
+        if (plan.prompt, plan.total) != (lengths.prompt, lengths.total):
+            raise self._wrong_plan(lengths, f"it is a plan for {_shown(plan)}.")
         try:
             plan.check(drops_keys=self.capabilities.drops_keys)
+            self._check_columns(plan, frequencies)
         except InvalidInputError as error:
-            raise PluginError(f"strategy {self.name!r} made a wrong plan ({_shown(plan)}): {error}") from None
+            raise self._wrong_plan(lengths, error) from None
         return plan
+
+    def _check_columns(self, plan: PositionPlan, frequencies: int | None) -> None:
+        for segment in () if self.capabilities.positions_per_frequency else plan.segments:
+            if max(segment.query_positions.ndim, segment.key_positions.ndim) > 1:
+                raise InvalidInputError(
+                    f"segment {segment.name!r} has positions with columns. A column is one rotary frequency (heads "
+                    "share their positions); a strategy that means this declares "
+                    "Capabilities(positions_per_frequency=True)."
+                )
+        check_columns(plan.segments, frequencies)
+
+    def _wrong_plan(self, lengths: Lengths, why: object) -> PluginError:
+        return PluginError(f"strategy {self.name!r} made a wrong plan ({_shown(lengths)}): {why}")
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
         """Frequencies to use for a prompt of ``prompt`` tokens; remapping strategies return ``base``."""
         return base
+
+    def checked_rotary(self, base: Rotary, prompt: int) -> Rotary:
+        """The frequencies for a prompt, after they were checked against the model's own.
+
+        Raises
+        ------
+        PluginError
+            If :meth:`rotary` fails, or what it returns is no Rotary, not finite, of another layout or undeclared.
+        """
+        from posenc.rotary_check import fault_of
+
+        where = f"strategy {self.name!r}: rotary(base, {prompt})"
+        try:
+            found = self.rotary(base, prompt)
+        except PosencError:
+            raise
+        except Exception as error:
+            raise PluginError(f"{where} fails: {type(error).__name__}: {error}") from error
+        fault = fault_of(found, base, changes=self.capabilities.changes_frequencies)
+        if fault is not None:
+            raise PluginError(f"{where} {fault}")
+        return found
+
+    def check_frequencies(self, base: Rotary) -> None:
+        """Ask for the frequencies of a few prompts: ``apply`` does so, and a model that cannot be served is refused.
+
+        Parameters
+        ----------
+        base : Rotary
+            Frequencies that the model has.
+
+        Raises
+        ------
+        PluginError
+            If they are wrong, or depend on the prompt undeclared.
+        InvalidConfigError
+            If the strategy cannot start from them.
+        """
+        from posenc.rotary_check import same_frequencies
+
+        window = self.window or SOME_WINDOW
+        first = self.checked_rotary(base, 1)
+        for prompt in (window, window + 1, 4 * window):
+            found = self.checked_rotary(base, prompt)
+            if not self.capabilities.frequencies_by_length and not same_frequencies(found, first):
+                raise PluginError(
+                    f"strategy {self.name!r}: rotary(base, {prompt}) and rotary(base, 1) differ, but "
+                    "Capabilities(frequencies_by_length=True) is not declared."
+                )
+
+    def for_frequencies(self, count: int) -> PositionStrategy:
+        """The strategy for a model with ``count`` rotary frequencies; ``apply`` asks once the model is measured.
+
+        A strategy whose positions differ by frequency learns their number here (``rotary_dim // 2``), and refuses one
+        that its parameters do not fit. What it returns is asked for its layers (:meth:`for_layer`).
+
+        Raises
+        ------
+        InvalidConfigError
+            If the parameters do not fit.
+        """
+        return self
 
     def for_layer(self, layer: int, layers: int) -> PositionStrategy:
         """The strategy of one attention layer; a method whose layers see different positions returns another one.
@@ -279,7 +375,13 @@ class ComposedStrategy(PositionStrategy):
         self.paper = f"{positions.paper}; {frequencies.paper}"  # type: ignore[misc]
         p, f = positions.capabilities, frequencies.capabilities
         self.capabilities = Capabilities(  # type: ignore[misc]
-            p.bounded, p.monotone, p.drops_keys, p.uses_prompt, True, f.frequencies_by_length
+            p.bounded,
+            p.monotone,
+            p.drops_keys,
+            p.uses_prompt,
+            True,
+            f.frequencies_by_length,
+            p.positions_per_frequency,
         )
 
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
@@ -290,6 +392,16 @@ class ComposedStrategy(PositionStrategy):
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
         return self.frequencies.rotary(self.positions.rotary(base, prompt), prompt)
+
+    def for_frequencies(self, count: int) -> PositionStrategy:
+        positions, frequencies = self.positions.for_frequencies(count), self.frequencies.for_frequencies(count)
+        if positions is self.positions and frequencies is self.frequencies:
+            return self
+        return ComposedStrategy(positions, frequencies)
+
+    def check_frequencies(self, base: Rotary) -> None:
+        self.positions.check_frequencies(base)
+        self.frequencies.check_frequencies(base)
 
     def for_model(self, fingerprint: Callable[[], Fingerprint]) -> PositionStrategy:
         return ComposedStrategy(self.positions.for_model(fingerprint), self.frequencies.for_model(fingerprint))

@@ -34,10 +34,13 @@ class Rotary:
     channels : (int, int), optional
         Half-open range of head channels that are rotated, ``2 F`` wide; default the first ``2 F``.
     theta : float, optional
-        Base of the geometric frequencies, where known.
+        Base of the geometric frequencies before any scaling, where known.
     arithmetic : {"native", "mixed", "float32", "complex"}
         How :meth:`rotate_as_stock` rounds: tables and products in the dtype of the tensor; such tables
         but float32 products; both in float32; or float32 products of complex numbers.
+    scaling : str
+        The checkpoint's own scaling that ``inv_freq`` went through, by transformers' name of the rope type;
+        ``"default"`` where it declares none. Frequency strategies that need unscaled frequencies look here.
 
     Raises
     ------
@@ -51,6 +54,7 @@ class Rotary:
     channels: tuple[int, int] | None = None
     theta: float | None = None
     arithmetic: Arithmetic = "native"
+    scaling: str = "default"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inv_freq", torch.as_tensor(self.inv_freq))

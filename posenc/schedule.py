@@ -5,15 +5,20 @@ The rules of strategies.md, "Lengths over time", in one place. Lengths count a r
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from posenc.errors import InvalidInputError, PluginError
+from posenc.advice import concerns
+from posenc.errors import InvalidInputError, PluginError, UnsupportedModelError
 from posenc.plan import PositionPlan
 from posenc.positions import PositionStrategy
 from posenc.rope import Rotary
+
+logger = logging.getLogger("posenc")
 
 HEADROOM = 256
 """Tokens a plan is built ahead of the current length, so that decoding slices instead of rebuilding."""
@@ -70,6 +75,7 @@ class Planner:
         self._own = _own_planners(strategy, layers)
         self._plans: dict[int, PositionPlan] = {}
         self._rotaries: dict[tuple[Rotary, int], Rotary] = {}
+        self._said: set[str] = set()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Planner:
         return Planner(self.strategy, self.layers)
@@ -86,18 +92,34 @@ class Planner:
         """True when the layers see different positions."""
         return bool(self._own)
 
-    def try_out(self) -> None:
+    def try_out(self, bases: Sequence[Rotary | None] = ()) -> None:
         """Plan a few lengths in and beyond the window, so that a broken strategy is found before the first forward.
+
+        Parameters
+        ----------
+        bases : sequence of Rotary or None
+            The model's own frequencies by attention layer, where there is a model.
 
         Raises
         ------
         PluginError
             If a plan breaks the partition or cannot be made.
+        InvalidConfigError
+            If the strategy cannot start from the frequencies that the model has.
         """
         window = min(self.strategy.window or TRIED, TRIED)
+        own: dict[Planner, dict[Rotary, None]] = {}
+        for layer, base in enumerate(bases):
+            if base is not None:
+                own.setdefault(self.of(layer), {})[base] = None
         for planner in dict.fromkeys(self._own) or (self,):
             for prompt, total in ((1, 1), (window // 2 + 1, window // 2 + 2), (window + 1, window + 9)):
                 planner.strategy.checked_plan(prompt, total)
+                for base in own.get(planner, ()):
+                    planner.strategy.checked_plan(prompt, total, frequencies=len(base.inv_freq))
+        for planner, rotaries in own.items():
+            for base in rotaries:
+                planner.strategy.check_frequencies(base)
 
     def plan(self, prompt: int, total: int) -> PositionPlan:
         """The plan for a prompt, for the first ``total`` tokens (fewer than the prompt in chunked prefill)."""
@@ -108,10 +130,18 @@ class Planner:
         if known is None or known.total < total:
             room = 0 if total <= prompt else max(HEADROOM, total // 8)
             known = self.strategy.checked_plan(prompt, max(prompt, total + room))
+            self._say_concerns(known)
         while len(self._plans) >= KEPT_PLANS:
             self._plans.pop(next(iter(self._plans)))
         self._plans[prompt] = known  # last used, last dropped
         return known
+
+    def _say_concerns(self, plan: PositionPlan) -> None:
+        """Warn of each kind of concern once, not at every prompt."""
+        for kind, message in concerns(self.strategy, plan).items():
+            if kind not in self._said:
+                self._said.add(kind)
+                logger.warning("%s", message)
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
         """The strategy's frequencies for a prompt, one object per (base, prompt)."""
@@ -119,7 +149,7 @@ class Planner:
         if key not in self._rotaries:
             while len(self._rotaries) >= KEPT_PLANS:
                 self._rotaries.pop(next(iter(self._rotaries)))
-            self._rotaries[key] = self.strategy.rotary(base, prompt)
+            self._rotaries[key] = self.strategy.checked_rotary(base, prompt)
         return self._rotaries[key]
 
     def extend(
@@ -228,3 +258,23 @@ def _own_planners(strategy: PositionStrategy, layers: int) -> list[Planner]:
         return []
     planners = {own.fingerprint: Planner(own) for own in chosen}
     return [planners[own.fingerprint] for own in chosen]
+
+
+def fitted(strategy: PositionStrategy, bases: Sequence[Rotary | None]) -> PositionStrategy:
+    """The strategy for the number of rotary frequencies that a model has.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If layers have different numbers of them, and the strategy would not be the same for all.
+    """
+    counts = sorted({len(base.inv_freq) for base in bases if base is not None})
+    made = [strategy.for_frequencies(count) for count in counts]
+    if len(made) == 1:
+        return made[0]
+    if any(own is not strategy for own in made):
+        raise UnsupportedModelError(
+            f"strategy {strategy.name!r} has positions that differ by rotary frequency, and the layers of this model "
+            f"have different numbers of them ({', '.join(map(str, counts))})."
+        )
+    return strategy

@@ -38,9 +38,8 @@ class Chosen:
         """Make the strategy of a pick."""
         return cls(pick, strategy(pick.strategy, window=window, **pick.params))
 
-    def for_layer(self, layer: int, layers: int) -> Chosen:
-        """The same pick as one layer of the model sees it."""
-        made = self.strategy.for_layer(layer, layers)
+    def made(self, made: PositionStrategy) -> Chosen:
+        """The same pick with what its strategy became for a model or for one of its layers."""
         if made is self.strategy:
             return self
         described = made.describe()
@@ -122,6 +121,13 @@ class Auto(PositionStrategy):
             return base
         return self.chosen(prompt).strategy.rotary(base, prompt)
 
+    def for_frequencies(self, count: int) -> PositionStrategy:
+        return self._with(lambda chosen: chosen.made(chosen.strategy.for_frequencies(count)))
+
+    def check_frequencies(self, base: Rotary) -> None:
+        for chosen in (*(chosen for _, chosen in self._ranges), *self._beyond):  # whatever the length is one day
+            chosen.strategy.check_frequencies(base)
+
     def for_model(self, fingerprint: Callable[[], Fingerprint]) -> PositionStrategy:
         model = fingerprint()
         if self.table is not None:
@@ -133,8 +139,12 @@ class Auto(PositionStrategy):
         return Auto(window=self.window, **{**self.params.model_dump(), "calibration": str(profile)})
 
     def for_layer(self, layer: int, layers: int) -> PositionStrategy:
-        ranges = [(up_to, chosen.for_layer(layer, layers)) for up_to, chosen in self._ranges]
-        beyond = [chosen.for_layer(layer, layers) for chosen in self._beyond]
+        return self._with(lambda chosen: chosen.made(chosen.strategy.for_layer(layer, layers)))
+
+    def _with(self, change: Callable[[Chosen], Chosen]) -> PositionStrategy:
+        """The same table with changed picks."""
+        ranges = [(up_to, change(chosen)) for up_to, chosen in self._ranges]
+        beyond = [change(chosen) for chosen in self._beyond]
         if self.table is None or (ranges == self._ranges and beyond == self._beyond):
             return self
         own = copy(self)
@@ -175,5 +185,6 @@ def shared_capabilities(made: list[PositionStrategy]) -> Capabilities:
         drops_keys=any(own.drops_keys for own in able),
         uses_prompt=True,
         changes_frequencies=changes,
+        positions_per_frequency=any(own.positions_per_frequency for own in able),
         frequencies_by_length=changes and (len(set(described)) > 1 or any(own.frequencies_by_length for own in able)),
     )

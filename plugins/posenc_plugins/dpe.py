@@ -34,7 +34,7 @@ class DimensionWisePositions(PositionStrategy):
     paper = "Lu et al. 2025, Dimension-Wise Positional Embeddings Manipulation (DPE), arXiv 2504.18857"
     Params = DimensionWiseParams
 
-    capabilities = Capabilities()
+    capabilities = Capabilities(positions_per_frequency=True)
 
     def __init__(self, *, window: int | None = None, **params: Any) -> None:
         super().__init__(window=window, **params)
@@ -49,11 +49,15 @@ class DimensionWisePositions(PositionStrategy):
             Segment.band("beyond", lengths.total, w, None, grouped + (w - w // scales), grouped),
         )
 
-    def rotary(self, base: Rotary, prompt: int) -> Rotary:
-        count, frequencies = len(self.params.scales), len(base.inv_freq)
-        if count not in (1, frequencies):
+    def for_frequencies(self, count: int) -> PositionStrategy:
+        given = len(self.params.scales)
+        if given not in (1, count):
             raise InvalidConfigError(
-                f"dpe.scales: {count} scales given, but the model has {frequencies} rotary frequencies. "
+                f"dpe.scales: {given} scales given, but the model has {count} rotary frequencies. "
                 "Give one scale, or one for each frequency."
             )
+        return self
+
+    def rotary(self, base: Rotary, prompt: int) -> Rotary:
+        self.for_frequencies(len(base.inv_freq))
         return base

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from posenc.calibrate.grid import factor_grid
-from posenc.errors import InvalidConfigError
-from posenc.positions import Capabilities, FrequencyStrategy, Params
-from posenc_plugins.transformers_rope import transformers_rotary
+from posenc.positions import Capabilities, FrequencyStrategy
+from posenc_plugins.frequencies import FrequencyParams, known_window, rebased, starting_point
 
 if TYPE_CHECKING:
     from posenc.rope import Rotary
 
 
-class DynamicParams(Params):
+class DynamicParams(FrequencyParams):
     """Parameters of :class:`DynamicNTK`."""
 
     factor: float = Field(
@@ -38,6 +37,6 @@ class DynamicNTK(FrequencyStrategy):
         return factor_grid(window, length)
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
-        if len(base.inv_freq) < 2:
-            raise InvalidConfigError("frequencies.dynamic: needs at least two rotary frequencies, the model has one.")
-        return transformers_rotary(self, base, prompt, factor=self.params.factor)
+        factor, window = self.params.factor, known_window(self)
+        growth = factor * max(prompt, window) / window - (factor - 1)
+        return rebased(self, starting_point(self, base), growth)

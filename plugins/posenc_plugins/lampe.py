@@ -18,6 +18,7 @@ from posenc.plan import IntArray, Lengths, PositionPlan, Segment
 from posenc.positions import Capabilities, PositionStrategy, RemapParams
 from posenc_plugins.lampe_mapping import (
     OFFICIAL_SHORT,
+    PROFILE_WINDOWS,
     PROFILES,
     Curve,
     Mapping,
@@ -105,6 +106,15 @@ class Lampe(PositionStrategy):
     def for_model(self, fingerprint: Callable[[], Fingerprint]) -> PositionStrategy:
         if self._measured is not None and self._measured.model is not None:
             self._measured.check_model(fingerprint())
+        fitted_for = PROFILE_WINDOWS.get(str(self.params.mapping))
+        if fitted_for is not None and self.window not in (None, fitted_for):
+            logger.warning(
+                "lampe: the profile %r was fitted for a model with a window of %d tokens, and this one has %d. Leave "
+                "mapping out for a curve at the model's own window, or fit one with 'posenc calibrate'.",
+                self.params.mapping,
+                fitted_for,
+                self.window,
+            )
         return self
 
     @classmethod

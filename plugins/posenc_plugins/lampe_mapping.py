@@ -72,7 +72,10 @@ PROFILES = {
     "mistral": Curve(c=24576, a=0.00010493097327094324, b=-2.466638011138158),
     "llama3.1": Curve(c=82358.52413056031, a=4.505261149632588e-05, b=-2.788576860718702),
 }
-"""Published with the method, for windows of 4096, 8192, 32768 and 131072 tokens."""
+"""Published with the method."""
+
+PROFILE_WINDOWS = {"llama2": 4096, "llama3": 8192, "mistral": 32768, "llama3.1": 131072}
+"""Windows, in tokens, of the models that the profiles were fitted for."""
 
 OFFICIAL_SHORT = {"llama2": 1536, "llama3": 1536, "mistral": 1536}
 """Mapping length of the published code below 8192 tokens, whatever the curve says there."""

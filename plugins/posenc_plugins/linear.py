@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from posenc.calibrate.grid import factor_grid
-from posenc.positions import FrequencyStrategy, Params
-from posenc_plugins.transformers_rope import transformers_rotary
+from posenc.positions import FrequencyStrategy
+from posenc_plugins.frequencies import FrequencyParams, starting_point
 
 if TYPE_CHECKING:
     from posenc.rope import Rotary
 
 
-class LinearParams(Params):
+class LinearParams(FrequencyParams):
     """Parameters of :class:`LinearScaling`."""
 
     factor: float = Field(4.0, ge=1, allow_inf_nan=False, description="f, every frequency is divided by it")
@@ -35,4 +35,5 @@ class LinearScaling(FrequencyStrategy):
         return factor_grid(window, length)
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
-        return transformers_rotary(self, base, prompt, needs_window=False, factor=self.params.factor)
+        own = starting_point(self, base)
+        return own.with_frequencies(own.inv_freq.float() / self.params.factor, own.attention_scaling)

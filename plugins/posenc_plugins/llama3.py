@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +10,14 @@ from pydantic import Field
 
 from posenc.calibrate.grid import factor_grid
 from posenc.errors import InvalidConfigError
-from posenc.positions import FrequencyStrategy, Params
-from posenc_plugins.transformers_rope import transformers_rotary
+from posenc.positions import FrequencyStrategy
+from posenc_plugins.frequencies import FrequencyParams, known_window, starting_point
 
 if TYPE_CHECKING:
     from posenc.rope import Rotary
 
 
-class Llama3Params(Params):
+class Llama3Params(FrequencyParams):
     """Parameters of :class:`Llama3Scaling`."""
 
     factor: float = Field(8.0, ge=1, allow_inf_nan=False, description="f, long wavelengths grow by it")
@@ -49,4 +50,16 @@ class Llama3Scaling(FrequencyStrategy):
         return factor_grid(window, length)
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
-        return transformers_rotary(self, base, prompt, **self.params.model_dump())
+        import torch
+
+        own, given, window = starting_point(self, base), self.params, known_window(self)
+        if given.factor == 1:  # mixing a frequency with itself would round it
+            return own
+        inv_freq = own.inv_freq.float()
+        wavelength = 2 * math.pi / inv_freq
+        long = wavelength > window / given.low_freq_factor
+        between = ~(wavelength < window / given.high_freq_factor) & ~long
+        share = (window / wavelength - given.low_freq_factor) / (given.high_freq_factor - given.low_freq_factor)
+        mixed = (1 - share) * inv_freq / given.factor + share * inv_freq
+        scaled = torch.where(between, mixed, torch.where(long, inv_freq / given.factor, inv_freq))
+        return own.with_frequencies(scaled, own.attention_scaling)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from pydantic import Field, PositiveFloat
 
 from posenc.errors import InvalidConfigError
-from posenc.positions import Capabilities, FrequencyStrategy, Params
-from posenc_plugins.transformers_rope import transformers_rotary
+from posenc.positions import Capabilities, FrequencyStrategy
+from posenc_plugins.frequencies import FrequencyParams, scaled_as_transformers, starting_point
 
 if TYPE_CHECKING:
     from posenc.rope import Rotary
 
 
-class LongRoPEParams(Params):
+class LongRoPEParams(FrequencyParams):
     """Parameters of :class:`LongRoPE`."""
 
     factor: float = Field(
@@ -41,10 +41,10 @@ class LongRoPE(FrequencyStrategy):
     capabilities = Capabilities(changes_frequencies=True, frequencies_by_length=True)
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
-        values = self.params.model_dump()
+        values = self.params.model_dump(exclude={"replace"})
         for key in ("short_factor", "long_factor"):
             values[key] = self._per_frequency(key, len(base.inv_freq))
-        return transformers_rotary(self, base, prompt, **values)
+        return scaled_as_transformers(self, starting_point(self, base), prompt, **values)
 
     def _per_frequency(self, key: str, count: int) -> list[float]:
         given = list(getattr(self.params, key))

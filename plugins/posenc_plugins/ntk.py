@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from posenc.calibrate.grid import factor_grid
-from posenc.errors import InvalidConfigError
-from posenc.positions import FrequencyStrategy, Params
-from posenc_plugins.transformers_rope import geometric_theta
+from posenc.positions import FrequencyStrategy
+from posenc_plugins.frequencies import FrequencyParams, rebased, starting_point
 
 if TYPE_CHECKING:
     from posenc.rope import Rotary
 
 
-class NTKParams(Params):
+class NTKParams(FrequencyParams):
     """Parameters of :class:`NTKScaling`."""
 
     factor: float = Field(4.0, ge=1, allow_inf_nan=False, description="f, the lowest frequency is divided by it")
@@ -35,11 +34,4 @@ class NTKScaling(FrequencyStrategy):
         return factor_grid(window, length)
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
-        from posenc.rope import Rotary
-
-        dim = 2 * len(base.inv_freq)
-        if dim < 4:
-            raise InvalidConfigError("frequencies.ntk: needs at least two rotary frequencies, the model has one.")
-        theta = geometric_theta(base, name=self.name) * self.params.factor ** (dim / (dim - 2))
-        inv_freq = Rotary.from_theta(theta, dim).inv_freq
-        return base.with_frequencies(inv_freq.to(base.inv_freq.device), 1.0)
+        return rebased(self, starting_point(self, base), self.params.factor)

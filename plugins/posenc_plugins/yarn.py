@@ -9,14 +9,14 @@ from pydantic import Field
 
 from posenc.calibrate.grid import factor_grid
 from posenc.errors import InvalidConfigError
-from posenc.positions import FrequencyStrategy, Params
-from posenc_plugins.transformers_rope import transformers_rotary
+from posenc.positions import FrequencyStrategy
+from posenc_plugins.frequencies import FrequencyParams, known_window, scaled_as_transformers, starting_point
 
 if TYPE_CHECKING:
     from posenc.rope import Rotary
 
 
-class YaRNParams(Params):
+class YaRNParams(FrequencyParams):
     """Parameters of :class:`YaRN`."""
 
     factor: float = Field(4.0, ge=1, allow_inf_nan=False, description="f, the context grows by it")
@@ -47,4 +47,8 @@ class YaRN(FrequencyStrategy):
         return factor_grid(window, length)
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
-        return transformers_rotary(self, base, prompt, **self.params.model_dump())
+        own, given = starting_point(self, base), self.params
+        known_window(self)
+        if given.factor == 1:  # the ramp between a frequency and itself would round it
+            return own.with_frequencies(own.inv_freq, own.attention_scaling * (given.attention_factor or 1.0))
+        return scaled_as_transformers(self, own, prompt, **given.model_dump(exclude={"replace"}))

@@ -24,6 +24,7 @@ from posenc.files import replacing
 from posenc.fingerprint import Fingerprint
 from posenc.positions import PositionStrategy
 from posenc.provenance import versions
+from posenc.quiet import quiet
 
 FORMAT = 1
 
@@ -102,7 +103,7 @@ class Cells:
         from posenc.handle import apply
 
         documents = self.corpus.documents[start:stop]
-        with self.loaded.threads(), apply(self.loaded.model, candidate.made):
+        with quiet(), self.loaded.threads(), apply(self.loaded.model, candidate.made):  # bad ones are tried on purpose
             found = measure(
                 self.loaded.model, documents, length, self.scored, lambda _: self.skip(candidate, length, 1)
             )

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from posenc.errors import InvalidInputError
+from posenc.checkpoint import window_of
+from posenc.errors import InvalidInputError, UnsupportedModelError
 
 TINY = "tiny"
 SMOLLM2 = "smollm2"
@@ -66,9 +67,11 @@ class Loaded:
 
     @property
     def window(self) -> int | None:
-        """Pretraining window in tokens, as the model's configuration declares it."""
-        found = getattr(self.model.config, "max_position_embeddings", None)
-        return None if found is None else int(found)
+        """Pretraining window in tokens, as the model's configuration declares it, or None where it does not."""
+        try:
+            return window_of(self.model.config)
+        except UnsupportedModelError:
+            return None
 
     @property
     def dtype(self) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from posenc.errors import PosencError
+from posenc.errors import InvalidConfigError, PosencError
 from posenc.positions import PositionStrategy
 from posenc.rope import Rotary
+from posenc.rotary_check import fault_of, same_frequencies
 from posenc.testing.violation import violated
 
 
@@ -22,22 +25,37 @@ def check_rotary(strategy: PositionStrategy) -> None:
         violated(f"{strategy!r}.rotary() writes into the frequencies it is given.")
     for prompt, rotary in found.items():
         where = f"{strategy!r}.rotary(base, {prompt})"
-        if (rotary.style, rotary.rotated, len(rotary.inv_freq)) != (base.style, base.rotated, count):
-            violated(f"{where} changes the layout of the rotation: use base.with_frequencies(...).")
-        if not (bool(rotary.inv_freq.isfinite().all()) and 0 < rotary.attention_scaling < float("inf")):
-            violated(f"{where} has a frequency or an attention_scaling that is not finite and positive.")
-        if not (able.changes_frequencies or _same(rotary, base)):
-            violated(f"{where} returns other frequencies, but Capabilities(changes_frequencies=True) is not declared.")
-        if not (able.frequencies_by_length or _same(rotary, found[1])):
+        fault = fault_of(rotary, base, changes=able.changes_frequencies)
+        if fault is not None:
+            violated(f"{where} {fault}")
+        if not (able.frequencies_by_length or same_frequencies(rotary, found[1])):
             violated(
                 f"{where} and rotary(base, 1) differ, but Capabilities(frequencies_by_length=True) is not declared."
             )
-        if not _same(rotary, _rotary(strategy, base, prompt)):
+        if not same_frequencies(rotary, _rotary(strategy, base, prompt)):
             violated(f"{where} differs when it is called again.")
-    if able.changes_frequencies and all(_same(rotary, base) for rotary in found.values()):
+    if able.changes_frequencies and all(same_frequencies(rotary, base) for rotary in found.values()):
         violated(f"{strategy!r} declares changes_frequencies, but rotary() returns the model's own at every length.")
-    if able.frequencies_by_length and all(_same(rotary, found[1]) for rotary in found.values()):
+    if able.frequencies_by_length and all(same_frequencies(rotary, found[1]) for rotary in found.values()):
         violated(f"{strategy!r} declares frequencies_by_length, but rotary() is the same at every length.")
+    if able.changes_frequencies and not getattr(strategy.params, "replace", False):
+        _check_start(strategy, base, found[6 * window])
+
+
+def _check_start(strategy: PositionStrategy, base: Rotary, usual: Rotary) -> None:
+    """A checkpoint that scales its frequencies itself keeps that, or is refused."""
+    prompt = 6 * (strategy.window or 512)
+    bend = torch.linspace(1, 0.25, len(base.inv_freq))
+    scaled = replace(base, inv_freq=base.inv_freq * bend, attention_scaling=1.25, scaling="llama3")
+    try:
+        found = strategy.rotary(scaled, prompt)
+    except InvalidConfigError:
+        return
+    if torch.equal(found.inv_freq, usual.inv_freq) or found.attention_scaling == usual.attention_scaling:
+        violated(
+            f"{strategy!r}.rotary(base, {prompt}) drops the scaling that the model has (base.inv_freq, "
+            "base.attention_scaling). Start from both, or raise InvalidConfigError unless base.scaling is 'default'."
+        )
 
 
 def _frequencies(strategy: PositionStrategy) -> int:
@@ -51,7 +69,3 @@ def _rotary(strategy: PositionStrategy, base: Rotary, prompt: int) -> Rotary:
         return strategy.rotary(base, prompt)
     except PosencError as error:
         violated(f"{strategy!r}.rotary(base, {prompt}) raises {type(error).__name__}: {error}")
-
-
-def _same(one: Rotary, other: Rotary) -> bool:
-    return torch.equal(one.inv_freq, other.inv_freq) and one.attention_scaling == other.attention_scaling

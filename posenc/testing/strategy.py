@@ -22,6 +22,8 @@ from posenc.testing.violation import violated
 
 NO_SUCH_KEY = "no_such_parameter"
 LAYERS = 3
+FREQUENCIES = (4, 16, 32)
+"""Rotary frequencies of the models that a strategy is asked for."""
 
 
 class StrategyContract:
@@ -262,6 +264,19 @@ class StrategyContract:
         self._for_every_case(check)
         for _, strategy in self._strategies(window=512):
             check_rotary(strategy)
+
+    def test_positions_per_frequency(self) -> None:
+        """Positions have columns only where that is declared, and then one for each frequency that a model has."""
+        for _, strategy in self._strategies(window=self.windows[0]):
+            for count in FREQUENCIES:
+                try:
+                    fitted = strategy.for_frequencies(count)
+                except InvalidConfigError:
+                    continue  # parameters for another number of them
+                try:
+                    fitted.checked_plan(self.max_prompt, self.max_prompt + self.max_new, frequencies=count)
+                except PluginError as error:
+                    violated(f"{strategy!r} for a model with {count} rotary frequencies: {error}")
 
     def test_lengths_reach_what_the_strategy_does(self) -> None:
         """The lengths drawn here are long enough to see the strategy act; else the other checks prove nothing."""

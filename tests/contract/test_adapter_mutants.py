@@ -84,10 +84,10 @@ class AnotherDecoder(Good):
         return tiny_model("phi3").model  # type: ignore[no-any-return]
 
 
-class WholeWindow(Good):
+class StartOfTheScaling(Good):
     def window(self, model: nn.Module) -> int:
         config: Any = model.config
-        return int(config.max_position_embeddings)
+        return int(config.original_max_position_embeddings)
 
 
 MUTANTS: dict[str, tuple[posenc.ArchitectureAdapter, Callable[[], Any], str, str]] = {
@@ -124,13 +124,13 @@ MUTANTS: dict[str, tuple[posenc.ArchitectureAdapter, Callable[[], Any], str, str
     "no rotary": (good(NoRotaryModule), long_phi, "the_probe_finds", "apply refuses .*never calls its rotary module"),
     "names": (good(NamesItWrong), long_phi, "it_finds_the_parts", "'model.rotary_emb', which is no such module"),
     "decoder": (good(AnotherDecoder), long_phi, "it_finds_the_parts", "Phi3Model, which is no part of the model"),
-    "window": (good(WholeWindow), long_phi, "it_finds_the_parts", r"window\(model\) is 80, and should be 32"),
+    "window": (good(StartOfTheScaling), long_phi, "it_finds_the_parts", r"window\(model\) is 32, and should be 80"),
     "tolerance": (good(tolerance=1.0), long_phi, "identity", "a tolerance of 1 for the identity plan proves nothing"),
 }
 
 
 def contract(adapter: posenc.ArchitectureAdapter, model: Callable[[], Any]) -> AdapterContract:
-    window = 32 if model is long_phi else WINDOW
+    window = 80 if model is long_phi else WINDOW
     return type("TestMutant", (AdapterContract,), {"adapter": adapter, "model": model, "window": window})()
 
 
@@ -150,7 +150,7 @@ class TestTheGoodAdapter(AdapterContract):
     adapter = good()
     model = long_phi
     layers = ("4 x half, channels 0..7",)
-    window = 32
+    window = 80
 
 
 def test_a_wrong_list_of_layers_is_shown() -> None:

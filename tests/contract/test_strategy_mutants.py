@@ -235,6 +235,36 @@ class TouchesFrequencies(Good):
         return base.with_frequencies(base.inv_freq / 2, 1.0) if prompt > 100 else base
 
 
+class StartsFromTheta(Good):
+    """As transformers does it: a checkpoint's own scaling is lost."""
+
+    capabilities = Capabilities(bounded=True, changes_frequencies=True)
+
+    def rotary(self, base: Rotary, prompt: int) -> Rotary:
+        assert base.theta is not None
+        plain = Rotary.from_theta(base.theta, 2 * len(base.inv_freq))
+        return base.with_frequencies(plain.inv_freq / 2, base.attention_scaling)
+
+
+class DropsTheAttentionFactor(Good):
+    capabilities = Capabilities(bounded=True, changes_frequencies=True)
+
+    def rotary(self, base: Rotary, prompt: int) -> Rotary:
+        return base.with_frequencies(base.inv_freq / 2, 1.0)
+
+
+class ColumnsUndeclared(Good):
+    """A column per frequency, or per head? Nobody can tell."""
+
+    def segments(self, lengths: Lengths) -> Sequence[Segment]:
+        head, middle = super().segments(lengths)
+        return head, replace(middle, query_positions=np.repeat(middle.query_positions[:, None], 16, 1), memo={})
+
+
+class ColumnsPerHead(ColumnsUndeclared):
+    capabilities = Capabilities(bounded=True, positions_per_frequency=True)
+
+
 MUTANTS: list[tuple[type[Good], str, str]] = [
     (CountedTwice, "partition", r"pair \(i=\d+, j=\d+\) is attended by segments 'head' and 'middle'"),
     (Missed, "partition", r"pair \(i=\d+, j=0\) is attended by no segment"),
@@ -275,6 +305,10 @@ MUTANTS: list[tuple[type[Good], str, str]] = [
     (ForgetsInDescribe, "describe_builds_it_again", r"describe\(\) builds ForgetsInDescribe\(window=\d+\)"),
     (AcceptsAnything, "unknown_parameters_are_refused", "an unknown parameter is accepted"),
     (TouchesFrequencies, "frequencies", r"returns other frequencies, but .*changes_frequencies=True\) is not declared"),
+    (StartsFromTheta, "frequencies", r"drops the scaling that the model has"),
+    (ColumnsUndeclared, "positions_per_frequency", r"segment 'middle' has positions with columns.*per_frequency=True"),
+    (ColumnsPerHead, "positions_per_frequency", r"query_positions have 16 columns, and the model has 4 rotary frequ"),
+    (DropsTheAttentionFactor, "frequencies", r"drops the scaling that the model has"),
 ]
 OTHER_SETTINGS = {ForgetsInDescribe: ({"near": 3},)}
 

@@ -78,7 +78,7 @@ def test_in_a_fresh_environment(tmp_path: Path) -> None:
     assert "plugin_template" in planned
     assert "plugin_template" in plugins
     assert "FAILED" not in plugins
-    assert "16 passed" in tested
+    assert "17 passed" in tested
 
     def listed(*options: str) -> dict[str, str]:
         rows = json.loads(clean.call(clean.posenc, "list", "--json", *options))

@@ -314,9 +314,9 @@ WRONG = """
     ("body", "says"),
     [
         ("return ()", r"pair (i=0, j=0) is attended by no segment"),
-        ("return None", "TypeError: 'NoneType' object is not iterable"),
+        ("return None", "segments must be a sequence of Segment, got None"),
         ("return [1 / 0]", "ZeroDivisionError: division by zero"),
-        ("return ['near', 'far']", "AttributeError: 'str' object has no attribute"),
+        ("return ['near', 'far']", "one of them is 'near'"),
         (
             "i = lengths.indices; return [Segment.band('a', lengths.total, 0, None, i, i / 0)]",
             "segment 'a': key_positions hold a NaN or an infinity",

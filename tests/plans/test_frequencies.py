@@ -61,6 +61,9 @@ def test_equal_to_transformers_bit_for_bit(
     found = posenc.strategy(name, window=WINDOW, **params).rotary(base, prompt)
     inv_freq, scaling = stock(name, theta=theta, dim=dim, length=prompt, **params)
     assert found.inv_freq.dtype == inv_freq.dtype
+    if name == "yarn" and params["factor"] == 1:  # transformers rounds the mix of a frequency with itself
+        assert torch.allclose(found.inv_freq, inv_freq, rtol=1e-6, atol=0)
+        inv_freq = base.inv_freq
     assert torch.equal(found.inv_freq, inv_freq)
     assert found.attention_scaling == scaling
     assert (found.style, found.channels, found.theta) == (base.style, base.channels, base.theta)
@@ -103,14 +106,73 @@ def test_theta_is_read_off_geometric_frequencies(name: str) -> None:
     assert torch.allclose(strategy.rotary(Rotary(odd), 2048).inv_freq, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["linear", "dynamic", "ntk", "yarn", "llama3", "longrope"])
+BENT = Rotary.from_theta(THETA, DIM).inv_freq * torch.linspace(1, 0.3, DIM // 2)
+
+
+@pytest.mark.parametrize("name", ["yarn", "longrope"])
 def test_frequencies_that_are_not_geometric_are_refused(name: str) -> None:
-    bent = Rotary.from_theta(THETA, DIM).inv_freq.clone()
-    bent[5] *= 1.01
     strategy = posenc.strategy(name, window=WINDOW)
-    for inv_freq in (bent, torch.zeros(4), Rotary.from_theta(THETA, DIM).inv_freq / 2):
-        with pytest.raises(posenc.InvalidConfigError, match=rf"^frequencies\.{name}: .*theta"):
-            strategy.rotary(Rotary(inv_freq), 2048)
+    for inv_freq in (BENT, torch.zeros(4), Rotary.from_theta(THETA, DIM).inv_freq / 2):
+        for theta in (None, THETA):
+            with pytest.raises(posenc.InvalidConfigError, match=rf"^frequencies\.{name}: .*theta"):
+                strategy.rotary(Rotary(inv_freq, theta=theta), 2048)
+
+
+@pytest.mark.parametrize("theta", [None, THETA])
+def test_other_formulas_change_the_frequencies_that_are_there(theta: float | None) -> None:
+    base = Rotary(BENT, 1.25, theta=theta)
+    shares = torch.arange(DIM // 2) / (DIM // 2 - 1)
+    for name, params, expected in (
+        ("linear", {"factor": 3.0}, BENT / 3),
+        ("ntk", {"factor": 3.0}, BENT / 3**shares),
+        ("dynamic", {"factor": 2.0}, BENT / 7**shares),  # 2 * 2048 / 512 - 1
+    ):
+        found = posenc.strategy(name, window=WINDOW, **params).rotary(base, 2048)
+        assert torch.allclose(found.inv_freq, expected, rtol=1e-6, atol=0), name
+        assert found.attention_scaling == 1.25
+    found = posenc.strategy("llama3", window=WINDOW, factor=3.0).rotary(base, 2048)
+    turns = BENT * WINDOW / (2 * math.pi)
+    share = ((turns - 1) / 3).clip(0, 1)
+    assert torch.allclose(found.inv_freq, BENT * (share + (1 - share) / 3), rtol=1e-6, atol=0)
+    assert found.attention_scaling == 1.25
+
+
+@pytest.mark.parametrize("name", ["linear", "dynamic", "ntk", "yarn", "llama3", "longrope"])
+def test_rounded_frequencies_stay_rounded(name: str) -> None:
+    """A model that was cast to bfloat16 has rounded frequencies, and those are what is scaled."""
+    plain = Rotary.from_theta(THETA, DIM)
+    rounded = Rotary(plain.inv_freq.bfloat16(), theta=THETA)
+    strategy = posenc.strategy(name, window=WINDOW, factor=4.0)
+    change = strategy.rotary(plain, 2048).inv_freq / plain.inv_freq
+    found = strategy.rotary(rounded, 2048).inv_freq
+    if name != "llama3":  # its bands depend on the frequencies themselves
+        assert torch.allclose(found, rounded.inv_freq.float() * change, rtol=1e-6, atol=0)
+    assert not torch.equal(found, strategy.rotary(plain, 2048).inv_freq)
+
+
+@pytest.mark.parametrize("name", ["linear", "dynamic", "ntk", "yarn", "llama3"])
+@pytest.mark.parametrize(
+    "base",
+    [
+        Rotary.from_theta(THETA, 128),
+        Rotary(BENT, 1.25, theta=THETA, scaling="llama3"),
+        Rotary(torch.tensor([1.0, 0.1, 0.0]), 0.5, scaling="proportional"),
+        Rotary(Rotary.from_theta(5e5, 64).inv_freq.bfloat16(), theta=5e5),
+    ],
+)
+def test_a_factor_of_one_changes_no_bit(name: str, base: Rotary) -> None:
+    found = posenc.strategy(name, window=WINDOW, factor=1.0).rotary(base, WINDOW)
+    assert torch.equal(found.inv_freq, base.inv_freq)
+    assert found.attention_scaling == base.attention_scaling
+
+
+def test_what_cannot_be_replaced_is_refused() -> None:
+    for base, why in (
+        (Rotary(BENT, theta=THETA, scaling="proportional"), "more than a scaling"),
+        (Rotary(BENT, scaling="llama3"), "no theta is known"),
+    ):
+        with pytest.raises(posenc.InvalidConfigError, match=rf"^linear\.replace: .*{base.scaling}.*{why}"):
+            posenc.strategy("linear", replace=True).rotary(base, 2048)
 
 
 @pytest.mark.parametrize("name", ["dynamic", "yarn", "llama3", "longrope"])

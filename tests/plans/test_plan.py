@@ -174,7 +174,9 @@ def test_check_names_the_pair_and_the_segments() -> None:
         falling = replace(near, **{bound: getattr(near, bound)[::-1].copy()})
         assert message_of(replace(plan, segments=(falling, far))) == f"segment 'window': {bound} decreases somewhere."
         short = replace(near, **{bound: getattr(near, bound)[:-1]})
-        assert message_of(replace(plan, segments=(short, far))) == f"segment 'window': {bound} must have shape [10]."
+        assert message_of(replace(plan, segments=(short, far))) == (
+            f"segment 'window': {bound} must have shape [10], got [9]."
+        )
     for which in ("query", "key"):
         cut = replace(near, **{f"{which}_positions": np.arange(9)})
         assert f"{which}_positions must cover 10 tokens" in message_of(replace(plan, segments=(cut, far)))

@@ -19,6 +19,7 @@ from posenc.evaluate.texts import read_text
 from posenc.files import plain
 from posenc.fingerprint import Fingerprint
 from posenc.positions import ComposedStrategy, PositionStrategy
+from posenc.quiet import quiet
 
 
 class Cell(BaseModel):
@@ -141,7 +142,7 @@ class Session:
             changed = ", ".join(key for key in cell.identity if cell.identity[key] != found.identity.get(key))
             raise InvalidInputError(f"{cell.label}: {changed} changed since this sweep was started. Start it again.")
         loaded = self.loaded(cell.model)
-        with loaded.threads(), apply(loaded.model, config) as handle:
+        with quiet(), loaded.threads(), apply(loaded.model, config) as handle:  # the numbers say it
             source = self.source(cell.model, task.text)
             samples = task.measure(Subject(loaded, handle), source, cell.length, cell.seed)
         return CellResult(id=cell.id, identity=cell.identity, samples=rounded(samples))

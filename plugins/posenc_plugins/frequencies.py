@@ -1,0 +1,198 @@
+"""What the frequency strategies share: they start from the frequencies that the model has.
+
+A checkpoint may declare rope scaling of its own (llama3, yarn, linear, longrope, ...). A formula that multiplies
+frequencies is applied to those of the checkpoint. One that needs the unscaled ones refuses such a checkpoint, unless
+``replace=True`` drops the checkpoint's scaling. Imports torch only when used.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from posenc.errors import InvalidConfigError
+from posenc.positions import Params
+
+if TYPE_CHECKING:
+    from posenc.positions import PositionStrategy
+    from posenc.rope import Rotary
+
+PLAIN = "default"
+LENGTH_SCALINGS = ("linear", "dynamic", "yarn", "llama3", "longrope")
+"""The rope types that start from ``theta ** (-2 c / dim)``, so that they can be taken off again."""
+
+
+class FrequencyParams(Params):
+    """Parameters that every built-in frequency strategy takes."""
+
+    replace: bool = Field(
+        False, description="drop the rope scaling that the checkpoint declares and start from the unscaled frequencies"
+    )
+
+
+def starting_point(strategy: PositionStrategy, base: Rotary) -> Rotary:
+    """The frequencies that a strategy changes: the model's own, or the unscaled ones with ``replace=True``.
+
+    Raises
+    ------
+    InvalidConfigError
+        If they are to be replaced and nobody knows what they were before they were scaled.
+    """
+    from dataclasses import replace
+
+    from posenc.rope import Rotary
+
+    if not strategy.params.replace or base.scaling == PLAIN:
+        return base
+    if base.scaling not in LENGTH_SCALINGS or base.theta is None:
+        raise InvalidConfigError(
+            f"{strategy.name}.replace: the checkpoint's own rope type {base.scaling!r} cannot be taken off "
+            f"({'no theta is known' if base.theta is None else 'it is more than a scaling'}). Leave replace out."
+        )
+    plain = Rotary.from_theta(base.theta, 2 * len(base.inv_freq)).inv_freq
+    return replace(base, inv_freq=plain.to(base.inv_freq.device), attention_scaling=1.0, scaling=PLAIN)
+
+
+def rebased(strategy: PositionStrategy, base: Rotary, growth: float) -> Rotary:
+    """Frequencies of the base ``theta growth^(D / (D - 2))``; ``growth`` 1 returns ``base`` itself.
+
+    On frequencies that are not ``theta ** (-2 c / D)`` it is the same change, ``inv_freq_c growth^(-2 c / (D - 2))``.
+
+    Raises
+    ------
+    InvalidConfigError
+        If there is one frequency only.
+    """
+    import torch
+
+    from posenc.rope import Rotary
+
+    count = len(base.inv_freq)
+    if count < 2:
+        raise InvalidConfigError(
+            f"frequencies.{strategy.name}: needs at least two rotary frequencies, the model has one."
+        )
+    if growth == 1:
+        return base
+    theta = exact_theta(base)
+    if theta is not None:
+        inv_freq = Rotary.from_theta(theta * growth ** (count / (count - 1)), 2 * count).inv_freq
+        return base.with_frequencies(inv_freq.to(base.inv_freq.device), base.attention_scaling)
+    exponents = torch.arange(count, dtype=torch.float64, device=base.inv_freq.device) / (count - 1)
+    return base.with_frequencies((base.inv_freq.double() * growth**-exponents).float(), base.attention_scaling)
+
+
+def scaled_as_transformers(strategy: PositionStrategy, base: Rotary, prompt: int, **values: Any) -> Rotary:
+    """The scaling of ``ROPE_INIT_FUNCTIONS[strategy.name]`` on frequencies that are not scaled yet.
+
+    Parameters
+    ----------
+    strategy : PositionStrategy
+        Its name is transformers' ``rope_type``, its window the pretraining window.
+    base : Rotary
+        Frequencies and layout to start from. Where they are ``theta ** (-2 c / dim)`` to the last bit, the result is
+        that of transformers to the last bit; where they were rounded, it is theirs times what transformers changes.
+    prompt : int
+        Prompt length in tokens, for the types that depend on it.
+    **values
+        Further keys of ``rope_parameters``; those that are None are left out.
+
+    Raises
+    ------
+    InvalidConfigError
+        If the frequencies are scaled already, or the window or the base of the frequencies is unknown.
+    """
+    from posenc.rope import Rotary
+
+    if base.scaling != PLAIN:
+        raise InvalidConfigError(
+            f"frequencies.{strategy.name}: the checkpoint declares rope scaling of its own ({base.scaling!r}), and the "
+            f"formula of {strategy.name!r} starts from unscaled frequencies. Take 'linear', 'ntk', 'dynamic' or "
+            f"'llama3', which change the frequencies that are there, or pass replace=True to put {strategy.name!r} in "
+            f"the place of {base.scaling!r}."
+        )
+    theta, count = _theta(base, name=strategy.name), len(base.inv_freq)
+    plain = Rotary.from_theta(theta, 2 * count).inv_freq
+    inv_freq, attention_factor = _by_transformers(strategy, theta, count, prompt, values)
+    if not _same_bits(base, plain):
+        inv_freq = base.inv_freq.float() * (inv_freq / plain).to(base.inv_freq.device)
+    return base.with_frequencies(inv_freq.to(base.inv_freq.device), base.attention_scaling * attention_factor)
+
+
+def _by_transformers(
+    strategy: PositionStrategy, theta: float, count: int, prompt: int, values: dict[str, Any]
+) -> tuple[Any, float]:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    window, dim = known_window(strategy), 2 * count
+    config = SimpleNamespace(
+        rope_parameters={
+            "rope_type": strategy.name,
+            "rope_theta": theta,
+            "original_max_position_embeddings": window,
+            **{key: value for key, value in values.items() if value is not None},
+        },
+        max_position_embeddings=window,
+        head_dim=dim,
+        hidden_size=dim,
+        num_attention_heads=1,
+        standardize_rope_params=lambda: None,  # already in today's form
+    )
+    inv_freq, attention_factor = ROPE_INIT_FUNCTIONS[strategy.name](config, device=None, seq_len=prompt)
+    return inv_freq, float(attention_factor)
+
+
+def known_window(strategy: PositionStrategy) -> int:
+    """The pretraining window, where the formula of the frequencies needs it; raises InvalidConfigError."""
+    if strategy.window is None:
+        raise InvalidConfigError(
+            f"{strategy.name}.window: the frequencies depend on the pretraining window, which is not known here. "
+            "Pass window=... (in tokens)."
+        )
+    return strategy.window
+
+
+def exact_theta(base: Rotary) -> float | None:
+    """The theta of which the frequencies are ``theta ** (-2 c / dim)`` to the last bit, or None."""
+    from posenc.rope import Rotary
+
+    read = _read_off(base)
+    for theta in (base.theta, None if read is None else float(round(read)), read):
+        if theta and _same_bits(base, Rotary.from_theta(theta, 2 * len(base.inv_freq)).inv_freq):
+            return theta
+    return None
+
+
+def _theta(base: Rotary, *, name: str) -> float:
+    """The theta of frequencies that are ``theta ** (-2 c / dim)`` within their rounding; raises InvalidConfigError."""
+    import torch
+
+    from posenc.rope import Rotary
+
+    exact = exact_theta(base)
+    if exact is not None:
+        return exact
+    inv_freq = base.inv_freq.detach().float().cpu()
+    rounding = max(1e-5, torch.finfo(base.inv_freq.dtype).eps)
+    for theta in (base.theta, _read_off(base)):
+        if theta and torch.allclose(Rotary.from_theta(theta, 2 * len(inv_freq)).inv_freq, inv_freq, rounding, 0):
+            return theta
+    raise InvalidConfigError(
+        f"frequencies.{name}: the model's frequencies are not theta ** (-2 c / dim) of a known theta, "
+        f"so {name!r} cannot be computed. Pass Rotary(..., theta=...) or take another frequency strategy."
+    )
+
+
+def _read_off(base: Rotary) -> float | None:
+    count = len(base.inv_freq)
+    last = float(base.inv_freq[-1])
+    return last ** (-count / (count - 1)) if count > 1 and last > 0 else None
+
+
+def _same_bits(base: Rotary, inv_freq: Any) -> bool:
+    import torch
+
+    own = base.inv_freq.detach()
+    return own.dtype == inv_freq.dtype and torch.equal(own.cpu(), inv_freq)
