@@ -302,6 +302,14 @@ def _rotated_query(calls: QueryCalls, q_BH1D: Tensor, rotary: Rotary) -> Tensor:
     return checked(rotary.rotate(q_SBH1D, calls.cos, calls.sin).to(q_BH1D.dtype), q_BH1D, "query")
 
 
+def adjacent(x: Tensor) -> Tensor:
+    """The tensor, or a copy whose channels lie side by side: the operator reads them so, whatever their stride."""
+    *others, channel = x.stride()
+    # A smaller stride than the channels take would become the innermost one when the tensor is rotated.
+    whole = channel == 1 and all(stride == 0 or stride >= x.shape[-1] for stride in others)
+    return x if whole else x.contiguous()
+
+
 def pad(x: Tensor, width: int) -> Tensor:
     """Zero channels up to ``width``: the operator wants one head_dim for query, key and value."""
     return F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x
