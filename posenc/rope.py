@@ -53,7 +53,11 @@ class Rotary:
     arithmetic: Arithmetic = "native"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inv_freq", torch.as_tensor(self.inv_freq))
+        inv_freq = torch.as_tensor(self.inv_freq)
+        if inv_freq.is_inference():  # it is kept, and a later forward may need a gradient
+            with torch.inference_mode(False):
+                inv_freq = inv_freq.clone()
+        object.__setattr__(self, "inv_freq", inv_freq)
         if self.inv_freq.ndim != 1 or not len(self.inv_freq):
             raise InvalidInputError(f"Rotary.inv_freq must be a vector, got shape {tuple(self.inv_freq.shape)}.")
         if self.style not in ("half", "interleaved"):

@@ -64,7 +64,8 @@ class _Copy:
         shape = (*old.shape[:2], length + max(ROOM, length // 8), old.shape[3])
         known = max(self.first, first), min(self.stop, stop)
         held = self.slots(*known) if known[0] < known[1] else None
-        self.buffer_BHLD, self.at = torch.empty(shape, dtype=old.dtype, device=old.device), first
+        with torch.inference_mode(False):  # the next step may run outside of it, and must be able to write here
+            self.buffer_BHLD, self.at = torch.empty(shape, dtype=old.dtype, device=old.device), first
         self.first, self.stop = known[0], max(known)
         if held is not None:
             self.slots(*known).copy_(held)

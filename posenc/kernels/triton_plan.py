@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from posenc.kernels.rotated import KEPT_TABLES, layout
+from posenc.kernels.memo import remembered
+from posenc.kernels.rotated import layout
 from posenc.plan import PositionPlan, Positions, Segment
 from posenc.rope import Rotary
 
@@ -103,19 +104,13 @@ class DecodeTables:
 def prefill_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch.device) -> PrefillTables | None:
     """Tables for the prefill kernel, worked out once; None where the queries attend nothing."""
     key = ("triton prefill", q_len, rotary, str(device))
-    if key not in plan.memo:
-        plan.memo[key] = _prefill_tables(plan, q_len, rotary, device)
-    found: PrefillTables | None = plan.memo[key]
-    return found
+    return remembered(plan.memo, key, lambda: _prefill_tables(plan, q_len, rotary, device))
 
 
 def decode_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch.device) -> DecodeTables | None:
     """Tables for the decode kernel, worked out once; None where the queries attend nothing."""
     key = ("triton decode", q_len, rotary, str(device))
-    if key not in plan.memo:
-        plan.memo[key] = _decode_tables(plan, q_len, rotary, device)
-    found: DecodeTables | None = plan.memo[key]
-    return found
+    return remembered(plan.memo, key, lambda: _decode_tables(plan, q_len, rotary, device))
 
 
 def _prefill_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch.device) -> PrefillTables | None:
@@ -181,11 +176,7 @@ def key_tables(segment: Segment, rotary: Rotary, device: torch.device) -> tuple[
     """cos and sin of the key positions of the segment that this one is a slice of, and where the slice starts."""
     root, offset = segment.origin or (segment, 0)
     key = ("triton keys", rotary, str(device))
-    if key not in root.memo:
-        while len(root.memo) >= KEPT_TABLES:
-            root.memo.pop(next(iter(root.memo)))
-        root.memo[key] = rotary.tables(root.key_positions, device=device)
-    cos_LF, sin_LF = root.memo[key]
+    cos_LF, sin_LF = remembered(root.memo, key, lambda: rotary.tables(root.key_positions, device=device))
     return cos_LF, sin_LF, offset
 
 
@@ -193,10 +184,7 @@ def _on_host(rotary: Rotary, plan: PositionPlan) -> Rotary:
     """The rotary with its frequencies on the host: asking the device for them would wait for it."""
     root, _ = plan.segments[0].origin or (plan.segments[0], 0)
     key = ("host", rotary)
-    if key not in root.memo:
-        root.memo[key] = replace(rotary, inv_freq=rotary.inv_freq.cpu())
-    found: Rotary = root.memo[key]
-    return found
+    return remembered(root.memo, key, lambda: replace(rotary, inv_freq=rotary.inv_freq.cpu()))
 
 
 def _stacked(positions: list[Positions], frequencies: int) -> Positions:

@@ -107,7 +107,7 @@ def test_gradients_through_the_logsumexp(name: str, masked: bool, value_dim: int
 
 
 def test_the_layout_of_the_gradient_itself() -> None:
-    """The slice of the channels hands on a copy; the backward pass does not rely on that, and the operator takes any."""
+    """The slice of the channels hands on a copy; the backward pass does not rely on it."""
     for layout in ("expanded over channels", "with tokens inside of channels"):
         q, k, v = (x.double().requires_grad_() for x in qkv(2, 150))
         out, _ = cpu_flash._with_gradients(q, k, v, plan_of("dca"), ROTARY, 0.25, None)
