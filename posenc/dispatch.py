@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from posenc.autocast import as_autocast, without_autocast
 from posenc.backend import AttentionBackend, needs_gradient
 from posenc.errors import BackendError, InvalidInputError
 from posenc.plan import PositionPlan
@@ -69,7 +70,8 @@ def attention(
     Returns
     -------
     Tensor or (Tensor, Tensor)
-        Output [B, Hq, Lq, D] in the dtype of ``q``; logsumexp float32 [B, Hq, Lq].
+        Output [B, Hq, Lq, Dv] in the dtype of ``q``; logsumexp float32 [B, Hq, Lq]. Under ``torch.autocast`` query,
+        key and value are cast to its dtype first, as ``F.scaled_dot_product_attention`` casts them.
 
     Raises
     ------
@@ -80,6 +82,7 @@ def attention(
     UnknownNameError
         If no backend of that name is installed.
     """
+    q, k, v = as_autocast(q, k, v)
     plans = [plan] if isinstance(plan, PositionPlan) else list(plan)
     if not isinstance(plan, PositionPlan) and len(plans) != q.shape[0]:
         raise InvalidInputError(f"got {len(plans)} plans for {q.shape[0]} batch rows: give one plan, or one per row.")
@@ -123,11 +126,12 @@ def attend(
     options: dict[str, Any] = {} if softcap is None else {"softcap": softcap}
     if kept is not None and backend.capabilities.keeps_keys:
         options["kept"] = kept
-    out, lse = backend.attend(q, k, v, plan, rotary, scale=scale, mask=mask, **options)
-    if sinks is not None:
-        sink_H1 = sinks.float()[:, None]
-        out = (out * torch.sigmoid(lse - sink_H1)[..., None]).to(out.dtype)
-        lse = torch.logaddexp(lse, sink_H1)
+    with without_autocast(q.device):
+        out, lse = backend.attend(q, k, v, plan, rotary, scale=scale, mask=mask, **options)
+        if sinks is not None:
+            sink_H1 = sinks.float()[:, None]
+            out = (out * torch.sigmoid(lse - sink_H1)[..., None]).to(out.dtype)
+            lse = torch.logaddexp(lse, sink_H1)
     return out, lse
 
 

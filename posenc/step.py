@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from posenc.adapter import LayerFacts
+from posenc.autocast import as_autocast
 from posenc.backend import AttentionBackend, needs_gradient
 from posenc.dispatch import attend, checked_backend
 from posenc.errors import BackendError, InvalidInputError, UnsupportedModelError
@@ -171,7 +172,7 @@ class Step:
                 kept = self.kept.of(index, group.rows, padding=share.keys[0][0])
             outs = []
             for part in share.parts:
-                case = (_tokens(q, part.low, part.high), _tokens(k, 0, part.keys), _tokens(v, 0, part.keys))
+                case = as_autocast(_tokens(q, part.low, part.high), _tokens(k, 0, part.keys), _tokens(v, 0, part.keys))
                 backend = self._backend(*case, part.plan, softcap, sinks)
                 out, _ = attend(
                     backend, *case, part.plan, part.rotary, scale, None, softcap=softcap, sinks=sinks, kept=kept
