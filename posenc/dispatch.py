@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from posenc.arguments import check_choice, check_number, check_rotary, check_sinks, check_tensors, checked_plans
 from posenc.autocast import as_autocast, without_autocast
 from posenc.backend import AttentionBackend, needs_gradient
 from posenc.errors import BackendError, InvalidInputError
@@ -76,16 +77,22 @@ def attention(
     Raises
     ------
     InvalidInputError
-        If the shapes do not fit together.
+        If an argument is not what is described here: a wrong type, shapes that do not fit together, a plan for another
+        number of keys, positions per frequency that are not one for each, or numbers that are none.
     BackendError
         If the chosen backend cannot run this case, or none can.
     UnknownNameError
         If no backend of that name is installed.
     """
-    q, k, v = as_autocast(q, k, v)
-    plans = [plan] if isinstance(plan, PositionPlan) else list(plan)
-    if not isinstance(plan, PositionPlan) and len(plans) != q.shape[0]:
-        raise InvalidInputError(f"got {len(plans)} plans for {q.shape[0]} batch rows: give one plan, or one per row.")
+    if all(isinstance(x, Tensor) for x in (q, k, v)):
+        q, k, v = as_autocast(q, k, v)
+    check_tensors(q, k, v, mask)
+    plans = checked_plans(plan, q.shape[0])
+    check_rotary(rotary, plans, q)
+    check_number("scale", scale)
+    check_number("softcap", softcap, positive=True)
+    check_sinks(sinks, q)
+    check_choice(backend, kept)
     chosen = checked_backend(q, k, v, mask, backend, plans, softcap=softcap, sinks=sinks, return_lse=return_lse)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not q.shape[0]:
@@ -154,7 +161,7 @@ def checked_backend(
     return_lse: bool = False,
 ) -> AttentionBackend:
     """The backend for a case whose tensors and plans fit together."""
-    _check_tensors(q, k, v, mask)
+    check_tensors(q, k, v, mask)
     for own in plans:
         if own.total != k.shape[2]:
             raise InvalidInputError(
@@ -245,28 +252,3 @@ def _lacks(
     if return_lse and needs_gradient(q, k):
         return "it has no gradient of the logsumexp that return_lse=True asks for"
     return None
-
-
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
-    if not q.ndim == k.ndim == v.ndim == 4:
-        raise InvalidInputError(f"q, k and v must be [batch, heads, tokens, head_dim], got {_shapes(q, k, v)}.")
-    if not (q.shape[0] == k.shape[0] == v.shape[0] and k.shape[1:3] == v.shape[1:3] and q.shape[3] == k.shape[3]):
-        raise InvalidInputError(f"batch, key/value heads, key/value tokens or head_dim differ: {_shapes(q, k, v)}.")
-    if not k.shape[1] or not q.shape[1] or q.shape[1] % k.shape[1]:
-        raise InvalidInputError(f"query heads must be a multiple of key/value heads: {_shapes(q, k, v)}.")
-    if not 1 <= q.shape[2] <= k.shape[2]:
-        raise InvalidInputError(f"there must be 1 <= Lq <= Lk tokens: {_shapes(q, k, v)}.")
-    if not (q.dtype == k.dtype == v.dtype and q.is_floating_point()):
-        raise InvalidInputError(f"q, k and v must share one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}.")
-    if not q.device == k.device == v.device:
-        raise InvalidInputError(f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}.")
-    if mask is not None:
-        if mask.dtype != torch.bool:
-            raise InvalidInputError(f"mask must be bool (True = attend), got {mask.dtype}.")
-        expected = (q.shape[0], 1, q.shape[2], k.shape[2])
-        if tuple(mask.shape) != expected:
-            raise InvalidInputError(f"mask must be [B, 1, Lq, Lk] = {expected}, got {tuple(mask.shape)}.")
-
-
-def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
-    return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"

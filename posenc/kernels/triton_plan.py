@@ -127,7 +127,7 @@ def _prefill_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torc
         intervals_S2L[number, 1, work.rows] = work.key_stop
         segments_S3[number] = places[work.copy], arranged.copies[work.copy].keys.start, done - work.rows.start
         done += len(work.query_positions)
-    positions = _stacked([work.query_positions for work in arranged.work], len(rotary.inv_freq))
+    positions = _stacked([work.query_positions for work in arranged.work], rotary)
     copies = []
     for copy in arranged.copies:
         cos_LF, sin_LF, offset = key_tables(copy.segment, rotary, device)
@@ -159,7 +159,7 @@ def _decode_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch
         segments_S6[number] = low, high, keys, cos_LF.data_ptr(), sin_LF.data_ptr(), offset
         keys += high - low
         maps += [cos_LF, sin_LF]
-    positions = _stacked([s.query_positions[first:] for s in live], len(rotary.inv_freq))
+    positions = _stacked([s.query_positions[first:] for s in live], rotary)
     cos_RF, sin_RF = _on_host(rotary, plan).tables(positions)
     return DecodeTables(
         _upload(intervals_S2L, device),
@@ -187,10 +187,13 @@ def _on_host(rotary: Rotary, plan: PositionPlan) -> Rotary:
     return remembered(root.memo, key, lambda: replace(rotary, inv_freq=rotary.inv_freq.cpu()))
 
 
-def _stacked(positions: list[Positions], frequencies: int) -> Positions:
+def _stacked(positions: list[Positions], rotary: Rotary) -> Positions:
     """Positions of several segments one behind the other; per frequency where one segment's are."""
     if any(x.ndim > 1 for x in positions):
-        positions = [np.broadcast_to(x if x.ndim > 1 else x[:, None], (len(x), frequencies)) for x in positions]
+        count = len(rotary.inv_freq)
+        for x in positions:
+            rotary.check_positions(x.shape)
+        positions = [np.broadcast_to(x if x.ndim > 1 else x[:, None], (len(x), count)) for x in positions]
     return np.concatenate(positions)
 
 
