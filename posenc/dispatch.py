@@ -24,6 +24,9 @@ from posenc.trace import trace, tracing
 if TYPE_CHECKING:
     from posenc.kernels.kept import KeptKeys
 
+OUTSIDE = "posenc reads plans in Python: torch.compile breaks its graph around posenc.attention"
+"""Why a compiled function that calls :func:`attention` is several graphs."""
+
 
 def attention(
     q: Tensor,
@@ -84,6 +87,28 @@ def attention(
     UnknownNameError
         If no backend of that name is installed.
     """
+    run = _attention
+    if torch.compiler.is_compiling():
+        disable: Any = torch.compiler.disable  # imports the compiler, which nobody else needs
+        run = disable(_attention, reason=OUTSIDE)
+    return run(q, k, v, plan, rotary, backend, scale, mask, return_lse, softcap, sinks, kept)
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: PositionPlan | Sequence[PositionPlan],
+    rotary: Rotary,
+    backend: str,
+    scale: float | None,
+    mask: Tensor | None,
+    return_lse: bool,
+    softcap: float | None,
+    sinks: Tensor | None,
+    kept: KeptKeys | None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The same, never traced by torch.compile."""
     if all(isinstance(x, Tensor) for x in (q, k, v)):
         q, k, v = as_autocast(q, k, v)
     check_tensors(q, k, v, mask)

@@ -166,3 +166,30 @@ def test_an_empty_batch_is_followed_by_autograd(backend: str, sinks: torch.Tenso
         (out.sum() + lse.sum()).backward()
         assert q.grad is not None
         assert q.grad.shape == q.shape
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_compiled_function_may_call_it(backend: str, grad: bool, rows: int) -> None:
+    """With the plan from outside or as an argument, between operations that are compiled, and for several lengths."""
+    torch._dynamo.reset()
+    strategy = posenc.strategy("self_extend", window=32, group=4, window_size=8)
+
+    def layer(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Any = None) -> torch.Tensor:
+        out = posenc.attention(q * 2, k + 1, v, outer if plan is None else plan, ROTARY, backend=backend)
+        assert isinstance(out, torch.Tensor)
+        return out.sin()
+
+    compiled = torch.compile(layer, backend="eager")
+    for total in (40, 45):
+        for q_len in (total, 1):
+            outer = [strategy.plan(total)] * rows if rows > 1 else strategy.plan(total)
+            q, k, v = (x.requires_grad_(grad) for x in tensors(strategy.plan(total), q_len, (4, 2), 8, batch=rows))
+            with torch.set_grad_enabled(grad):
+                found = [compiled(q, k, v), compiled(q, k, v, outer)]
+                expected = layer(q, k, v)
+            assert all(torch.equal(x, expected) for x in found)
+            if grad:
+                grads = [torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (*found, expected)]
+                assert all(torch.equal(x, y) for own in grads[:-1] for x, y in zip(own, grads[-1], strict=True))
