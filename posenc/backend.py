@@ -33,7 +33,8 @@ class BackendCapabilities:
     softcap : bool
         Accepts ``softcap``: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
     lse_gradients : bool
-        The logsumexp carries gradients too, which attention sinks need in training.
+        The logsumexp carries exact gradients too, which attention sinks need in training, and whoever takes the
+        logsumexp of tensors that require a gradient: there a backend without them is refused.
     logit_interpolation : bool
         Runs segments with ``interpolation="logits"``, as a backend does that hands it to ``rotary.tables``.
     keeps_keys : bool
@@ -78,7 +79,9 @@ class AttentionBackend(ABC):
     ) -> tuple[Tensor, Tensor]:
         """Attention of the last ``Lq`` of ``plan.total == Lk`` positions over raw keys.
 
-        ``options`` holds ``softcap`` and ``kept`` where the capabilities name them and there are any, else nothing.
+        Tensors come in any layout: transposed, sliced with a step, or expanded, in every dimension. The batch is
+        not empty, and ``scale`` is positive and finite. ``options`` holds ``softcap`` and ``kept`` where the
+        capabilities name them and there are any, else nothing.
 
         Returns
         -------

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from posenc.arguments import check_choice, check_number, check_rotary, check_sinks, check_tensors, checked_plans
+from posenc.autocast import as_autocast, without_autocast
 from posenc.backend import AttentionBackend, needs_gradient
 from posenc.errors import BackendError, InvalidInputError
 from posenc.plan import PositionPlan
@@ -21,6 +23,9 @@ from posenc.trace import trace, tracing
 
 if TYPE_CHECKING:
     from posenc.kernels.kept import KeptKeys
+
+OUTSIDE = "posenc reads plans in Python: torch.compile breaks its graph around posenc.attention"
+"""Why a compiled function that calls :func:`attention` is several graphs."""
 
 
 def attention(
@@ -69,23 +74,55 @@ def attention(
     Returns
     -------
     Tensor or (Tensor, Tensor)
-        Output [B, Hq, Lq, D] in the dtype of ``q``; logsumexp float32 [B, Hq, Lq].
+        Output [B, Hq, Lq, Dv] in the dtype of ``q``; logsumexp float32 [B, Hq, Lq]. Under ``torch.autocast`` query,
+        key and value are cast to its dtype first, as ``F.scaled_dot_product_attention`` casts them.
 
     Raises
     ------
     InvalidInputError
-        If the shapes do not fit together.
+        If an argument is not what is described here: a wrong type, shapes that do not fit together, a plan for another
+        number of keys, positions per frequency that are not one for each, or numbers that are none.
     BackendError
         If the chosen backend cannot run this case, or none can.
     UnknownNameError
         If no backend of that name is installed.
     """
-    plans = [plan] if isinstance(plan, PositionPlan) else list(plan)
-    if not isinstance(plan, PositionPlan) and len(plans) != q.shape[0]:
-        raise InvalidInputError(f"got {len(plans)} plans for {q.shape[0]} batch rows: give one plan, or one per row.")
-    chosen = checked_backend(q, k, v, mask, backend, plans, softcap=softcap, sinks=sinks)
+    run = _attention
+    if torch.compiler.is_compiling():
+        disable: Any = torch.compiler.disable  # imports the compiler, which nobody else needs
+        run = disable(_attention, reason=OUTSIDE)
+    return run(q, k, v, plan, rotary, backend, scale, mask, return_lse, softcap, sinks, kept)
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: PositionPlan | Sequence[PositionPlan],
+    rotary: Rotary,
+    backend: str,
+    scale: float | None,
+    mask: Tensor | None,
+    return_lse: bool,
+    softcap: float | None,
+    sinks: Tensor | None,
+    kept: KeptKeys | None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The same, never traced by torch.compile."""
+    if all(isinstance(x, Tensor) for x in (q, k, v)):
+        q, k, v = as_autocast(q, k, v)
+    check_tensors(q, k, v, mask)
+    plans = checked_plans(plan, q.shape[0])
+    check_rotary(rotary, plans, q)
+    check_number("scale", scale)
+    check_number("softcap", softcap, positive=True)
+    check_sinks(sinks, q)
+    check_choice(backend, kept)
+    chosen = checked_backend(q, k, v, mask, backend, plans, softcap=softcap, sinks=sinks, return_lse=return_lse)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if len({id(p) for p in plans}) == 1:
+    if not q.shape[0]:
+        out, lse = _of_no_rows(q, k, v)
+    elif len({id(p) for p in plans}) == 1:
         out, lse = attend(chosen, q, k, v, plans[0], rotary, scale, mask, softcap=softcap, sinks=sinks, kept=kept)
     else:
         parts = []
@@ -112,16 +149,28 @@ def attend(
     sinks: Tensor | None,
     kept: KeptKeys | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Output and logsumexp of one plan on a backend that can run the case; sinks are added here."""
+    """Output and logsumexp of one plan on a backend that can run the case; sinks are added here.
+
+    Backends get a positive scale: kernels that hide keys by ``-inf`` before they multiply would make NaN of any other.
+    """
+    if scale <= 0:
+        q, scale = (-q, -scale) if scale else (q * 0.0, 1.0)
     options: dict[str, Any] = {} if softcap is None else {"softcap": softcap}
     if kept is not None and backend.capabilities.keeps_keys:
         options["kept"] = kept
-    out, lse = backend.attend(q, k, v, plan, rotary, scale=scale, mask=mask, **options)
-    if sinks is not None:
-        sink_H1 = sinks.float()[:, None]
-        out = (out * torch.sigmoid(lse - sink_H1)[..., None]).to(out.dtype)
-        lse = torch.logaddexp(lse, sink_H1)
+    with without_autocast(q.device):
+        out, lse = backend.attend(q, k, v, plan, rotary, scale=scale, mask=mask, **options)
+        if sinks is not None:
+            sink_H1 = sinks.float()[:, None]
+            out = (out * torch.sigmoid(lse - sink_H1)[..., None]).to(out.dtype)
+            lse = torch.logaddexp(lse, sink_H1)
     return out, lse
+
+
+def _of_no_rows(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and logsumexp of an empty batch, which no kernel need know; autograd follows them to the inputs."""
+    nothing = q.sum() + k.sum() + v.sum()
+    return nothing.expand(*q.shape[:3], v.shape[3]), nothing.float().expand(q.shape[:3])
 
 
 def checked_backend(
@@ -134,16 +183,17 @@ def checked_backend(
     *,
     softcap: float | None,
     sinks: Tensor | None,
+    return_lse: bool = False,
 ) -> AttentionBackend:
     """The backend for a case whose tensors and plans fit together."""
-    _check_tensors(q, k, v, mask)
+    check_tensors(q, k, v, mask)
     for own in plans:
         if own.total != k.shape[2]:
             raise InvalidInputError(
                 f"the plan covers {own.total} tokens but there are {k.shape[2]} keys: build it with "
                 f"strategy.plan(prompt, total={k.shape[2]})."
             )
-    return choose_backend(q, k, v, mask, name, softcap=softcap, sinks=sinks, plans=plans)
+    return choose_backend(q, k, v, mask, name, softcap=softcap, sinks=sinks, plans=plans, return_lse=return_lse)
 
 
 def choose_backend(
@@ -156,6 +206,7 @@ def choose_backend(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     plans: Sequence[PositionPlan] = (),
+    return_lse: bool = False,
 ) -> AttentionBackend:
     """The named backend if it can run the case, or for ``"auto"`` the first in order of priority that can.
 
@@ -164,7 +215,7 @@ def choose_backend(
     asked = name if name != "auto" else os.environ.get("POSENC_BACKEND", "auto")
     if asked != "auto":
         backend: AttentionBackend = backends()[asked].backend
-        reason = _cannot_run(backend, q, k, v, mask, softcap, sinks, plans)
+        reason = _cannot_run(backend, q, k, v, mask, softcap, sinks, plans, return_lse)
         if reason is not None:
             raise BackendError(f"backend {asked!r} cannot run this case: {reason}. Choose another, or backend='auto'.")
         if tracing():
@@ -172,7 +223,7 @@ def choose_backend(
         return backend
     refusals: list[str] = []
     for info in sorted(backends().values(), key=lambda info: -info.backend.priority):
-        reason = _cannot_run(info.backend, q, k, v, mask, softcap, sinks, plans)
+        reason = _cannot_run(info.backend, q, k, v, mask, softcap, sinks, plans, return_lse)
         if reason is None:
             if tracing():
                 why = "; ".join(refusals) or "nothing comes before it"
@@ -202,6 +253,7 @@ def _cannot_run(
     softcap: float | None,
     sinks: Tensor | None,
     plans: Sequence[PositionPlan],
+    return_lse: bool,
 ) -> str | None:
     """Why a backend cannot run the case, or None when it can."""
     try:
@@ -210,37 +262,18 @@ def _cannot_run(
         return f"it fails to say whether it can: {type(error).__name__}: {error}"
     if reason is None and not backend.capabilities.logit_interpolation and any(p.interpolates_logits for p in plans):
         return "it does not interpolate logits"
-    return reason or _lacks(backend, q, k, softcap, sinks)
+    return reason or _lacks(backend, q, k, softcap, sinks, return_lse)
 
 
-def _lacks(backend: AttentionBackend, q: Tensor, k: Tensor, softcap: float | None, sinks: Tensor | None) -> str | None:
+def _lacks(
+    backend: AttentionBackend, q: Tensor, k: Tensor, softcap: float | None, sinks: Tensor | None, return_lse: bool
+) -> str | None:
     if softcap is not None and not backend.capabilities.softcap:
         return "it computes no softcap"
-    if sinks is None or backend.capabilities.lse_gradients or not needs_gradient(q, k, sinks):
+    if backend.capabilities.lse_gradients:
         return None
-    return "it has no backward pass for attention sinks"
-
-
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
-    if not q.ndim == k.ndim == v.ndim == 4:
-        raise InvalidInputError(f"q, k and v must be [batch, heads, tokens, head_dim], got {_shapes(q, k, v)}.")
-    if not (q.shape[0] == k.shape[0] == v.shape[0] and k.shape[1:3] == v.shape[1:3] and q.shape[3] == k.shape[3]):
-        raise InvalidInputError(f"batch, key/value heads, key/value tokens or head_dim differ: {_shapes(q, k, v)}.")
-    if not k.shape[1] or q.shape[1] % k.shape[1]:
-        raise InvalidInputError(f"query heads must be a multiple of key/value heads: {_shapes(q, k, v)}.")
-    if not 1 <= q.shape[2] <= k.shape[2]:
-        raise InvalidInputError(f"there must be 1 <= Lq <= Lk tokens: {_shapes(q, k, v)}.")
-    if not (q.dtype == k.dtype == v.dtype and q.is_floating_point()):
-        raise InvalidInputError(f"q, k and v must share one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}.")
-    if not q.device == k.device == v.device:
-        raise InvalidInputError(f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}.")
-    if mask is not None:
-        if mask.dtype != torch.bool:
-            raise InvalidInputError(f"mask must be bool (True = attend), got {mask.dtype}.")
-        expected = (q.shape[0], 1, q.shape[2], k.shape[2])
-        if tuple(mask.shape) != expected:
-            raise InvalidInputError(f"mask must be [B, 1, Lq, Lk] = {expected}, got {tuple(mask.shape)}.")
-
-
-def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
-    return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if sinks is not None and needs_gradient(q, k, sinks):
+        return "it has no backward pass for attention sinks"
+    if return_lse and needs_gradient(q, k):
+        return "it has no gradient of the logsumexp that return_lse=True asks for"
+    return None

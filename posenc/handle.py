@@ -31,7 +31,7 @@ from posenc.plan import Lengths, PositionPlan
 from posenc.plugins import adapters, backends
 from posenc.plugins import strategy as named_strategy
 from posenc.positions import ComposedStrategy, PositionStrategy, Retention
-from posenc.probe import check_structure, probe
+from posenc.probe import check_structure, execution_device, probe
 from posenc.rope import Rotary
 from posenc.schedule import Planner, fitted
 from posenc.selftest import check_attention, check_identity, forward_of_fixed_tokens
@@ -413,9 +413,9 @@ def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
 
 def _own_frequencies(decoder: Any, attachment: Attachment) -> list[Rotary | None]:
     """The frequencies that the model has, by attention layer; None where it has no rotary positions."""
-    device = next(decoder.get_submodule(attachment.rotaries[0]).buffers()).device
+    device = execution_device(decoder.get_input_embeddings())
     bases = attachment.bases(decoder, torch.zeros(1, 1, dtype=torch.long, device=device))
-    return [bases.get(facts) for facts in attachment.facts.values()]
+    return [bases[facts].stock if facts in bases else None for facts in attachment.facts.values()]
 
 
 def _restore(model: Any, attachment: Attachment) -> None:

@@ -5,8 +5,9 @@ Shape letters: B batch, H heads, L tokens, D head_dim, F rotary frequencies (rot
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ Arithmetic = Literal["native", "mixed", "float32", "complex"]
 @dataclass(frozen=True, eq=False)
 class Rotary:
     """Frequencies and layout of a rotary embedding.
+
+    Two of equal numbers are equal, so that what is kept for one serves the other. ``inv_freq`` may be written to in
+    place, which gives another value from then on; only writes through ``.data`` or numpy go unnoticed.
 
     Parameters
     ----------
@@ -57,11 +61,21 @@ class Rotary:
     scaling: str = "default"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inv_freq", torch.as_tensor(self.inv_freq))
+        inv_freq = torch.as_tensor(self.inv_freq)
+        if inv_freq.is_inference():  # it is kept, and a later forward may need a gradient
+            with torch.inference_mode(False):
+                inv_freq = inv_freq.clone()
+        object.__setattr__(self, "inv_freq", inv_freq)
         if self.inv_freq.ndim != 1 or not len(self.inv_freq):
             raise InvalidInputError(f"Rotary.inv_freq must be a vector, got shape {tuple(self.inv_freq.shape)}.")
-        if self.style not in ("half", "interleaved"):
-            raise InvalidInputError(f"Rotary.style must be 'half' or 'interleaved', got {self.style!r}.")
+        if self.inv_freq.is_complex():
+            raise InvalidInputError(f"Rotary.inv_freq must hold real numbers, got {self.inv_freq.dtype}.")
+        for name, kinds in (("style", Style), ("arithmetic", Arithmetic)):
+            if getattr(self, name) not in get_args(kinds):
+                known = " or ".join(repr(kind) for kind in get_args(kinds))
+                raise InvalidInputError(f"Rotary.{name} must be {known}, got {getattr(self, name)!r}.")
+        if not math.isfinite(self.attention_scaling):
+            raise InvalidInputError(f"Rotary.attention_scaling must be finite, got {self.attention_scaling!r}.")
         start, stop = self.rotated
         if start < 0 or stop - start != 2 * len(self.inv_freq):
             raise InvalidInputError(
@@ -75,6 +89,36 @@ class Rotary:
             raise InvalidInputError(f"dim must be even and at least 2, got {dim}.")
         inv_freq = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
         return cls(inv_freq, theta=float(theta), **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Rotary) and self.key == other.key)
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_known"}
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells rotaries apart, in plain numbers; read from the device once per state of ``inv_freq``."""
+        version = self.inv_freq._version
+        known: tuple[int, tuple[Any, ...]] | None = vars(self).get("_known")
+        if known is None or known[0] != version:
+            meta = self.inv_freq.device.type == "meta"
+            values = id(self) if meta else self.inv_freq.detach().double().cpu().numpy().tobytes()
+            key = (values, self.attention_scaling, self.style, self.rotated, self.theta, self.arithmetic, self.scaling)
+            known = (version, key)
+            object.__setattr__(self, "_known", known)
+        return known[1]
+
+    def check_values(self) -> None:
+        """Raise InvalidInputError where a frequency is not a finite number."""
+        values = self.key[0]
+        if isinstance(values, bytes) and not np.isfinite(np.frombuffer(values)).all():
+            raise InvalidInputError(
+                "Rotary.inv_freq holds a NaN or an infinity: its model's weights are not loaded, or theta is wrong."
+            )
 
     @property
     def rotated(self) -> tuple[int, int]:
@@ -111,7 +155,13 @@ class Rotary:
         -------
         (Tensor, Tensor)
             cos and sin, each [L, F] of ``dtype``, ``attention_scaling`` included.
+
+        Raises
+        ------
+        InvalidInputError
+            If positions of two dimensions do not hold one for each of the F frequencies.
         """
+        self.check_positions(np.shape(positions))
         position = torch.as_tensor(np.ascontiguousarray(positions)).to(device=device, dtype=torch.float64)
         position = position if position.ndim == 2 else position[:, None]
         inv_freq = self.inv_freq.to(device).double()
@@ -123,6 +173,15 @@ class Rotary:
             angle_LF = position * inv_freq
             cos, sin = angle_LF.cos(), angle_LF.sin()
         return (cos * self.attention_scaling).to(dtype), (sin * self.attention_scaling).to(dtype)
+
+    def check_positions(self, shape: tuple[int, ...]) -> None:
+        """Raise InvalidInputError unless positions are [L], or [L, F] with one for each frequency."""
+        count = len(self.inv_freq)
+        if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != count):
+            raise InvalidInputError(
+                f"positions must be [L], or [L, {count}] with one for each of the {count} rotary frequencies (not for "
+                f"heads), got shape {tuple(shape)}."
+            )
 
     def check_width(self, head_dim: int) -> None:
         """Raise InvalidInputError where a head of ``head_dim`` channels lacks some that are rotated."""

@@ -6,6 +6,7 @@ The rules of strategies.md, "Lengths over time", in one place. Lengths count a r
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +15,7 @@ import numpy as np
 
 from posenc.advice import concerns
 from posenc.errors import InvalidInputError, PluginError, UnsupportedModelError
+from posenc.held import held_bytes
 from posenc.plan import PositionPlan
 from posenc.positions import PositionStrategy
 from posenc.rope import Rotary
@@ -23,8 +25,11 @@ logger = logging.getLogger("posenc")
 HEADROOM = 256
 """Tokens a plan is built ahead of the current length, so that decoding slices instead of rebuilding."""
 
+KEPT_BYTES = 128 * 2**20
+"""Memory of the plans that a model keeps, and of what backends have derived from them."""
+
 KEPT_PLANS = 64
-"""Prompt lengths whose plans are kept."""
+"""Plans that one look ahead may make, and frequencies and schedules that are kept."""
 
 TRIED = 1024
 """Longest prompt that is tried when a strategy is applied."""
@@ -73,15 +78,26 @@ class Planner:
     def __init__(self, strategy: PositionStrategy, layers: int = 0) -> None:
         self.strategy, self.layers = strategy, layers
         self._own = _own_planners(strategy, layers)
+        self._room = KEPT_BYTES
+        self._forget()
+
+    def _forget(self) -> None:
         self._plans: dict[int, PositionPlan] = {}
+        self._sizes: dict[int, int] = {}
+        self._used: set[int] = set()  # since their size was taken: backends may have derived more
         self._rotaries: dict[tuple[Rotary, int], Rotary] = {}
         self._said: set[str] = set()
+        self._lock = threading.RLock()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Planner:
         return Planner(self.strategy, self.layers)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_plans": {}, "_rotaries": {}}
+        return {"strategy": self.strategy, "layers": self.layers, "_own": self._own, "_room": self._room}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._forget()
 
     def of(self, layer: int) -> Planner:
         """The planner of one attention layer: this one, unless the strategy's layers see different positions."""
@@ -126,15 +142,17 @@ class Planner:
         return self._covering(prompt, total).prefix(total)
 
     def _covering(self, prompt: int, total: int) -> PositionPlan:
-        known = self._plans.pop(prompt, None)
-        if known is None or known.total < total:
-            room = 0 if total <= prompt else max(HEADROOM, total // 8)
-            known = self.strategy.checked_plan(prompt, max(prompt, total + room))
-            self._say_concerns(known)
-        while len(self._plans) >= KEPT_PLANS:
-            self._plans.pop(next(iter(self._plans)))
-        self._plans[prompt] = known  # last used, last dropped
-        return known
+        with self._lock:  # several threads may run one model
+            known = self._plans.pop(prompt, None)
+            if known is None or known.total < total:
+                room = 0 if total <= prompt else max(HEADROOM, total // 8)
+                self._sizes.pop(prompt, None)
+                known = self.strategy.checked_plan(prompt, max(prompt, total + room))
+                self._say_concerns(known)
+                self._make_room(held_bytes(known))
+            self._plans[prompt] = known  # last used, last dropped
+            self._used.add(prompt)
+            return known
 
     def _say_concerns(self, plan: PositionPlan) -> None:
         """Warn of each kind of concern once, not at every prompt."""
@@ -143,14 +161,26 @@ class Planner:
                 self._said.add(kind)
                 logger.warning("%s", message)
 
+    def _make_room(self, wanted: int) -> None:
+        """Drop plans, the least recently used first, until those that are left and so many bytes more fit."""
+        for prompt in self._used & self._plans.keys():
+            self._sizes[prompt] = held_bytes(self._plans[prompt])
+        self._used.clear()
+        held = wanted + sum(self._sizes.values())
+        while self._plans and held > self._room:
+            prompt = next(iter(self._plans))
+            del self._plans[prompt]
+            held -= self._sizes.pop(prompt)
+
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
-        """The strategy's frequencies for a prompt, one object per (base, prompt)."""
+        """The strategy's frequencies for a prompt, one object per base of equal numbers and prompt."""
         key = (base, prompt if self.strategy.capabilities.frequencies_by_length else 0)
-        if key not in self._rotaries:
-            while len(self._rotaries) >= KEPT_PLANS:
-                self._rotaries.pop(next(iter(self._rotaries)))
-            self._rotaries[key] = self.strategy.checked_rotary(base, prompt)
-        return self._rotaries[key]
+        with self._lock:
+            if key not in self._rotaries:
+                while len(self._rotaries) >= KEPT_PLANS:
+                    self._rotaries.pop(next(iter(self._rotaries)))
+                self._rotaries[key] = self.strategy.checked_rotary(base, prompt)
+            return self._rotaries[key]
 
     def extend(
         self, schedule: Schedule, before: int, after: int, *, candidates: int = 0, announced: int | None = None
@@ -257,6 +287,8 @@ def _own_planners(strategy: PositionStrategy, layers: int) -> list[Planner]:
     if all(own is strategy for own in chosen):
         return []
     planners = {own.fingerprint: Planner(own) for own in chosen}
+    for planner in planners.values():
+        planner._room = KEPT_BYTES // len(planners)
     return [planners[own.fingerprint] for own in chosen]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from posenc.adapter import LayerFacts
+from posenc.autocast import as_autocast
 from posenc.backend import AttentionBackend, needs_gradient
 from posenc.dispatch import attend, checked_backend
 from posenc.errors import BackendError, CacheMismatchError, InvalidInputError, UnsupportedModelError
@@ -176,7 +177,8 @@ class Step:
             )
         self.refuse(dropout, options)
         self._check_mask(module, mask, facts.window, offset, options)
-        q_BHLD, k_BHKD, v_BHKD = _as_autocast(q_BHLD, k_BHKD, v_BHKD)
+        cached_BHKD = k_BHKD
+        q_BHLD, k_BHKD, v_BHKD = as_autocast(q_BHLD, k_BHKD, v_BHKD)
         scale = q_BHLD.shape[-1] ** -0.5 if scaling is None else scaling
         softcap, sinks = options.get("softcap"), options.get("s_aux")
         index: int | None = getattr(module, "layer_idx", None) if offset == 0 else None
@@ -208,7 +210,7 @@ class Step:
             _scatter(out_BHLD, out, group.rows, share.new)
         assert out_BHLD is not None
         if self.kept is not None and index is not None:
-            self.kept.saw(index, k_BHKD, total)
+            self.kept.saw(index, cached_BHKD, total)
         return out_BHLD.transpose(1, 2).contiguous(), None
 
     def _backend(
@@ -361,14 +363,6 @@ def refuse_options(dropout: float, options: dict[str, Any]) -> None:
         )
     if options.get("position_bias") is not None:
         raise BackendError("this model's attention adds a position_bias, which remapped attention does not compute.")
-
-
-def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors as an attention function takes them: in mixed precision, float32 becomes the lower dtype."""
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return tensors
-    return tuple(x.to(torch.get_autocast_dtype(kind)) if x.dtype == torch.float32 else x for x in tensors)
 
 
 def _tokens(x_BHLD: Tensor, start: int, stop: int) -> Tensor:

@@ -43,7 +43,9 @@ class DimensionWisePositions(PositionStrategy):
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         index, w = lengths.indices, self.window_size
         scales = np.array(self.params.scales, dtype=np.int64)
-        grouped = index[:, None] // scales  # [L, F], or [L, 1] which serves every frequency
+        grouped = index[:, None] // scales  # [L, F]
+        if len(scales) == 1:  # one scale serves every frequency: plain positions [L]
+            grouped, scales = grouped[:, 0], scales[0]
         return (
             Segment.band("window", lengths.total, 0, w, index, index),
             Segment.band("beyond", lengths.total, w, None, grouped + (w - w // scales), grouped),

@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from posenc.kernels.memo import remembered
 from posenc.kernels.rotated import layout
 from posenc.kernels.tiles import SHORT_RUN, blocks_of, runs
 from posenc.plan import IntArray, PositionPlan
@@ -129,12 +130,12 @@ class Schedule:
 
 def schedule(plan: PositionPlan, q_len: int) -> Schedule:
     """The calls for the last ``q_len`` queries, worked out once per plan and shared by every layer."""
-    key = ("bands", q_len)
-    if key not in plan.memo:
+
+    def made() -> Schedule:
         calls = _calls(plan, q_len)
-        plan.memo[key] = Schedule(calls, _merges(calls))
-    found: Schedule = plan.memo[key]
-    return found
+        return Schedule(calls, _merges(calls))
+
+    return remembered(plan.memo, ("bands", q_len), made)
 
 
 def _calls(plan: PositionPlan, q_len: int) -> tuple[Call, ...]:

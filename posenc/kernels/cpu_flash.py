@@ -2,7 +2,8 @@
 
 The operator returns its logsumexp but no gradient through it, and torch's autograd would silently
 ignore that; so the backward pass here calls the operator's own backward for every tile with the
-merged output and logsumexp, which is exact.
+merged output and logsumexp, which is exact. A gradient that reaches the logsumexp is one more
+channel of that call.
 
 Batch rows and heads are one axis here: the operator finds the key/value head of a query head by
 division, which holds across rows too.
@@ -16,13 +17,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from posenc.backend import AttentionBackend, BackendCapabilities
 from posenc.kernels.flash_calls import Call, Calls, masked_calls, plan_calls
 from posenc.kernels.kept import KeptKeys
 from posenc.kernels.merge import merge_into
-from posenc.kernels.one_query import attend_one, flash, pad
+from posenc.kernels.one_query import adjacent, attend_one, flash, pad
 from posenc.kernels.rotated import compute_dtype, layout, rotated_keys, rotated_queries
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
@@ -47,6 +49,7 @@ class CpuFlashBackend(AttentionBackend):
         dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16),
         gradients=True,
         masks=True,
+        lse_gradients=True,
         logit_interpolation=True,
         keeps_keys=True,
     )
@@ -66,7 +69,7 @@ class CpuFlashBackend(AttentionBackend):
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
         value_dim, width = v_BHLD.shape[-1], max(q_BHLD.shape[-1], v_BHLD.shape[-1])
-        v_BHLD = pad(v_BHLD, width)
+        q_BHLD, k_BHLD, v_BHLD = adjacent(q_BHLD), adjacent(k_BHLD), pad(adjacent(v_BHLD), width)
         training = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHLD, k_BHLD, v_BHLD))
         if training:
             out_BHLD, lse_BHL = _with_gradients(q_BHLD, k_BHLD, v_BHLD, plan, rotary, scale, mask)
@@ -188,20 +191,26 @@ class _FlashTiles(torch.autograd.Function):
         out = merged.to(v.dtype)
         ctx.save_for_backward(v, out, lse, *copies)
         ctx.calls, ctx.scale = calls, scale
-        ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         v, out, lse, *copies = ctx.saved_tensors
-        works = len(ctx.calls.by_work)
+        works, width = len(ctx.calls.by_work), v.shape[-1]
+        grad_out = torch.zeros_like(out) if grads[0] is None else grads[0]
+        if grads[1] is not None:
+            # The gradient of a logit is p * (grad_out @ v - grad_out @ out + grad_lse). A channel that is 1 in the
+            # values and 0 in the output, with grad_lse for its gradient, adds the last term and nothing else.
+            grad_out = torch.cat((grad_out, grads[1][..., None].to(grad_out.dtype)), -1)
+            v, (out, *copies) = F.pad(v, (0, 1), value=1.0), [pad(x, width + 1) for x in (out, *copies)]
         sums = [torch.zeros_like(x, dtype=lse.dtype) for x in (v, *copies)]
         lse = lse.masked_fill(lse == float("-inf"), 0.0)  # rows without any key: weights exp(-inf - 0) = 0
         for work, own_calls in enumerate(ctx.calls.by_work):
             for call in own_calls:
                 queries, keys = copies[work], copies[works + call.copy]
                 parts = flash_backward(
-                    call.rows(grads[0]),
+                    call.rows(grad_out),
                     call.own_rows(queries),
                     call.keys(keys),
                     call.values(v),
@@ -215,7 +224,7 @@ class _FlashTiles(torch.autograd.Function):
                 _add(call.own_rows(sums[1 + work]), parts[0], call)
                 _add(call.keys(sums[1 + works + call.copy]), parts[1], call)
                 _add(call.values(sums[0]), parts[2], call)
-        dtyped = [s.to(x.dtype) for s, x in zip(sums, (v, *copies), strict=True)]
+        dtyped = [s[..., :width].to(x.dtype) for s, x in zip(sums, (v, *copies), strict=True)]
         return None, None, None, *dtyped
 
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from posenc.kernels.memo import remembered
 from posenc.kernels.rotated import Work, layout
 from posenc.kernels.tiles import MASKED_ROWS, Tile, tile
 from posenc.plan import PositionPlan
@@ -100,8 +101,8 @@ class _Draft:
 
 def plan_calls(plan: PositionPlan, q_len: int) -> Calls:
     """The calls for the last ``q_len`` queries, worked out once per plan and shared by every layer."""
-    key = ("cpu_flash", q_len)
-    if key not in plan.memo:
+
+    def calls() -> Calls:
         draft, arranged = _Draft(q_len), layout(plan, q_len)
         for work in arranged.work:
             offset = arranged.copies[work.copy].keys.start
@@ -111,9 +112,9 @@ def plan_calls(plan: PositionPlan, q_len: int) -> Calls:
                     for piece in tile(work.key_start, work.key_stop)
                 )
             )
-        plan.memo[key] = draft.done()
-    found: Calls = plan.memo[key]
-    return found
+        return draft.done()
+
+    return remembered(plan.memo, ("cpu_flash", q_len), calls)
 
 
 def masked_calls(plan: PositionPlan, mask_11LL: Tensor) -> Calls:

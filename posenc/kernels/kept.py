@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,15 +32,15 @@ class _Copy:
     first: int
     stop: int
     segment: Segment
-    rotary: Rotary
+    rotary_key: tuple[Any, ...]
 
     def reusable_from(self, segment: Segment, keys: slice, k_BHLD: Tensor, rotary: Rotary) -> int | None:
         """The first key whose copy serves this segment too, of those up to ``stop``; None if the copy is of no use.
 
-        It is of use if it holds some of the wanted keys: the same map, rotary and kind of tensor.
+        It is of use if it holds some of the wanted keys: the same map, frequencies and kind of tensor.
         """
         like = self.buffer_BHLD
-        if rotary is not self.rotary or keys.start > self.stop or keys.stop < self.first:
+        if rotary.key != self.rotary_key or keys.start > self.stop or keys.stop < self.first:
             return None
         if segment.interpolation != self.segment.interpolation:
             return None
@@ -64,7 +65,8 @@ class _Copy:
         shape = (*old.shape[:2], length + max(ROOM, length // 8), old.shape[3])
         known = max(self.first, first), min(self.stop, stop)
         held = self.slots(*known) if known[0] < known[1] else None
-        self.buffer_BHLD, self.at = torch.empty(shape, dtype=old.dtype, device=old.device), first
+        with torch.inference_mode(False):  # the next step may run outside of it, and must be able to write here
+            self.buffer_BHLD, self.at = torch.empty(shape, dtype=old.dtype, device=old.device), first
         self.first, self.stop = known[0], max(known)
         if held is not None:
             self.slots(*known).copy_(held)
@@ -117,7 +119,7 @@ class KeptKeys:
         if copy is None or first is None:
             empty = k_BHLD.new_empty((*k_BHLD.shape[:2], 0, k_BHLD.shape[3]))
             first = keys.start
-            copy = self._copies[segment.name] = _Copy(empty, span.start, first, first, segment, rotary)
+            copy = self._copies[segment.name] = _Copy(empty, span.start, first, first, segment, rotary.key)
         copy.first = first
         ahead = min(keys.stop + AHEAD, k_BHLD.shape[2]) if keys.stop > copy.stop else copy.stop
         reach = span.stop if span.stop > keys.stop else ahead

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posenc.kernels.kept import KeptKeys
+from posenc.kernels.memo import remembered
 from posenc.kernels.merge import merge_all
 from posenc.kernels.rotated import KeyCopy, Layout, Work, checked, compute_dtype, key_tables, layout, query_tables
 from posenc.plan import PositionPlan, Positions
@@ -77,8 +78,8 @@ class Frame:
 
     def _rows(self, keys: slice, k_BHLD: Tensor) -> tuple[Tensor, Tensor]:
         """cos [L, D] and sin [L, F] of some of the keys: every layer of a step asks for the same."""
-        at = keys.start, keys.stop
-        if at not in self._tables:
+
+        def tables() -> tuple[Tensor, Tensor]:
             own, span = self.copy.keys, self.span
             parts = []
             for positions, first in ((self.before, span.start), (self.after, own.stop)):
@@ -91,8 +92,9 @@ class Frame:
                 cos_LF, sin_LF = key_tables(self.copy, k_BHLD, self.rotary)
                 parts.insert(int(keys.start < own.start), (cos_LF[low:high], sin_LF[low:high]))
             cos, sin = zip(*parts, strict=True)
-            self._tables[at] = self.rotary.both(torch.cat(cos)), torch.cat(sin)
-        return self._tables[at]
+            return self.rotary.both(torch.cat(cos)), torch.cat(sin)
+
+        return remembered(self._tables, (keys.start, keys.stop), tables)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,10 +160,7 @@ def query_calls(plan: PositionPlan, rotary: Rotary, q_BH1D: Tensor, k_BHLD: Tens
     """The calls for tensors of this kind, worked out once per plan."""
     threads = torch.get_num_threads()
     key = ("one query", rotary, scale, q_BH1D.dtype, q_BH1D.device, q_BH1D.shape, k_BHLD.shape, threads)
-    if key not in plan.memo:
-        plan.memo[key] = _query_calls(plan, rotary, q_BH1D, k_BHLD, scale, threads)
-    found: QueryCalls = plan.memo[key]
-    return found
+    return remembered(plan.memo, key, lambda: _query_calls(plan, rotary, q_BH1D, k_BHLD, scale, threads))
 
 
 def _query_calls(
@@ -169,7 +168,8 @@ def _query_calls(
 ) -> QueryCalls:
     arranged = layout(plan, 1)
     if not arranged.work:
-        return QueryCalls((), (), q_BH1D, q_BH1D, None)
+        nothing = q_BH1D.new_empty(0)
+        return QueryCalls((), (), nothing, nothing, None)
     batch, key_heads, _, dim = k_BHLD.shape
     calls = _hosts(arranged, GRAIN // (batch * key_heads * dim))
     edges: dict[int, list[Positions]] = {}
@@ -300,6 +300,14 @@ def _rotated_query(calls: QueryCalls, q_BH1D: Tensor, rotary: Rotary) -> Tensor:
     q = q_BH1D if calls.factor is None else q_BH1D.to(calls.cos.dtype) * calls.factor
     q_SBH1D = q.expand(len(calls.cos), -1, -1, -1, -1)
     return checked(rotary.rotate(q_SBH1D, calls.cos, calls.sin).to(q_BH1D.dtype), q_BH1D, "query")
+
+
+def adjacent(x: Tensor) -> Tensor:
+    """The tensor, or a copy whose channels lie side by side: the operator reads them so, whatever their stride."""
+    *others, channel = x.stride()
+    # A smaller stride than the channels take would become the innermost one when the tensor is rotated.
+    whole = channel == 1 and all(stride == 0 or stride >= x.shape[-1] for stride in others)
+    return x if whole else x.contiguous()
 
 
 def pad(x: Tensor, width: int) -> Tensor:

@@ -6,7 +6,8 @@ overlap: the constant moves to the query side. Shape letters: B batch, H heads, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +15,9 @@ from torch import Tensor
 
 from posenc.errors import BackendError
 from posenc.kernels.kept import KeptKeys
+from posenc.kernels.memo import remembered
 from posenc.plan import IntArray, PositionPlan, Positions, Segment
 from posenc.rope import Rotary
-
-KEPT_TABLES = 16
-"""cos/sin tables kept per position map."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +34,7 @@ class Work:
     key_start: IntArray
     key_stop: IntArray
     query_positions: Positions
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +60,7 @@ class Layout:
 
 def layout(plan: PositionPlan, q_len: int) -> Layout:
     """Work out (once per plan) the copies for the last ``q_len`` queries."""
-    key = ("layout", q_len)
-    if key not in plan.memo:
-        plan.memo[key] = _layout(plan, q_len)
-    found: Layout = plan.memo[key]
-    return found
+    return remembered(plan.memo, ("layout", q_len), lambda: _layout(plan, q_len))
 
 
 def _layout(plan: PositionPlan, q_len: int) -> Layout:
@@ -143,14 +139,11 @@ def key_tables(copy: KeyCopy, k_BHLD: Tensor, rotary: Rotary) -> tuple[Tensor, T
     """cos and sin of a copy's map, from the plan's first key on: shared by every layer and every later step."""
     root, offset = copy.segment.origin or (copy.segment, 0)
     dtype = compute_dtype(k_BHLD)
-    key = ("keys", rotary, dtype, str(k_BHLD.device))
-    if key not in root.memo:
-        while len(root.memo) >= KEPT_TABLES:  # frequencies that follow the length come anew with every token
-            root.memo.pop(next(iter(root.memo)))
-        root.memo[key] = rotary.tables(
-            root.key_positions, interpolation=root.interpolation, dtype=dtype, device=k_BHLD.device
-        )
-    cos_LF, sin_LF = root.memo[key]
+
+    def tables() -> tuple[Tensor, Tensor]:
+        return rotary.tables(root.key_positions, interpolation=root.interpolation, dtype=dtype, device=k_BHLD.device)
+
+    cos_LF, sin_LF = remembered(root.memo, ("keys", rotary, dtype, str(k_BHLD.device)), tables)
     return cos_LF[offset:], sin_LF[offset:]
 
 
@@ -175,8 +168,8 @@ def query_tables(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """cos and sin [L, F] of a segment's queries, and their scale [L, 1] where cos and sin do not carry it."""
     dtype, scale = compute_dtype(q_BHLD), plan.query_scale
-    key = ("queries", work, rotary, dtype, str(q_BHLD.device))
-    if key not in plan.memo:
+
+    def tables() -> tuple[Tensor, Tensor, Tensor | None]:
         cos_LF, sin_LF = rotary.tables(
             work.query_positions, interpolation=work.segment.interpolation, dtype=dtype, device=q_BHLD.device
         )
@@ -186,9 +179,10 @@ def query_tables(
             factor_L1 = torch.as_tensor(own).to(q_BHLD.device, dtype)[:, None]
             if rotary.rotated == (0, q_BHLD.shape[-1]):
                 cos_LF, sin_LF, factor_L1 = cos_LF * factor_L1, sin_LF * factor_L1, None
-        plan.memo[key] = cos_LF, sin_LF, factor_L1
-    found: tuple[Tensor, Tensor, Tensor | None] = plan.memo[key]
-    return found
+        return cos_LF, sin_LF, factor_L1
+
+    # Whether the scale is in the tables depends on the width of the head.
+    return remembered(work.memo, (rotary, dtype, str(q_BHLD.device), q_BHLD.shape[-1]), tables)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

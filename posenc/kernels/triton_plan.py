@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from posenc.kernels.rotated import KEPT_TABLES, layout
+from posenc.kernels.memo import remembered
+from posenc.kernels.rotated import layout
 from posenc.plan import PositionPlan, Positions, Segment
 from posenc.rope import Rotary
 
@@ -103,19 +104,13 @@ class DecodeTables:
 def prefill_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch.device) -> PrefillTables | None:
     """Tables for the prefill kernel, worked out once; None where the queries attend nothing."""
     key = ("triton prefill", q_len, rotary, str(device))
-    if key not in plan.memo:
-        plan.memo[key] = _prefill_tables(plan, q_len, rotary, device)
-    found: PrefillTables | None = plan.memo[key]
-    return found
+    return remembered(plan.memo, key, lambda: _prefill_tables(plan, q_len, rotary, device))
 
 
 def decode_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch.device) -> DecodeTables | None:
     """Tables for the decode kernel, worked out once; None where the queries attend nothing."""
     key = ("triton decode", q_len, rotary, str(device))
-    if key not in plan.memo:
-        plan.memo[key] = _decode_tables(plan, q_len, rotary, device)
-    found: DecodeTables | None = plan.memo[key]
-    return found
+    return remembered(plan.memo, key, lambda: _decode_tables(plan, q_len, rotary, device))
 
 
 def _prefill_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch.device) -> PrefillTables | None:
@@ -132,7 +127,7 @@ def _prefill_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torc
         intervals_S2L[number, 1, work.rows] = work.key_stop
         segments_S3[number] = places[work.copy], arranged.copies[work.copy].keys.start, done - work.rows.start
         done += len(work.query_positions)
-    positions = _stacked([work.query_positions for work in arranged.work], len(rotary.inv_freq))
+    positions = _stacked([work.query_positions for work in arranged.work], rotary)
     copies = []
     for copy in arranged.copies:
         cos_LF, sin_LF, offset = key_tables(copy.segment, rotary, device)
@@ -164,7 +159,7 @@ def _decode_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch
         segments_S6[number] = low, high, keys, cos_LF.data_ptr(), sin_LF.data_ptr(), offset
         keys += high - low
         maps += [cos_LF, sin_LF]
-    positions = _stacked([s.query_positions[first:] for s in live], len(rotary.inv_freq))
+    positions = _stacked([s.query_positions[first:] for s in live], rotary)
     cos_RF, sin_RF = _on_host(rotary, plan).tables(positions)
     return DecodeTables(
         _upload(intervals_S2L, device),
@@ -181,11 +176,7 @@ def key_tables(segment: Segment, rotary: Rotary, device: torch.device) -> tuple[
     """cos and sin of the key positions of the segment that this one is a slice of, and where the slice starts."""
     root, offset = segment.origin or (segment, 0)
     key = ("triton keys", rotary, str(device))
-    if key not in root.memo:
-        while len(root.memo) >= KEPT_TABLES:
-            root.memo.pop(next(iter(root.memo)))
-        root.memo[key] = rotary.tables(root.key_positions, device=device)
-    cos_LF, sin_LF = root.memo[key]
+    cos_LF, sin_LF = remembered(root.memo, key, lambda: rotary.tables(root.key_positions, device=device))
     return cos_LF, sin_LF, offset
 
 
@@ -193,16 +184,16 @@ def _on_host(rotary: Rotary, plan: PositionPlan) -> Rotary:
     """The rotary with its frequencies on the host: asking the device for them would wait for it."""
     root, _ = plan.segments[0].origin or (plan.segments[0], 0)
     key = ("host", rotary)
-    if key not in root.memo:
-        root.memo[key] = replace(rotary, inv_freq=rotary.inv_freq.cpu())
-    found: Rotary = root.memo[key]
-    return found
+    return remembered(root.memo, key, lambda: replace(rotary, inv_freq=rotary.inv_freq.cpu()))
 
 
-def _stacked(positions: list[Positions], frequencies: int) -> Positions:
+def _stacked(positions: list[Positions], rotary: Rotary) -> Positions:
     """Positions of several segments one behind the other; per frequency where one segment's are."""
     if any(x.ndim > 1 for x in positions):
-        positions = [np.broadcast_to(x if x.ndim > 1 else x[:, None], (len(x), frequencies)) for x in positions]
+        count = len(rotary.inv_freq)
+        for x in positions:
+            rotary.check_positions(x.shape)
+        positions = [np.broadcast_to(x if x.ndim > 1 else x[:, None], (len(x), count)) for x in positions]
     return np.concatenate(positions)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck
+from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from posenc.backend import AttentionBackend
@@ -23,18 +24,10 @@ from posenc.plan import Lengths, PositionPlan, Segment
 from posenc.plugins import backend_info, strategies
 from posenc.positions import FrequencyStrategy
 from posenc.rope import Rotary
-from posenc.testing.generators import banded_plan, interpolating_plan
-from posenc.testing.tensors import (
-    Call,
-    check_empty_row_gradients,
-    check_empty_rows,
-    check_result,
-    difference,
-    gradients,
-    installed,
-    random_calls,
-    tensors,
-)
+from posenc.testing.generators import banded_plan, interpolating_plan, three_kinds_plan
+from posenc.testing.gradients import check_empty_row_gradients, check_gradients, weights_of
+from posenc.testing.layouts import LAYOUTS
+from posenc.testing.tensors import Call, check_empty_rows, check_result, installed, random_calls, tensors
 from posenc.testing.violation import violated
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -133,8 +126,7 @@ class BackendContract:
             q, k, v = tensors(plan, 60, (4, 2), 2 * self.head_dim, dtype=dtype, device=device)
             q, k = q[..., : self.head_dim], k[..., : self.head_dim]
             for width in (self.head_dim // 2, 2 * self.head_dim):
-                rotary = Rotary.from_theta(1e3, self.head_dim)
-                call = Call(q, k, v[..., :width], plan, rotary, self.head_dim**-0.5)
+                call = Call(q, k, v[..., :width], plan, self._rotary(), self.head_dim**-0.5)
                 with installed(self.backend) as name:
                     try:
                         found = call.run(name)
@@ -143,7 +135,7 @@ class BackendContract:
                     check_result(f"{name} with values of {width} channels", call, *found, self.tolerances[dtype])
 
     def test_gradients(self) -> None:
-        """Where declared, gradients are exact; with ``lse_gradients`` those through the logsumexp too."""
+        """Where declared, gradients are exact; with ``lse_gradients`` also those that come through the logsumexp."""
         if not self.backend.capabilities.gradients:
             pytest.skip("gradients are not declared")
         for device, dtype in self._declared():
@@ -151,22 +143,46 @@ class BackendContract:
             @self.settings
             @hypothesis.given(call=self._calls(dtype, device, max_total=40))
             def example(call: Call) -> None:
-                call = replace(call, **{x: getattr(call, x).requires_grad_() for x in ("q", "k", "v")})
                 with installed(self.backend) as name:
-                    both = self.backend.capabilities.lse_gradients
-                    grads = [
-                        gradients(call, out, lse if both else None) for out, lse in (call.run(name), call.expected())
-                    ]
-                for x, found, expected in zip("qkv", *grads, strict=True):
-                    allowed = self.gradient_tolerances[call.q.dtype] * max(1.0, float(expected.abs().max()))
-                    off = float(difference(found, expected).max())
-                    if off > allowed:
-                        violated(
-                            f"{name}: the gradient of {x} is off by {off:.2g} (allowed {allowed:.0e}), "
-                            f"but gradients are declared as exact. Case: {call}."
-                        )
+                    self._check_gradients(name, name, call)
 
             example()
+
+    def test_layouts(self) -> None:
+        """However tensors lie in memory, the result is that of their values, and so are declared gradients."""
+        names = st.sampled_from(sorted(LAYOUTS))
+        masked = st.booleans() if self.backend.capabilities.masks else st.just(False)
+
+        @self.settings
+        @hypothesis.given(st.tuples(names, names, names, names), st.sampled_from([18, 1]), masked)
+        def example(layouts: tuple[str, str, str, str], q_len: int, masked: bool) -> None:
+            for device, dtype in self._declared():
+                call = self._plain_call(three_kinds_plan(18), dtype, device)
+                call = replace(call, q=call.q[:, :, -q_len:])
+                if masked:
+                    call = replace(call, mask=call.k[:, :1, :, :1].mT.expand(-1, -1, q_len, -1) > -1)
+                self._check_layout(call, layouts)
+
+        example()
+
+    def test_scales_that_are_not_positive(self) -> None:
+        """A scale of zero weighs all keys alike; a negative one is that of negated queries."""
+        for device, dtype in self._declared():
+            for scale, q_len in ((0.0, 18), (-0.7, 18), (0.0, 1), (-0.7, 1)):
+                call = replace(self._plain_call(three_kinds_plan(18), dtype, device), scale=scale)
+                call = replace(call, q=call.q[:, :, -q_len:])
+                with installed(self.backend) as name:
+                    check_result(name, call, *call.run(name), self.tolerances[dtype])
+                    self._check_gradients(name, name, call)
+
+    def test_an_empty_batch(self) -> None:
+        """No rows give no rows, of the right shape and dtype."""
+        for device, dtype in self._declared():
+            call = self._plain_call(banded_plan(40), dtype, device)
+            for q_len in (40, 1):
+                own = replace(call, q=call.q[:0, :, -q_len:], k=call.k[:0], v=call.v[:0])
+                with installed(self.backend) as name:
+                    check_result(name, own, *own.run(name), self.tolerances[dtype])
 
     def test_rows_that_attend_nothing(self) -> None:
         """A query without a key gets zeros and ``-inf``, and finite gradients."""
@@ -210,7 +226,10 @@ class BackendContract:
                     violated(f"{name}: attend writes into {x}. Case: {call}.")
 
     def test_what_is_not_declared_is_refused(self) -> None:
-        """Undeclared dtypes, devices, masks, softcaps, interpolations and gradients raise BackendError."""
+        """Undeclared dtypes, devices, masks, softcaps, interpolations and gradients raise BackendError.
+
+        So does a logsumexp without its gradient, where query or key require one.
+        """
         able, (device, dtype) = self.backend.capabilities, self._declared()[0]
         call = self._plain_call(banded_plan(9), dtype, device)
         cases = {
@@ -230,6 +249,8 @@ class BackendContract:
             cases["a segment with interpolation='logits'"] = self._plain_call(interpolating_plan(9), dtype, device)
         if not able.gradients:
             cases["inputs that require gradients"] = replace(call, v=call.v.clone().requires_grad_())
+        elif not able.lse_gradients:
+            cases["the gradient of a logsumexp"] = replace(call, k=call.k.clone().requires_grad_())
         with installed(self.backend) as name:
             for what, refused in cases.items():
                 try:
@@ -251,9 +272,27 @@ class BackendContract:
             if self.backend.capabilities.gradients:
                 check_empty_row_gradients(name, call)
 
+    def _check_layout(self, call: Call, layouts: tuple[str, str, str, str]) -> None:
+        """Query, key, value, and then mask and incoming gradient laid out in these ways."""
+        *kinds, own = (LAYOUTS[layout] for layout in layouts)
+        q, k, v = (laid_out(x) for laid_out, x in zip(kinds, (call.q, call.k, call.v), strict=True))
+        call = replace(call, q=q, k=k, v=v, mask=None if call.mask is None else own(call.mask))
+        with installed(self.backend) as name:
+            what = f"{name} with {', '.join(f'{x} {how}' for x, how in zip('qkv', layouts, strict=False))}"
+            check_result(what, call, *call.run(name), self.tolerances[call.q.dtype])
+            self._check_gradients(what, name, call, grad_out=own(weights_of(call)))
+
+    def _check_gradients(self, what: str, name: str, call: Call, grad_out: torch.Tensor | None = None) -> None:
+        able, tolerance = self.backend.capabilities, self.gradient_tolerances[call.q.dtype]
+        if able.gradients:
+            check_gradients(what, name, call, tolerance, lse=able.lse_gradients, grad_out=grad_out)
+
+    def _rotary(self) -> Rotary:
+        return Rotary.from_theta(1e3, self.head_dim)
+
     def _plain_call(self, plan: PositionPlan, dtype: torch.dtype, device: str) -> Call:
         q, k, v = tensors(plan, plan.total, (4, 2), self.head_dim, dtype=dtype, device=device)
-        return Call(q, k, v, plan, Rotary.from_theta(1e3, self.head_dim), self.head_dim**-0.5)
+        return Call(q, k, v, plan, self._rotary(), self.head_dim**-0.5)
 
     def _calls(self, dtype: torch.dtype, device: str, max_total: int | None = None) -> SearchStrategy[Call]:
         return random_calls(

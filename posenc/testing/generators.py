@@ -73,6 +73,18 @@ def banded_plan(total: int) -> PositionPlan:
     return PositionPlan.build(lengths, segments)
 
 
+def three_kinds_plan(total: int) -> PositionPlan:
+    """Keys at their own position, in groups, and all at position 0: rotated once, rotated again, not at all."""
+    lengths = Lengths(total, total)
+    index, near, far = lengths.indices, 7, 15
+    segments = [
+        Segment.band("near", total, 0, near, index, index),
+        Segment.band("groups", total, near, far, index // 3 + near, index // 3),
+        Segment.band("still", total, far, None, index * 0 + far, index * 0),
+    ]
+    return PositionPlan.build(lengths, segments)
+
+
 def interpolating_plan(total: int) -> PositionPlan:
     """One segment whose logits are interpolated between whole positions."""
     lengths = Lengths(total, total)

@@ -83,6 +83,23 @@ def capabilities(**changes: Any) -> posenc.BackendCapabilities:
     return replace(ReferenceBackend.capabilities, **changes)
 
 
+def as_if_contiguous(x: Tensor) -> Tensor:
+    """What a kernel reads that takes a tensor for contiguous."""
+    room = x.untyped_storage().nbytes() // x.element_size() - x.storage_offset()
+    memory = x.detach().as_strided((room,), (1,))
+    return memory[torch.arange(x.numel()) % room].view(x.shape)
+
+
+class GradientAsIfContiguous(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return as_if_contiguous(grads[0])
+
+
 def leak_nan(out: Tensor, lse: Tensor) -> Result:
     return out + 0 * out.sum(0, keepdim=True), lse
 
@@ -142,6 +159,16 @@ BACKEND_MUTANTS: dict[str, tuple[posenc.AttentionBackend, str, str]] = {
         mistaken(plan=first_rows_of_the_plan),
         "matches_the_definition",
         r"the (output|logsumexp) differs .*Lq=\d+, Lk=\d+",
+    ),
+    "strides of the values ignored": (
+        mistaken(v=lambda v, **_: as_if_contiguous(v)),
+        "layouts",
+        r"mutant with q .*, k .*, v .*: the output differs from the definition",
+    ),
+    "strides of the incoming gradient ignored": (
+        backend(finish=lambda self, out, lse: (GradientAsIfContiguous.apply(out), lse)),
+        "layouts",
+        r"mutant with q .*, k .*, v .*: the gradient of q is off by",
     ),
     "grouped heads in the wrong order": (
         mistaken(
@@ -224,6 +251,13 @@ def test_a_mutant_of_a_good_backend_is_caught(mutant: str) -> None:
 
 class TestTheGoodBackend(BackendContract):
     backend = GoodBackend()
+
+
+class TestABackendWithoutGradientsOfItsLogsumexp(BackendContract):
+    backend = backend(
+        capabilities=capabilities(dtypes=(torch.float32,), lse_gradients=False),
+        finish=lambda self, out, lse: (out, lse.detach()),
+    )
 
 
 class TestABackendOfFewCapabilities(BackendContract):

@@ -15,4 +15,4 @@ class TestRegistered(posenc.testing.BackendContract):
     def _choose(self, name: str) -> None:
         self.backend = posenc.backends()[name].backend
         if name == "triton" and INTERPRETED:  # a second per case, and more tests in tests/kernels/test_triton.py
-            self.settings = hypothesis.settings(self.settings, max_examples=12)
+            self.settings = hypothesis.settings(self.settings, max_examples=8)

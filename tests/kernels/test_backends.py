@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
 import pytest
 import torch
 
 import posenc
+from posenc.kernels.reference import ReferenceBackend
 from posenc.plan import PositionPlan
-from posenc.testing.tensors import Call, check_result, tensors
+from posenc.testing.tensors import Call, check_result, installed, tensors
 
 ROTARY = posenc.Rotary.from_theta(1e4, 8)
 
@@ -104,8 +109,6 @@ def test_gradients_through_sinks_are_exact() -> None:
     plan, rotary = posenc.strategy("rerope", window=64, window_size=4).plan(7), posenc.Rotary.from_theta(1e4, 8)
     q, k, v = (torch.randn(1, 2, 7, 8, dtype=torch.double, requires_grad=True) for _ in range(3))
     sink = torch.tensor([0.5, -1.0], dtype=torch.double, requires_grad=True)
-    with pytest.raises(posenc.BackendError, match="attention sinks"):
-        posenc.attention(q, k, v, plan, rotary, backend="cpu_flash", sinks=sink)
 
     def run(*tensors: torch.Tensor) -> torch.Tensor:
         out = posenc.attention(*tensors[:3], plan, rotary, sinks=tensors[3])
@@ -113,3 +116,80 @@ def test_gradients_through_sinks_are_exact() -> None:
         return out
 
     assert torch.autograd.gradcheck(run, (q, k, v, sink), atol=1e-3, eps=3e-3)
+
+
+class WithoutLseGradients(ReferenceBackend):
+    """Its output has gradients, its logsumexp none: what joining calls of a kernel by logsumexp comes to."""
+
+    name = "without_lse_gradients"
+    capabilities = replace(ReferenceBackend.capabilities, lse_gradients=False)
+    priority = 1000
+
+    def attend(self, *args: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse = super().attend(*args, **options)
+        return out, lse.detach()
+
+
+def test_a_logsumexp_without_its_gradient_is_not_handed_out() -> None:
+    plan = posenc.strategy("rerope", window=64, window_size=4).plan(7)
+    q, k, v = (torch.randn(1, 2, 7, 8, dtype=torch.double, requires_grad=True) for _ in range(3))
+    backend = WithoutLseGradients()
+    with installed(backend) as name:
+        for given, options, reason in (
+            ((q, k, v), {"return_lse": True}, "return_lse=True"),
+            ((q.detach(), k, v.detach()), {"return_lse": True}, "return_lse=True"),
+            ((q, k, v), {"sinks": torch.zeros(2)}, "attention sinks"),
+        ):
+            with pytest.raises(posenc.BackendError, match=f"cannot run this case: it has no .*{reason}"):
+                posenc.attention(*given, plan, ROTARY, backend=name, **options)  # type: ignore[arg-type]
+        out, lse = posenc.attention(q, k, v, plan, ROTARY, return_lse=True)  # auto: another one
+        expected = posenc.attention(q, k, v, plan, ROTARY, return_lse=True, backend="reference")
+        grads = [torch.autograd.grad(o.sum() + x.sum(), (q, k)) for o, x in ((out, lse), expected)]
+        for own, right in zip(*grads, strict=True):
+            assert (own - right).abs().max() < 1e-6
+        with mock.patch.object(backend, "attend", side_effect=AssertionError("it was chosen")):
+            for free in ((q, k, v), (q.detach(), k.detach(), v)):  # no logsumexp, or none that depends on a leaf
+                with pytest.raises(AssertionError, match="chosen"):
+                    posenc.attention(*free, plan, ROTARY, return_lse=free[0] is not q)
+            with torch.no_grad(), pytest.raises(AssertionError, match="chosen"):
+                posenc.attention(q, k, v, plan, ROTARY, return_lse=True)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu_flash", "auto"])
+@pytest.mark.parametrize("sinks", [None, torch.zeros(4)])
+def test_an_empty_batch_is_followed_by_autograd(backend: str, sinks: torch.Tensor | None) -> None:
+    plan = posenc.strategy("rerope", window=64, window_size=4).plan(9)
+    q, k, v = (torch.zeros(0, heads, 9, 8, requires_grad=True) for heads in (4, 2, 2))
+    for plans in (plan, []):
+        out, lse = posenc.attention(q, k, v, plans, ROTARY, backend=backend, sinks=sinks, return_lse=True)
+        assert (out.shape, lse.shape, lse.dtype) == ((0, 4, 9, 8), (0, 4, 9), torch.float32)
+        (out.sum() + lse.sum()).backward()
+        assert q.grad is not None
+        assert q.grad.shape == q.shape
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_compiled_function_may_call_it(backend: str, grad: bool, rows: int) -> None:
+    """With the plan from outside or as an argument, between operations that are compiled, and for several lengths."""
+    torch._dynamo.reset()
+    strategy = posenc.strategy("self_extend", window=32, group=4, window_size=8)
+
+    def layer(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Any = None) -> torch.Tensor:
+        out = posenc.attention(q * 2, k + 1, v, outer if plan is None else plan, ROTARY, backend=backend)
+        assert isinstance(out, torch.Tensor)
+        return out.sin()
+
+    compiled = torch.compile(layer, backend="eager")
+    for total in (40, 45):
+        for q_len in (total, 1):
+            outer = [strategy.plan(total)] * rows if rows > 1 else strategy.plan(total)
+            q, k, v = (x.requires_grad_(grad) for x in tensors(strategy.plan(total), q_len, (4, 2), 8, batch=rows))
+            with torch.set_grad_enabled(grad):
+                found = [compiled(q, k, v), compiled(q, k, v, outer)]
+                expected = layer(q, k, v)
+            assert all(torch.equal(x, expected) for x in found)
+            if grad:
+                grads = [torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (*found, expected)]
+                assert all(torch.equal(x, y) for own in grads[:-1] for x, y in zip(own, grads[-1], strict=True))

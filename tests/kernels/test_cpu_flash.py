@@ -14,6 +14,7 @@ from posenc.kernels import cpu_flash, one_query, tiles
 from posenc.kernels.kept import KeptKeys
 from posenc.plan import PositionPlan
 from posenc.testing import random_plans
+from posenc.testing.layouts import LAYOUTS
 
 LENGTH = 700
 PLANS = {
@@ -79,6 +80,79 @@ def test_gradients_of_overlapping_blocks(name: str, wide: int) -> None:
         gradients.append([leaf.grad for leaf in leaves])
     for got, expected in zip(*gradients, strict=True):
         assert (got - expected).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("value_dim", [7, 16, 24])
+@pytest.mark.parametrize("loss", ["both", "lse", "sum"])
+def test_gradients_through_the_logsumexp(name: str, masked: bool, value_dim: int, loss: str) -> None:
+    """Also where the output has none, where its gradient is expanded from one number, and beside hidden queries."""
+    gradients = []
+    mask = torch.rand(2, 1, 150, LENGTH, generator=torch.Generator().manual_seed(0)) < 0.6 if masked else None
+    if mask is not None:
+        mask[0, :, 17] = False
+    for backend in ("cpu_flash", "reference"):
+        q, k, v = (x.double().requires_grad_() for x in qkv(2, 150))
+        wide = torch.cat((v, -v), -1)[..., :value_dim]
+        with mock.patch.multiple(tiles, LEAF=16, BAND_ROWS=8, WIDE_BAND=64):
+            out, lse = posenc.attention(
+                q, k, wide, plan_of(name), ROTARY, backend=backend, mask=mask, return_lse=True, scale=-0.3
+            )
+        finite = lse.where(lse.isfinite(), 0.0)
+        total = {"both": out.square().sum() + finite.square().sum(), "lse": finite.sin().sum(), "sum": out.sum()}[loss]
+        gradients.append(torch.autograd.grad(total, (q, k, v), materialize_grads=True))
+    for got, expected in zip(*gradients, strict=True):
+        assert (got - expected).abs().max() < 1e-6  # the logsumexp itself is float32
+
+
+def test_the_layout_of_the_gradient_itself() -> None:
+    """The slice of the channels hands on a copy; the backward pass does not rely on it."""
+    for layout in ("expanded over channels", "with tokens inside of channels"):
+        q, k, v = (x.double().requires_grad_() for x in qkv(2, 150))
+        out, _ = cpu_flash._with_gradients(q, k, v, plan_of("dca"), ROTARY, 0.25, None)
+        right = posenc.attention(q, k, v, plan_of("dca"), ROTARY, backend="reference")
+        weights = LAYOUTS[layout](torch.linspace(-1, 1, out.numel()).double().view(out.shape))
+        gradients = [torch.autograd.grad(x, (q, k, v), weights) for x in (out, right)]
+        for got, expected in zip(*gradients, strict=True):
+            assert (got - expected).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gradients_through_the_logsumexp_of_every_dtype(dtype: torch.dtype) -> None:
+    gradients = []
+    for backend in ("cpu_flash", "reference"):
+        leaves = [x.to(dtype).requires_grad_() for x in qkv(2, 300)]
+        out, lse = posenc.attention(*leaves, plan_of("dca"), ROTARY, backend=backend, return_lse=True)
+        gradients.append(torch.autograd.grad(out.float().square().sum() + lse.square().sum(), leaves))
+    for got, expected in zip(*gradients, strict=True):
+        allowed = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
+        assert got.dtype == dtype
+        assert (got - expected).abs().max() < allowed * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["lampe", "self_extend", "rerope"])
+def test_layouts_at_every_kind_of_call(layout: str, name: str) -> None:
+    """Tiles of full, triangular and masked blocks, one query in pieces, and keys that nothing rotates."""
+    for q_len in (LENGTH, 9, 1):
+        q, k, v = (LAYOUTS[layout](x) for x in qkv(2, q_len))
+        expected = posenc.attention(q, k, v, plan_of(name), ROTARY, backend="reference")
+        with mock.patch.object(one_query, "LEAST_KEYS", 7):
+            for kept in (None, KeptKeys()):
+                got = posenc.attention(q, k, v, plan_of(name), ROTARY, backend="cpu_flash", kept=kept)
+                assert (got - expected).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.25, -3.0])
+@pytest.mark.parametrize("name", PLANS)
+def test_scales_that_are_not_positive(scale: float, name: str) -> None:
+    for q_len in (LENGTH, 1):
+        q, k, v = qkv(1, q_len)
+        got = posenc.attention(q, k, v, plan_of(name), ROTARY, backend="cpu_flash", scale=scale, return_lse=True)
+        right = posenc.attention(q, k, v, plan_of(name), ROTARY, backend="reference", scale=scale, return_lse=True)
+        for own, expected in zip(got, right, strict=True):
+            assert (own - expected).abs().max() < 2e-5
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -1,0 +1,34 @@
+"""How much memory kept things hold."""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+from typing import Any
+
+import numpy as np
+
+
+def held_bytes(*values: Any) -> int:
+    """Bytes of all arrays and tensors that containers and dataclasses lead to, on any device, each memory once."""
+    sizes: dict[int, int] = {}
+    seen: set[int] = set()
+    waiting = list(values)
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, np.ndarray):
+            while isinstance(value.base, np.ndarray):
+                value = value.base
+            sizes[id(value)] = value.nbytes
+        elif hasattr(value, "untyped_storage"):
+            storage = value.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, list | tuple):
+            waiting.extend(value)
+        elif is_dataclass(value):
+            waiting.extend(vars(value).values())
+    return sum(sizes.values())

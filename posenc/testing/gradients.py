@@ -1,0 +1,59 @@
+"""Gradients of a backend's attention against those of the definition."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from posenc.testing.tensors import Call, difference
+from posenc.testing.violation import violated
+
+
+def with_gradients(call: Call) -> Call:
+    """The call on leaves that require a gradient, laid out in memory as they were."""
+    return replace(call, **{x: getattr(call, x).detach().requires_grad_() for x in ("q", "k", "v")})
+
+
+def gradients(call: Call, out: Tensor, grad_out: Tensor, lse: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Gradients of query, key and value for one of the output and, where given, a weighted sum of finite logsumexps."""
+    outputs, weights = [out], [grad_out.to(out.dtype)]
+    if lse is not None and lse.requires_grad:
+        outputs.append(lse.where(lse.isfinite(), 0.0))
+        weights.append(torch.linspace(-1, 2, lse.numel(), device=lse.device).view(lse.shape).to(lse.dtype))
+    return torch.autograd.grad(outputs, (call.q, call.k, call.v), weights, materialize_grads=True)
+
+
+def weights_of(call: Call) -> Tensor:
+    """A fixed gradient for the output, all of whose elements differ."""
+    shape = torch.Size((*call.q.shape[:3], call.v.shape[3]))
+    return torch.linspace(-1, 1, shape.numel(), dtype=call.q.dtype, device=call.q.device).view(shape)
+
+
+def check_gradients(
+    what: str, name: str, call: Call, tolerance: float, *, lse: bool, grad_out: Tensor | None = None
+) -> None:
+    """Gradients of backend ``name`` are those of the definition; with ``lse`` also what comes through the logsumexp.
+
+    ``tolerance`` is a part of the largest gradient where that is above 1.
+    """
+    call = with_gradients(call)
+    grad_out = weights_of(call) if grad_out is None else grad_out
+    results = [call.run(name) if lse else (call.output(name), None), call.expected()]
+    found, expected = (gradients(call, out, grad_out, own_lse if lse else None) for out, own_lse in results)
+    for x, own, right in zip("qkv", found, expected, strict=True):
+        off, largest = (float(error.max()) for error in (difference(own, right), right.abs()))
+        if off > tolerance * max(1.0, largest):
+            violated(
+                f"{what}: the gradient of {x} is off by {off:.2g} (allowed {tolerance:.0e}), "
+                f"but gradients are declared as exact. Case: {call}."
+            )
+
+
+def check_empty_row_gradients(name: str, call: Call) -> None:
+    """Queries without a key do not put a NaN into any gradient."""
+    call = with_gradients(call)
+    for x, found in zip("qkv", gradients(call, call.output(name), weights_of(call)), strict=True):
+        if not bool(found.isfinite().all()):
+            violated(f"{name}: a query without a key puts a NaN or an infinity into the gradient of {x}.")
