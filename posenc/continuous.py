@@ -32,6 +32,7 @@ from posenc.record import CacheRecord, Row
 from posenc.schedule import KEPT_PLANS, Planner, Schedule
 from posenc.step import Step
 from posenc.stock import stock_attention
+from posenc.transformers_names import version
 
 logger = logging.getLogger("posenc")
 
@@ -158,8 +159,8 @@ class InitContinuousBatching:
         model, attachment = self.model, self.attachment
         if "kwargs" not in inspect.signature(PagedAttentionCache.update).parameters:
             raise UnsupportedModelError(
-                "continuous batching of a patched model needs the paged cache of transformers 5.23: this version hands "
-                "it to attention in another way. Upgrade transformers, or call generate."
+                "continuous batching of a patched model needs the paged cache of transformers 5.23 or newer: "
+                f"transformers {version()} hands it to attention in another way. Upgrade it, or call generate."
             )
         kept = getattr(model, KEPT, None)
         if kept is not None and kept not in attachment.batches.managers:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.package import ROOT
+from scripts.environments import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PINS = dict(
@@ -64,7 +64,14 @@ def test_hooks_catch_what_lint_catches(tmp_path: Path) -> None:
 
 def test_ci_checks_the_package() -> None:
     steps = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-    assert {"scripts/ci-packages.sh", "make lint", "make docs", "make package", "make test"} <= set(steps)
+    assert {
+        "scripts/ci-packages.sh",
+        "make lint",
+        "make docs",
+        "make package",
+        "make test",
+        "make test-versions",
+    } <= set(steps)
 
 
 @pytest.mark.parametrize("extra", PROJECT["optional-dependencies"])
