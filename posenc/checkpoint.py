@@ -21,13 +21,15 @@ NAMED = 2
 logger = logging.getLogger("posenc")
 
 
-def load_model(source: str, **options: Any) -> Any:
+def load_model(source: str, *, called: str | None = None, **options: Any) -> Any:
     """A causal language model with every weight from its checkpoint.
 
     Parameters
     ----------
     source : str
         Folder or hub name.
+    called : str, optional
+        Its name in messages.
     **options
         Passed to ``AutoModelForCausalLM.from_pretrained``. With ``ignore_mismatched_sizes=True``, weights that are
         missing or do not fit are left to transformers, which fills them with random numbers.
@@ -42,23 +44,24 @@ def load_model(source: str, **options: Any) -> Any:
     if "output_loading_info" in options:
         raise InvalidInputError("output_loading_info: posenc returns the model alone. Leave it out.")
     anything_goes = options.pop("ignore_mismatched_sizes", False)
-    with explained(source):
+    name = called or source
+    with explained(source, called=name):
         model, info = AutoModelForCausalLM.from_pretrained(
             source, **options, ignore_mismatched_sizes=True, output_loading_info=True
         )
     if not anything_goes:
-        _check_complete(source, info)
+        _check_complete(name, info)
     if info["unexpected_keys"]:
         logger.warning(
             "%s: %d tensors of its weights have no place in the model that its config.json describes (%s)",
-            source,
+            name,
             len(info["unexpected_keys"]),
             _some(info["unexpected_keys"]),
         )
     return model
 
 
-def load_tokenizer(source: str) -> Any:
+def load_tokenizer(source: str, *, called: str | None = None) -> Any:
     """The tokenizer of a checkpoint.
 
     Raises
@@ -68,12 +71,12 @@ def load_tokenizer(source: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    with explained(source, "its tokenizer"):
+    with explained(source, called=called or source, what="its tokenizer"):
         return AutoTokenizer.from_pretrained(source)
 
 
 @contextmanager
-def explained(source: str, what: str = "it") -> Iterator[None]:
+def explained(source: str, *, called: str, what: str = "it") -> Iterator[None]:
     """Turn what transformers raises on `source` into one message with the cause.
 
     Raises
@@ -88,7 +91,7 @@ def explained(source: str, what: str = "it") -> Iterator[None]:
     except Exception as error:  # no list would be complete: parsers of JSON, pickles and safetensors, and config checks
         cause, found = first_line(error), damage(source)
         reason = cause if found is None else f"{cause.rstrip('.')}. {found}"
-        raise InvalidInputError(f"{source}: transformers cannot load {what}: {reason}") from error
+        raise InvalidInputError(f"{called}: transformers cannot load {what}: {reason}") from error
 
 
 def damage(source: str) -> str | None:
@@ -127,16 +130,16 @@ def _unreadable(file: Path) -> str | None:
         return first_line(error).removeprefix("SafetensorError: ")
 
 
-def _check_complete(source: str, info: dict[str, Any]) -> None:
+def _check_complete(name: str, info: dict[str, Any]) -> None:
     if info["mismatched_keys"]:
-        name, in_file, in_model = min(info["mismatched_keys"])
+        tensor, in_file, in_model = min(info["mismatched_keys"])
         raise InvalidInputError(
-            f"{source}: {len(info['mismatched_keys'])} of its tensors do not fit its config.json, such as {name}: "
+            f"{name}: {len(info['mismatched_keys'])} of its tensors do not fit its config.json, such as {tensor}: "
             f"{list(in_file)} in the file, {list(in_model)} in the model. Take the config.json of these weights."
         )
     if info["missing_keys"]:
         raise InvalidInputError(
-            f"{source}: its weights lack {len(info['missing_keys'])} of the model's tensors "
+            f"{name}: its weights lack {len(info['missing_keys'])} of the model's tensors "
             f"({_some(info['missing_keys'])}), which transformers would fill with random numbers. Take all files of "
             "the checkpoint, and its own config.json."
         )

@@ -131,8 +131,8 @@ def load(which: ModelSpec | str) -> Loaded:
     their_logging.disable_progress_bar()
     spec = which if isinstance(which, ModelSpec) else ModelSpec(name=which, device="cpu")
     source, device = locate(spec.name), find_device(spec.device)
-    tokenizer = load_tokenizer(source)
-    model = load_model(source, dtype=spec.dtype)
+    tokenizer = load_tokenizer(source, called=spec.name)
+    model = load_model(source, called=spec.name, dtype=spec.dtype)
     try:
         model.to(device)
     except RuntimeError as error:
