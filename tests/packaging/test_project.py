@@ -82,7 +82,7 @@ def test_what_development_installs_is_pinned(extra: str) -> None:
 
 
 def test_the_extra_for_smollm2_compiles_nothing() -> None:
-    """The package with the model depends on a runtime that is compiled: no extra holds it, and guides have two steps."""
+    """The package with the model depends on a runtime that is compiled: no extra holds it, guides have two steps."""
     for extra, requirements in PROJECT["optional-dependencies"].items():
         assert not [line for line in requirements if line.startswith(("llm", "llama"))], extra
     message, makefile = smollm2.INSTALL, (ROOT / "Makefile").read_text(encoding="utf-8")
