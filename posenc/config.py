@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from posenc.errors import InvalidConfigError
+from posenc.files import expanded
 from posenc.plugins import strategies
 from posenc.plugins import strategy as make_strategy
 from posenc.positions import ComposedStrategy, PositionStrategy, explain_validation
@@ -109,7 +110,7 @@ def read_config(value: Any, *, source: str = "") -> Config:
 
 def read_yaml(path: str | Path) -> Any:
     """Parse a YAML file; unreadable or malformed files are InvalidConfigError."""
-    file = Path(path)
+    file = expanded(path)
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:

@@ -163,8 +163,8 @@ class InitContinuousBatching:
         model, attachment = self.model, self.attachment
         if "kwargs" not in inspect.signature(PagedAttentionCache.update).parameters:
             raise UnsupportedModelError(
-                f"continuous batching of a patched model needs the paged cache of transformers 5.23: "
-                f"version {version()} hands it to attention in another way. Upgrade transformers, or call generate."
+                "continuous batching of a patched model needs the paged cache of transformers 5.23 or newer: "
+                f"transformers {version()} hands it to attention in another way. Upgrade it, or call generate."
             )
         kept = getattr(model, KEPT, None)
         if kept is not None and kept not in attachment.batches.managers:

@@ -13,6 +13,20 @@ from typing import Any
 from posenc.errors import InvalidInputError
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path as people write it, with ``~`` and ``~name`` for their home folders.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InvalidInputError(f"{path}: there is no such home folder here. Write the path without '~'.") from None
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary file beside `path` to write to; move it to `path` when the block ends well.
@@ -22,7 +36,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     InvalidInputError
         If the file cannot be written. Whatever was at `path` before stays as it was.
     """
-    target = Path(path)
+    target = expanded(path)
     temporary = None
     try:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)

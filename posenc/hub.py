@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from posenc.config import Config, load_config, read_config
-from posenc.errors import InvalidConfigError
+from posenc.errors import InvalidConfigError, InvalidInputError
+from posenc.files import expanded, replacing
 from posenc.handle import apply
+from posenc.model_files import load_model
 
 FILE = "posenc.json"
 
@@ -39,37 +41,38 @@ def from_pretrained(path_or_name: str | os.PathLike[str], config: Any = None, **
     ------
     InvalidConfigError
         If the path does not exist, or no configuration is given or found.
+    InvalidInputError
+        If transformers cannot load the model, or its files lack weights that its ``config.json`` describes.
+    UnsupportedModelError
+        If the model cannot be served exactly. Nothing is remembered then.
     """
-    from transformers import AutoModelForCausalLM
-
-    source = str(path_or_name)
+    folder = expanded(path_or_name)
+    source = str(folder if folder.is_dir() else path_or_name)
     looks_local = isinstance(path_or_name, os.PathLike) or source.startswith((".", "/", "~"))
-    if looks_local and not Path(source).expanduser().is_dir():
+    if looks_local and not folder.is_dir():
         raise InvalidConfigError(f"{source}: no such model folder. Give a folder with a config.json, or a hub name.")
-    chosen = _read(config) if config is not None else _remembered(source)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, **hf_kwargs)
-    except (OSError, ValueError) as error:
-        raise InvalidConfigError(f"{source}: transformers cannot load it: {error}") from error
+    chosen = _read(config) if config is not None else _remembered(folder)
+    model = load_model(source, **hf_kwargs)
     apply(model, chosen)
-    if Path(source).is_dir() and config is not None:
+    if folder.is_dir() and config is not None:
         try:
-            remember(chosen, source)
-        except InvalidConfigError as error:
+            remember(chosen, folder)
+        except InvalidInputError as error:
             logger.warning("the choice is not remembered: %s", error)
     return model
 
 
 def remember(config: Config, folder: str | os.PathLike[str]) -> Path:
-    """Write ``posenc.json`` beside a model's ``config.json``, whole or not at all."""
-    target = Path(folder) / FILE
-    draft = target.with_suffix(".json.partial")
-    try:
-        draft.write_text(json.dumps(config.as_dict(), indent=2) + "\n", encoding="utf-8")
-        draft.replace(target)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise InvalidConfigError(f"{target}: cannot be written ({error.strerror or error}).") from None
+    """Write ``posenc.json`` beside a model's ``config.json``, whole or not at all.
+
+    Raises
+    ------
+    InvalidInputError
+        If it cannot be written.
+    """
+    target = expanded(folder) / FILE
+    with replacing(target) as temporary:
+        temporary.write_text(json.dumps(config.as_dict(), indent=2) + "\n", encoding="utf-8")
     return target
 
 
@@ -83,13 +86,14 @@ def _read(config: Any) -> Config:
     return read_config({"strategy": config})
 
 
-def _remembered(source: str) -> Config:
-    file = Path(source) / FILE
+def _remembered(folder: Path) -> Config:
+    file = folder / FILE
     if not file.is_file():
         raise InvalidConfigError(
-            f"{source}: no {FILE} beside the model and no config given. Pass config='lampe', a dict or a YAML path."
+            f"{folder}: no {FILE} beside the model and no config given. Pass config='lampe', a dict or a YAML path."
         )
     try:
-        return read_config(json.loads(file.read_text(encoding="utf-8")), source=str(file))
-    except (OSError, json.JSONDecodeError) as error:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # not JSON, not UTF-8, or brackets without end
         raise InvalidConfigError(f"{file}: cannot be read: {error}") from None
+    return read_config(data, source=str(file))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from posenc.errors import InvalidInputError, PosencError
 from posenc.explain import relative_at
-from posenc.files import replacing
+from posenc.files import expanded, replacing
 from posenc.plan import PositionPlan
 
 MAP_SIDE = 400
@@ -185,7 +185,7 @@ def new_figure(width: float, height: float) -> Any:
 
 def save(figure: Any, path: str | Path) -> Path:
     """Write a figure to a temporary file beside `path`, then move it there in one step."""
-    target = Path(path)
+    target = expanded(path)
     if target.suffix.lower() not in FORMATS:
         raise InvalidInputError(f"{target}: a plot file must end in {', '.join(FORMATS)}.")
     with replacing(target) as temporary:

@@ -1,22 +1,28 @@
-"""Build the sdist and the wheel as they would be published, and try the wheel in a clean environment.
+"""Build the sdist and the wheel as they would be published, and try the wheel as somebody who installs it today.
 
     python -m scripts.package
 
-The environment has posenc from the wheel alone; what posenc needs is read from the environment that runs this, so
-nothing is downloaded.
+The environment has nothing but the wheel, its extra ``plot`` and what pip finds for them: the newest transformers and
+then the oldest that pyproject.toml accepts. torch alone is held, at the version of constraints.txt, since only some
+have a build for the CPU. In it, the commands and the code of docs/quickstart.md are run as they stand.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
-import venv
+import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from scripts.environments import ROOT, Environment, oldest, pinned
+from tests.docs.collect import blocks
+
+QUICKSTART = "docs/quickstart.md"
+MODEL = Path("posenc") / "models" / "tiny"
 MUST_HOLD = (
     "posenc/py.typed",
     "posenc/evaluate/demo.yaml",
@@ -36,58 +42,59 @@ def build(into: Path, *kinds: str) -> list[Path]:
     return sorted(into.iterdir())
 
 
-class CleanEnvironment:
-    """A new virtual environment that sees the packages of this one, but not its posenc."""
+def check_installed(environment: Environment, version: str) -> None:
+    """The wheel brought its files, and it is what Python imports."""
+    missing = [name for name in MUST_HOLD if not (environment.home / name).is_file()]
+    if missing:
+        raise SystemExit(f"the wheel lacks {', '.join(missing)}")
+    place = environment.run("-c", "import posenc; print(posenc.__file__)").strip()
+    if not place.startswith(str(environment.home)):
+        raise SystemExit(f"posenc is imported from {place}, not from the wheel")
+    if environment.version("posenc") != version:
+        raise SystemExit(f"posenc {environment.version('posenc')} is in the archives of {version}")
 
-    def __init__(self, folder: Path) -> None:
-        venv.create(folder, with_pip=False, symlinks=True)
-        self.python = folder / "bin" / "python"
-        self.posenc = folder / "bin" / "posenc"
-        home = Path(self.run("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-        # Only folders of the interpreter's own are searched for .pth files, so the editable posenc stays out.
-        (home / "packages-of-the-builder.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        self.home = home
 
-    def run(self, *arguments: str | Path, cwd: Path | None = None) -> str:
-        """Run its Python; what it prints, or an error that holds everything it printed."""
-        return self.call(self.python, *arguments, cwd=cwd)
+def check_doctor(environment: Environment) -> None:
+    """``posenc doctor`` passes, and sees the versions that are installed."""
+    report = json.loads(environment.call(environment.posenc, "doctor", "--json"))
+    for package in ("posenc", "transformers", "torch"):
+        if report["versions"][package] != environment.version(package):
+            raise SystemExit(f"posenc doctor sees {package} {report['versions'][package]}")
 
-    def call(self, *command: str | Path, cwd: Path | None = None) -> str:
-        """Run a command in a folder that is not this repository."""
-        done = subprocess.run(
-            command, cwd=cwd or self.python.parents[1], capture_output=True, text=True, stdin=subprocess.DEVNULL
-        )
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(map(str, command))} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
-        return done.stdout
 
-    def pip(self, *arguments: str | Path) -> None:
-        """Run this environment's pip on the new one, without network."""
-        self.call(sys.executable, "-m", "pip", "--python", self.python, "-q", "--no-cache-dir", *arguments)
-
-    def install(self, what: Path) -> None:
-        """Install a wheel or a folder, without dependencies and without network."""
-        self.pip("install", "--no-deps", "--no-index", "--no-build-isolation", what)
+def follow_quickstart(environment: Environment, folder: Path) -> None:
+    """Run its Python as one program and its commands, in a folder that has of the clone only the model they name."""
+    shutil.copytree(ROOT / MODEL, folder / MODEL)
+    found = blocks(QUICKSTART)
+    program = folder / "quickstart.py"
+    program.write_text("".join(block.code for block in found if block.language == "python"), encoding="utf-8")
+    environment.run(program, cwd=folder)
+    for command in (line for block in found if block.language == "bash" for line in block.commands):
+        words = shlex.split(command)
+        if words[0] == "posenc":
+            environment.call(environment.posenc, *words[1:], cwd=folder)
+        elif words != ["pip", "install", ".[plot]"]:  # which is what the environment was made with
+            raise SystemExit(f"{QUICKSTART}: this script does not know how to run {command!r}")
 
 
 def main() -> None:
-    """Build, check the metadata, install, and run the command line."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = build(Path(folder) / "dist")
+    """Build, check the metadata, install, and do what a reader of the quickstart does."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        made = build(folder / "dist")
         subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *made], check=True)
-        (wheel,) = (path for path in made if path.suffix == ".whl")
-        clean = CleanEnvironment(Path(folder) / "environment")
-        clean.install(wheel)
-        missing = [name for name in MUST_HOLD if not (clean.home / name).is_file()]
-        if missing:
-            raise SystemExit(f"the wheel lacks {', '.join(missing)}")
-        place = clean.run("-c", "import posenc; print(posenc.__file__)").strip()
-        if not place.startswith(str(clean.home)):
-            raise SystemExit(f"posenc is imported from {place}, not from the wheel")
-        report = json.loads(clean.call(clean.posenc, "doctor", "--json"))
         (version,) = {path.name.removesuffix(".tar.gz").split("-")[1] for path in made}
-        if report["versions"]["posenc"] != version:
-            raise SystemExit(f"posenc {report['versions']['posenc']} is in the archives of {version}")
+        (wheel,) = (path for path in made if path.suffix == ".whl")
+        environment, began = Environment(folder / "environment"), time.perf_counter()
+        environment.pip("install", f"{wheel}[plot]", pinned("torch"))
+        print(f"installed in {time.perf_counter() - began:.0f} s", flush=True)
+        check_installed(environment, version)
+        for age, wanted in (("newest", None), ("oldest", oldest("transformers"))):
+            if wanted is not None:
+                environment.pip("install", wanted)
+            check_doctor(environment)
+            follow_quickstart(environment, folder / age)
+            print(f"the wheel works with the {age} transformers, {environment.version('transformers')}", flush=True)
         print(f"posenc {version}: sdist and wheel are valid, and the wheel works in a clean environment")
 
 

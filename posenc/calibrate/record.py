@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from posenc.errors import InvalidConfigError
-from posenc.files import replacing
+from posenc.files import expanded, replacing
 from posenc.fingerprint import Fingerprint
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def write(calibration: Calibration, path: str | Path) -> Path:
     InvalidInputError
         If it cannot be written; what was there before stays.
     """
-    target = Path(path)
+    target = expanded(path)
     text = yaml.safe_dump(calibration.model_dump(exclude_none=True), sort_keys=False, width=120)
     with replacing(target) as temporary:
         temporary.write_text(f"# Written by posenc calibrate; docs/calibrate.md explains the keys.\n{text}", "utf-8")

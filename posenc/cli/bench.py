@@ -9,6 +9,7 @@ import click
 
 from posenc.cli._lengths import NumberList
 from posenc.cli._output import json_option, print_json, print_table, progress
+from posenc.cli._paths import FilePath
 
 if TYPE_CHECKING:
     from posenc.bench.results import Result
@@ -31,11 +32,11 @@ SETTINGS = ("kind", "shape", "dtype", "threads", "backend")
 @click.option("--rounds", type=int, help="Most rounds per case [default: 7].")
 @click.option("--seconds", type=float, help="No further round after this time, from three on [default: 20].")
 @click.option("--memory/--no-memory", default=True, help="Measure peak memory, in processes of their own.")
-@click.option("--out", type=click.Path(path_type=Path), help="A .json file, or a folder for one.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw ratio over length.")
+@click.option("--out", type=FilePath(), help="A .json file, or a folder for one.")
+@click.option("--plot", type=FilePath(), metavar="FILE.png", help="Draw ratio over length.")
 @click.option(
     "--report",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FOLDER",
     help="Measure nothing: write FOLDER/performance.md from its result files.",
 )

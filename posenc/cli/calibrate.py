@@ -10,6 +10,7 @@ import click
 from posenc.cli._lengths import NumberList
 from posenc.cli._model import loading_options
 from posenc.cli._output import json_option, print_json, print_table, progress
+from posenc.cli._paths import FilePath
 
 if TYPE_CHECKING:
     from posenc.calibrate.job import Job, Outcome
@@ -30,13 +31,9 @@ FEW = 30
 @click.option("--score", "scored", type=int, default=128, show_default=True, help="Tokens scored at each input's end.")
 @click.option("--documents", type=click.IntRange(2), default=48, show_default=True, help="Most documents per text set.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Order of the documents, and resampling.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("out/calibrate"), show_default=True, help="Folder."
-)
-@click.option("--file", type=click.Path(path_type=Path), help="The calibration file (default: OUT/calibration.yaml).")
-@click.option(
-    "--bundle", type=click.Path(path_type=Path), metavar="FILE.json", help="Write every loss as one file too."
-)
+@click.option("--out", type=FilePath(), default=Path("out/calibrate"), show_default=True, help="Folder.")
+@click.option("--file", type=FilePath(), help="The calibration file (default: OUT/calibration.yaml).")
+@click.option("--bundle", type=FilePath(), metavar="FILE.json", help="Write every loss as one file too.")
 @click.option("--dry-run", is_flag=True, help="Print what would be measured, and an estimate.")
 @loading_options
 @json_option

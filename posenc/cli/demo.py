@@ -9,6 +9,7 @@ import click
 
 from posenc.cli._lengths import NumberList
 from posenc.cli._output import json_option, print_json, print_table, progress
+from posenc.cli._paths import FilePath
 from posenc.cli._strategy import labels, read_configs
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--model", default="tiny", show_default=True, help="'tiny', 'smollm2' (passkeys), or a folder.")
 @click.option("--config", "-c", metavar="FILE", help="Strategies to compare (default: examples/demo.yaml).")
 @click.option("--text", "source", default="pydoc", show_default=True, help="A UTF-8 file, or 'pydoc'.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for results and plots (default: out/demo).")
+@click.option("--out", type=FilePath(), help="Folder for results and plots (default: out/demo).")
 @click.option("--documents", type=click.IntRange(2), default=32, show_default=True, help="Most documents per length.")
 @click.option("--lengths", type=NumberList(int), help="smollm2: prompt lengths (default 2048,4096,12288).")
 @click.option("--depths", type=NumberList(float), help="smollm2: where the key is hidden (default 0.1,0.5,0.9).")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from posenc.cli._output import json_option, print_json, print_table, progress
+from posenc.cli._paths import FilePath
 from posenc.cli._strategy import read_pairs
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("eval", short_help="Run a suite of evaluations; resumes.")
 @click.argument("suite", metavar="SUITE.yaml")
-@click.option("--out", type=click.Path(path_type=Path), help="Results folder [default: out/eval/NAME].")
+@click.option("--out", type=FilePath(), help="Results folder [default: out/eval/NAME].")
 @click.option(
     "--executor",
     type=click.Choice(["in-process", "processes", "slurm"]),
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
     "--workers", type=click.IntRange(1), default=2, show_default=True, help="Worker processes, or Slurm jobs."
 )
 @click.option("--slurm", "options", multiple=True, metavar="KEY=VALUE", help="Option for submitit. Repeatable.")
-@click.option(
-    "--bundle", type=click.Path(path_type=Path), metavar="FILE.json", help="Write all results as one file too."
-)
+@click.option("--bundle", type=FilePath(), metavar="FILE.json", help="Write all results as one file too.")
 @click.option("--dry-run", is_flag=True, help="Print the cells and an estimate, and measure nothing.")
 @json_option
 def command(

@@ -16,6 +16,9 @@ from posenc.errors import InvalidConfigError, InvalidInputError
 if TYPE_CHECKING:
     from posenc.evaluate.models import DType
 
+MOST_SEED = 2**63 - 1
+LEAST_TEMPERATURE = 1e-6
+
 
 @click.command("generate", short_help="Continue a prompt under a strategy.")
 @click.option("--model", default="tiny", show_default=True, help="'tiny', 'smollm2', a folder or a hub name.")
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Tokens to add at most.")
 @click.option("--sample", is_flag=True, help="Sample instead of taking the likeliest token.")
 @click.option("--temperature", type=float, help="Sampling temperature (default 1.0).")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the sampling.")
+@click.option("--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True, help="Seed of the sampling.")
 @loading_options
 @json_option
 def command(
@@ -50,6 +53,8 @@ def command(
         raise InvalidConfigError("--strategy and --config exclude each other.")
     if temperature is not None and not sample:
         raise InvalidConfigError("--temperature has an effect with --sample only.")
+    if temperature is not None and 0 < temperature < LEAST_TEMPERATURE:
+        raise InvalidConfigError(f"--temperature: below {LEAST_TEMPERATURE:g} logits overflow. Leave --sample out.")
     if temperature is not None and not 0 < temperature < float("inf"):
         raise InvalidConfigError(f"--temperature: must be above 0, got {temperature}.")
     content = read_prompt(prompt, prompt_file)
@@ -59,7 +64,7 @@ def command(
 
     import torch
 
-    from posenc.evaluate.models import ModelSpec, load
+    from posenc.evaluate.models import ModelSpec, load, pad_token
     from posenc.handle import apply
 
     loaded = load(ModelSpec(name=model, dtype=dtype, device=device))
@@ -73,7 +78,7 @@ def command(
             tokens,
             attention_mask=torch.ones_like(tokens),
             max_new_tokens=max_new_tokens,
-            pad_token_id=loaded.model.config.eos_token_id or 0,
+            pad_token_id=pad_token(loaded.model),
             **options,
         )
     added = out[0, tokens.shape[1] :]
@@ -91,12 +96,12 @@ def read_prompt(prompt: str | None, file: str | None) -> str:
     Raises
     ------
     InvalidInputError
-        If both or none are given, the file cannot be read, or the prompt is empty.
+        If both or none are given, it cannot be read, is not UTF-8, or is empty.
     """
     if (prompt is None) == (file is None):
         raise InvalidInputError("give the prompt with either --prompt TEXT or --prompt-file FILE.")
     if file == "-":
-        prompt = sys.stdin.read()
+        prompt = _standard_input()
     elif file is not None:
         from posenc.evaluate.texts import read_text
 
@@ -104,4 +109,16 @@ def read_prompt(prompt: str | None, file: str | None) -> str:
         prompt = read_text(Path(file) if file != "pydoc" else Path.cwd() / file).content
     if not prompt:
         raise InvalidInputError("the prompt is empty.")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError:  # the bytes of an argument that Python could not decode
+        raise InvalidInputError("--prompt: is not text in the encoding of this shell. Use --prompt-file.") from None
     return prompt
+
+
+def _standard_input() -> str:
+    from posenc.evaluate.texts import decode
+
+    if sys.stdin is None:
+        raise InvalidInputError("--prompt-file -: there is no standard input. Give a file, or --prompt TEXT.")
+    return decode(sys.stdin.buffer.read(), name="standard input")

@@ -7,13 +7,12 @@ from pathlib import Path
 import click
 
 from posenc.cli._output import json_option, print_json
+from posenc.cli._paths import FilePath
 
 
 @click.command("report", short_help="Make a page of results.")
-@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder for the pages [default: that of the first result]."
-)
+@click.argument("results", nargs=-1, required=True, type=FilePath())
+@click.option("--out", type=FilePath(), help="Folder for the pages [default: that of the first result].")
 @click.option("--title", default="Results", show_default=True, help="Heading of the page.")
 @click.option("--name", default="report", show_default=True, help="Name of the files, without .html and .md.")
 @json_option

@@ -9,10 +9,11 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
-from posenc.errors import InvalidConfigError
+from posenc.errors import InvalidConfigError, InvalidInputError
 from posenc.evaluate.harness import DEFAULT_WINDOWS, split_arguments
 from posenc.evaluate.models import locate
 from posenc.handle import apply
+from posenc.model_files import damage
 from posenc.positions import PositionStrategy
 
 
@@ -39,6 +40,8 @@ class PosencLM(HFLM):  # type: ignore[misc]  # the harness is not typed
     ------
     InvalidConfigError
         If the strategy is wrong, or batches are asked for where they are not exact.
+    InvalidInputError
+        If there is no such model, or its files are damaged.
     """
 
     def __init__(
@@ -56,7 +59,13 @@ class PosencLM(HFLM):  # type: ignore[misc]  # the harness is not typed
         chosen, rest = split_arguments(
             arguments, strategy=strategy, frequencies=frequencies, config=config, backend=attention_backend
         )
-        super().__init__(locate(str(pretrained)), batch_size=batch_size, max_length=max_length, **rest)
+        folder = locate(str(pretrained))
+        try:
+            super().__init__(folder, batch_size=batch_size, max_length=max_length, **rest)
+        except Exception as error:
+            if (found := damage(folder)) is None:
+                raise
+            raise InvalidInputError(f"{pretrained}: {found}") from error
         self.posenc_handle = apply(self.model, chosen)
         made = self.posenc_handle.strategy
         if str(batch_size) != "1" and by_length(made):

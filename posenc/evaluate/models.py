@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from posenc.checkpoint import window_of
 from posenc.errors import InvalidInputError, UnsupportedModelError
+from posenc.files import expanded
+from posenc.model_files import first_line, load_model, load_tokenizer
 
 TINY = "tiny"
 SMOLLM2 = "smollm2"
@@ -96,6 +98,18 @@ class Loaded:
             torch.set_num_threads(before)
 
 
+def end_tokens(model: Any) -> tuple[int, ...]:
+    """The tokens at which generation ends: none, one or several, as the checkpoint says."""
+    ends = model.generation_config.eos_token_id
+    return () if ends is None else (ends,) if isinstance(ends, int) else tuple(map(int, ends))
+
+
+def pad_token(model: Any) -> int:
+    """A token for generation to pad with: the checkpoint's own, an end token, or 0."""
+    own = model.generation_config.pad_token_id
+    return int(own) if own is not None else next(iter(end_tokens(model)), 0)
+
+
 def tiny_folder() -> Path:
     """Folder of the model that ships with posenc."""
     return Path(__file__).parents[1] / "models" / "tiny"
@@ -114,23 +128,19 @@ def load(which: ModelSpec | str) -> Loaded:
     InvalidInputError
         If there is no such model, it cannot be read, or its device is not there or too small.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as their_logging
 
     their_logging.set_verbosity_error()
     their_logging.disable_progress_bar()
     spec = which if isinstance(which, ModelSpec) else ModelSpec(name=which, device="cpu")
     source, device = locate(spec.name), find_device(spec.device)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=spec.dtype)
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidInputError(f"{spec.name}: not a model that transformers can load: {_first_line(error)}") from error
+    tokenizer = load_tokenizer(source, called=spec.name)
+    model = load_model(source, called=spec.name, dtype=spec.dtype)
     try:
         model.to(device)
     except RuntimeError as error:
         raise InvalidInputError(
-            f"{spec.name}: cannot be put on {device} in {model.dtype}: {_first_line(error)}. Take a smaller dtype "
+            f"{spec.name}: cannot be put on {device} in {model.dtype}: {first_line(error)}. Take a smaller dtype "
             "(bfloat16), or another device."
         ) from error
     model.eval()
@@ -155,7 +165,7 @@ def find_device(name: str) -> str:
         torch.empty(1, device=name).cpu()
     except (RuntimeError, AssertionError) as error:
         raise InvalidInputError(
-            f"device {name!r}: torch cannot use it here ({_first_line(error)}). "
+            f"device {name!r}: torch cannot use it here ({first_line(error)}). "
             "Give cpu, a device such as cuda:0, or auto."
         ) from error
     return name
@@ -179,15 +189,12 @@ def locate(name: str) -> str:
         from posenc.evaluate.smollm2 import prepare
 
         return str(prepare())
-    if Path(name).is_dir():
-        return name
-    if Path(name).exists() or not _HUB_NAME.fullmatch(name) or name.startswith("."):
+    path = expanded(name)
+    if path.is_dir():
+        return str(path)
+    if path.exists() or not _HUB_NAME.fullmatch(name) or name.startswith("."):
         raise InvalidInputError(
             f"{name}: no such model. Give a folder that save_pretrained wrote, a hub name such as "
             f"owner/model, or {TINY!r} for the model that ships with posenc."
         )
     return name
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

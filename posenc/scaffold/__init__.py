@@ -20,6 +20,7 @@ from typing import Literal
 
 from posenc import __version__
 from posenc.errors import InvalidInputError
+from posenc.files import expanded
 from posenc.plugins import adapters, strategies
 
 Kind = Literal["plugin", "adapter"]
@@ -48,7 +49,7 @@ def create(kind: Kind, name: str, into: str | Path = ".") -> list[Path]:
         If the name cannot be used, is taken, or the folder exists or cannot be written. Nothing is left behind.
     """
     values = _values(kind, name)
-    parent = Path(into)
+    parent = expanded(into)
     target = parent / name
     if target.exists():
         raise InvalidInputError(f"{target} exists already. Choose another name, or another folder with --into.")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -189,6 +191,8 @@ def test_doctor_passes_here(run):
     data = json.loads(result.stdout)
     assert result.exit_code == 0
     assert data["self_test"]["passed"], data
+    checks = ("identity", "generation", "remap", "decoding", "restored")
+    assert data["self_test"]["checks"] == dict.fromkeys(checks)
     assert data["versions"]["posenc"] == posenc.__version__
     assert all(data["backends"][name].startswith("runs on cpu, float32") for name in ("reference", "cpu_flash"))
     assert all(plugin["failures"] == [] for plugin in data["plugins"])
@@ -258,7 +262,7 @@ def test_doctor_says_why_a_backend_cannot_run_here(run):
     ("breaks", "says"),
     [
         ("posenc.handle.apply", "RuntimeError: it does not work"),
-        ("transformers.AutoModelForCausalLM.from_pretrained", "RuntimeError: it does not work"),
+        ("transformers.AutoModelForCausalLM.from_pretrained", "tiny: transformers cannot load it: it does not work"),
     ],
 )
 def test_doctor_fails_when_the_shipped_model_does(run, monkeypatch: pytest.MonkeyPatch, breaks: str, says: str):
@@ -277,6 +281,40 @@ def test_doctor_fails_when_a_remap_does_nothing(run, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("posenc.handle.apply", lambda model, name, **params: apply(model, "rope"))
     assert "a remap does not change the shipped model" in run("doctor").stdout
+
+
+WRONG: dict[str, tuple[str, Callable[[Any], object], str]] = {
+    "other tokens": ("rope", lambda out: out.sequences[:, -1].add_(1), "generates other tokens"),
+    "another decoding": ("rerope", lambda out: out.logits[3].add_(0.01), "off by 1.0e-02 from the dense reference"),
+    "NaN": ("rerope", lambda out: out.logits[5].fill_(float("nan")), "off by nan from the dense reference"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_doctor_fails_when_generation_is_wrong(run, monkeypatch: pytest.MonkeyPatch, what: str):
+    from importlib.metadata import version
+
+    from transformers import LlamaForCausalLM
+
+    strategy, spoil, says = WRONG[what]
+    true = LlamaForCausalLM.generate
+
+    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = true(self, *args, **kwargs)
+        handle = posenc.attached(self)
+        if handle is not None and handle.strategy.name == strategy:
+            spoil(out)
+        return out
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", generate)
+    result = run("doctor", "--json")
+    assert result.exit_code == 1
+    test = json.loads(result.stdout)["self_test"]
+    assert says in test["reason"]
+    assert f"(with transformers {version('transformers')} and torch {version('torch')})" in test["reason"]
+    assert [name for name, failure in test["checks"].items() if failure] == [
+        "generation" if strategy == "rope" else "decoding"
+    ]
 
 
 def test_numbers_are_never_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -123,7 +123,7 @@ def test_ppl_reads_a_list_of_configurations(run, small_model: Path, text: Path, 
         (["-s", "rope", "--lengths", "-64"], "length -64: must be at least 129"),
         (["-s", "rope", "--model", "{folder}/nowhere"], "nowhere: no such model."),
         (["-s", "rope", "--model", "nowhere"], "nowhere: no such model."),
-        (["-s", "rope", "--model", "{folder}"], "not a model that transformers can load"),
+        (["-s", "rope", "--model", "{folder}"], "transformers cannot load its tokenizer: "),
     ],
 )
 def test_ppl_with_bad_input(run, tmp_path: Path, arguments: list[str], said: str):

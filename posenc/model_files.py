@@ -1,0 +1,150 @@
+"""Load a checkpoint with transformers, and say what is wrong with one that cannot be loaded.
+
+transformers raises whatever its libraries raise on a damaged folder, and fills weights that a file lacks with
+random numbers. Here either one is an error that names the folder and the cause.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from posenc.errors import InvalidInputError, PosencError
+
+LFS_POINTER = b"version https://git-lfs.github.com/"
+NAMED = 2
+"""Tensors that a message names."""
+
+logger = logging.getLogger("posenc")
+
+
+def load_model(source: str, *, called: str | None = None, **options: Any) -> Any:
+    """A causal language model with every weight from its checkpoint.
+
+    Parameters
+    ----------
+    source : str
+        Folder or hub name.
+    called : str, optional
+        Its name in messages.
+    **options
+        Passed to ``AutoModelForCausalLM.from_pretrained``. With ``ignore_mismatched_sizes=True``, weights that are
+        missing or do not fit are left to transformers, which fills them with random numbers.
+
+    Raises
+    ------
+    InvalidInputError
+        If it cannot be loaded, or the files do not hold the weights that its ``config.json`` describes.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if "output_loading_info" in options:
+        raise InvalidInputError("output_loading_info: posenc returns the model alone. Leave it out.")
+    anything_goes = options.pop("ignore_mismatched_sizes", False)
+    name = called or source
+    with explained(source, called=name):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, **options, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    if not anything_goes:
+        _check_complete(name, info)
+    if info["unexpected_keys"]:
+        logger.warning(
+            "%s: %d tensors of its weights have no place in the model that its config.json describes (%s)",
+            name,
+            len(info["unexpected_keys"]),
+            _some(info["unexpected_keys"]),
+        )
+    return model
+
+
+def load_tokenizer(source: str, *, called: str | None = None) -> Any:
+    """The tokenizer of a checkpoint.
+
+    Raises
+    ------
+    InvalidInputError
+        If it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    with explained(source, called=called or source, what="its tokenizer"):
+        return AutoTokenizer.from_pretrained(source)
+
+
+@contextmanager
+def explained(source: str, *, called: str, what: str = "it") -> Iterator[None]:
+    """Turn what transformers raises on `source` into one message with the cause.
+
+    Raises
+    ------
+    InvalidInputError
+        For every exception but those of posenc.
+    """
+    try:
+        yield
+    except PosencError:
+        raise
+    except Exception as error:  # no list would be complete: parsers of JSON, pickles and safetensors, and config checks
+        cause, found = first_line(error), damage(source)
+        reason = cause if found is None else f"{cause.rstrip('.')}. {found}"
+        raise InvalidInputError(f"{called}: transformers cannot load {what}: {reason}") from error
+
+
+def damage(source: str) -> str | None:
+    """What is wrong with the files of a model folder, by their first bytes; None where nothing is seen."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return None
+    for file in sorted(file for file in folder.iterdir() if file.is_file()):
+        try:
+            with file.open("rb") as content:
+                start = content.read(len(LFS_POINTER))
+        except OSError as error:
+            return f"{file.name} cannot be read ({error.strerror or error})."
+        if start == LFS_POINTER:
+            return f"{file.name} is a Git LFS pointer, not the file itself. Run 'git lfs pull' in the folder."
+        if file.suffix == ".safetensors" and (reason := _unreadable(file)):
+            return f"{file.name} is damaged or not complete ({reason}). Download it again."
+    return None
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, with the kind of error where the message alone says little."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, OSError | ValueError | RuntimeError) and line:
+        return line
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+def _unreadable(file: Path) -> str | None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"):
+            return None
+    except SafetensorError as error:
+        return first_line(error).removeprefix("SafetensorError: ")
+
+
+def _check_complete(name: str, info: dict[str, Any]) -> None:
+    if info["mismatched_keys"]:
+        tensor, in_file, in_model = min(info["mismatched_keys"])
+        raise InvalidInputError(
+            f"{name}: {len(info['mismatched_keys'])} of its tensors do not fit its config.json, such as {tensor}: "
+            f"{list(in_file)} in the file, {list(in_model)} in the model. Take the config.json of these weights."
+        )
+    if info["missing_keys"]:
+        raise InvalidInputError(
+            f"{name}: its weights lack {len(info['missing_keys'])} of the model's tensors "
+            f"({_some(info['missing_keys'])}), which transformers would fill with random numbers. Take all files of "
+            "the checkpoint, and its own config.json."
+        )
+
+
+def _some(names: Any) -> str:
+    shown = sorted(names)
+    return ", ".join(shown[:NAMED]) + (", ..." if len(shown) > NAMED else "")
