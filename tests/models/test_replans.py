@@ -55,7 +55,7 @@ def replanned(model: Any, strategy: posenc.PositionStrategy, rule: int, total: i
 @example(rule=4, chunks=[12, 12])
 @settings(max_examples=6)
 @given(rule=st.integers(1, 9), chunks=st.lists(st.integers(1, 12), min_size=4, max_size=8))
-def test_tokens_at_once_keep_the_plans_of_tokens_one_by_one(family: str, name: str, rule: int, chunks: list[int]) -> None:
+def test_tokens_at_once_keep_the_plans_of_single_tokens(family: str, name: str, rule: int, chunks: list[int]) -> None:
     model, total = tiny.make(family), PROMPT + min(sum(chunks), STEPS)
     strategy = posenc.strategy(name, window=tiny.WINDOW, replan=rule, **REMAPS[name])
     ids = tiny.tokens(1, total)
