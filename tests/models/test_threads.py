@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache
 
 import posenc
 from posenc.rope import Rotary
@@ -18,25 +18,6 @@ from tests.models.threads import PATIENCE, at_once, shared_out
 
 LAMPE: dict[str, Any] = {"head": 8, "tail": 5, "mapping": 30}
 TOLERANCE = 1e-4
-SCALINGS: dict[str, dict[str, Any]] = {
-    "longrope": {
-        "rope_type": "longrope",
-        "rope_theta": 1e4,
-        "short_factor": [1.0] * 8,
-        "long_factor": [1 + 0.5 * i for i in range(8)],
-        "original_max_position_embeddings": tiny.WINDOW,
-        "factor": 4.0,
-    },
-    "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
-}
-
-
-def scaled(kind: str) -> Any:
-    """A llama whose own frequencies follow the length."""
-    torch.manual_seed(0)
-    longest = 4 * tiny.WINDOW if kind == "longrope" else tiny.WINDOW
-    shape = {**tiny.SHAPE, "max_position_embeddings": longest}
-    return LlamaForCausalLM(LlamaConfig(**shape, rope_parameters=dict(SCALINGS[kind]))).eval()
 
 
 def request(model: Any, length: int, steps: int = 3) -> Tensor:
@@ -135,19 +116,19 @@ def test_announced_and_other_prompts_side_by_side() -> None:
 
 @pytest.mark.parametrize(("name", "params"), [("rope", {}), ("rerope", {"window_size": 9}), ("lampe", LAMPE)])
 def test_longrope_past_its_window(name: str, params: dict[str, Any]) -> None:
-    model, lengths = scaled("longrope"), range(70, 110, 2)
+    model, lengths = tiny.scaled("longrope"), range(70, 110, 2)
     with posenc.apply(model, name, **params):
         expected = {length: request(model, length) for length in lengths}
         for _ in range(2):
             assert farthest(shared_out(lambda length: request(model, length), lengths, 2), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("kind", SCALINGS)
+@pytest.mark.parametrize("kind", tiny.SCALINGS)
 @pytest.mark.parametrize(("name", "params"), [("rerope", {"window_size": 9}), ("lampe", LAMPE)])
 def test_frequencies_that_follow_the_length_on_both_sides_of_the_window(
     kind: str, name: str, params: dict[str, Any]
 ) -> None:
-    model = scaled(kind)
+    model = tiny.scaled(kind)
     lengths = range(20, 140, 5)  # upwards, so that no request alone follows a longer one
     with posenc.apply(model, name, **params):
         expected = {length: request(model, length) for length in lengths}
