@@ -50,6 +50,26 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE)),
 }
 
+SCALINGS: dict[str, dict[str, Any]] = {
+    "longrope": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 8,
+        "long_factor": [1 + 0.5 * i for i in range(8)],
+        "original_max_position_embeddings": WINDOW,
+        "factor": 4.0,
+    },
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+}
+
+
+def scaled(kind: str) -> Any:
+    """A llama whose own frequencies follow the length."""
+    torch.manual_seed(0)
+    longest = 4 * WINDOW if kind == "longrope" else WINDOW
+    shape = {**SHAPE, "max_position_embeddings": longest}
+    return LlamaForCausalLM(LlamaConfig(**shape, rope_parameters=dict(SCALINGS[kind]))).eval()
+
 
 def make(family: str, seed: int = 0) -> Any:
     """A model in eval mode whose norms and biases are not the trivial ones of a fresh model."""

@@ -1,0 +1,60 @@
+"""Work in several threads at once, for tests of what they share."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+PATIENCE = 60.0
+"""Seconds until a test that waits for ever fails."""
+
+
+@contextmanager
+def fast_switching() -> Iterator[None]:
+    """Threads take turns after every few instructions."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+def at_once(*works: Callable[[], Any]) -> list[Any]:
+    """What each piece of work returns, all started together in threads of their own; the first error is raised."""
+    results: list[Any] = [None] * len(works)
+    errors: list[BaseException] = []
+    start = threading.Barrier(len(works))
+
+    def run(number: int) -> None:
+        try:
+            start.wait(PATIENCE)
+            results[number] = works[number]()
+        except BaseException as error:  # also a failed assertion: it must reach the test
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(works))]
+    with fast_switching():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert not any(thread.is_alive() for thread in threads)
+    if errors:
+        raise errors[0]
+    return results
+
+
+def shared_out(work: Callable[[Any], Any], items: Sequence[Any], threads: int) -> dict[Any, Any]:
+    """The work of every item, done by so many threads, each with every so-many-th item."""
+
+    def part(first: int) -> Callable[[], dict[Any, Any]]:
+        return lambda: {item: work(item) for item in items[first::threads]}
+
+    found: dict[Any, Any] = {}
+    for results in at_once(*(part(first) for first in range(threads))):
+        found |= results
+    return found
