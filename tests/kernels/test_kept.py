@@ -296,3 +296,25 @@ def test_layers_that_share_a_module_keep_nothing() -> None:
     store.check(None, 6)
     assert not store.serves(0)
     assert store.serves(1)
+
+
+def test_raw_keys_that_are_written_to_unseen_need_a_cache_of_raw_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the documentation says of writes through ``.data``: unseen with copies, seen with ``cache="raw"``."""
+    monkeypatch.setattr(one_query, "GRAIN", 1)
+    model, ids = tiny.make("llama"), tiny.tokens(1, PROMPT)
+    found = {}
+    with torch.no_grad():
+        for way in ("rotated", "dropped", "raw", "raw, seen"):
+            mode: Any = way.split(",")[0].replace("dropped", "rotated")
+            with posenc.apply(model, "self_extend", cache=mode, window=WINDOW, **STRATEGIES["self_extend"]):
+                cache = DynamicCache()
+                model(ids, past_key_values=cache)
+                step(model, cache, 3)
+                keys = cache.layers[1].keys
+                (keys if way == "raw, seen" else keys.data)[0, :, 5] += 1.0
+                if way == "dropped":
+                    del cache._posenc_kept
+                found[way] = step(model, cache, 4)
+    assert torch.equal(found["raw"], found["raw, seen"])
+    assert (found["dropped"] - found["raw"]).abs().max() < 1e-4
+    assert (found["rotated"] - found["raw"]).abs().max() > 1e-4
