@@ -5,7 +5,7 @@ written to between two forwards; none of that tells posenc. So every layer's key
 after a forward and must be the same object, unwritten since, before the next one; otherwise the
 copies of that layer are made anew.
 
-Writes are seen by the tensor's version counter. Those through ``.data``, numpy or DLPack do not move it and stay unseen:
+Writes are seen by the tensor's version counter. Those through ``.data``, numpy or DLPack do not move it:
 ``posenc.apply(..., cache="raw")`` keeps no copies and is right whatever is done to the raw keys.
 """
 
