@@ -4,6 +4,9 @@ Lives on the cache object beside the record. A cache may be cropped, reordered f
 written to between two forwards; none of that tells posenc. So every layer's key tensor is remembered
 after a forward and must be the same object, unwritten since, before the next one; otherwise the
 copies of that layer are made anew.
+
+Writes are seen by the tensor's version counter. Those through ``.data``, numpy or DLPack do not move it:
+``posenc.apply(..., cache="raw")`` keeps no copies and is right whatever is done to the raw keys.
 """
 
 from __future__ import annotations
@@ -22,7 +25,10 @@ FEW_TOKENS = 16
 
 
 class KeptLayers:
-    """:class:`~posenc.kernels.kept.KeptKeys` of every layer and group of rows of one cache."""
+    """:class:`~posenc.kernels.kept.KeptKeys` of every layer and group of rows of one cache.
+
+    Raw keys that are written to through ``.data`` or numpy are not noticed: see ``cache="raw"`` above.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, tuple[int, ...], int], KeptKeys] = {}

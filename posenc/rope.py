@@ -94,7 +94,7 @@ class Rotary:
         return self is other or (isinstance(other, Rotary) and self.key == other.key)
 
     def __hash__(self) -> int:
-        return hash(self.key)
+        return self._keyed()[2]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_known"}
@@ -102,15 +102,19 @@ class Rotary:
     @property
     def key(self) -> tuple[Any, ...]:
         """What tells rotaries apart, in plain numbers; read from the device once per state of ``inv_freq``."""
+        return self._keyed()[1]
+
+    def _keyed(self) -> tuple[int, tuple[Any, ...], int]:
+        """The version of ``inv_freq``, the key, and its hash: every layer of every step asks for it."""
         version = self.inv_freq._version
-        known: tuple[int, tuple[Any, ...]] | None = vars(self).get("_known")
+        known: tuple[int, tuple[Any, ...], int] | None = self.__dict__.get("_known")
         if known is None or known[0] != version:
             meta = self.inv_freq.device.type == "meta"
             values = id(self) if meta else self.inv_freq.detach().double().cpu().numpy().tobytes()
             key = (values, self.attention_scaling, self.style, self.rotated, self.theta, self.arithmetic, self.scaling)
-            known = (version, key)
+            known = (version, key, hash(key))
             object.__setattr__(self, "_known", known)
-        return known[1]
+        return known
 
     def check_values(self) -> None:
         """Raise InvalidInputError where a frequency is not a finite number."""

@@ -19,7 +19,7 @@ OPTIONAL = ("triton", "xformers", "flash-attn", "accelerate", "peft", "matplotli
 @click.command("doctor", short_help="Check whether posenc runs here.")
 @json_option
 def command(as_json: bool) -> None:
-    """Check versions, backends, plugins and a two-second self-test; exit status 1 if the self-test fails.
+    """Check versions, backends, plugins and a self-test of a few seconds; exit status 1 if the self-test fails.
 
     The report names no path, user or host: paste it into a bug report as it is.
     """

@@ -80,7 +80,7 @@ class KeptKeys:
     It costs the memory of one more copy of the keys where every key lies in one segment; keys that
     appear in several maps at once are held once per map. Changed maps or frequencies are noticed;
     changed raw keys are not: call :meth:`truncate` after cutting the cache, :meth:`clear` after
-    reordering or replacing its rows.
+    reordering or replacing its rows or writing to them in any way.
     """
 
     def __init__(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import posenc
 from posenc.kernels import cpu_flash, one_query, tiles
@@ -80,6 +82,31 @@ def test_gradients_of_overlapping_blocks(name: str, wide: int) -> None:
         gradients.append([leaf.grad for leaf in leaves])
     for got, expected in zip(*gradients, strict=True):
         assert (got - expected).abs().max() < 1e-9
+
+
+class NoOverlap(TorchDispatchMode):
+    """Fails where an addition in place writes to one place twice, which is right only until threads share it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.add_.Tensor and args[0].ndim == 4:
+            target = args[0]
+            places = torch.arange(target.untyped_storage().nbytes() // target.element_size())
+            written = places.as_strided(target.shape, target.stride(), target.storage_offset())
+            assert len(written.unique()) == target.numel()
+            self.blocks += target.shape[0] > 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_gradients_of_overlapping_blocks_are_not_added_at_once(name: str) -> None:
+    q, k, v = (x.requires_grad_() for x in qkv(1))
+    with mock.patch.multiple(tiles, LEAF=16, BAND_ROWS=8, WIDE_BAND=2048), NoOverlap() as watch:
+        posenc.attention(q, k, v, plan_of(name), ROTARY, backend="cpu_flash").sum().backward()
+    assert watch.blocks > 0
 
 
 @pytest.mark.parametrize("name", PLANS)

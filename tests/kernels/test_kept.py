@@ -136,6 +136,13 @@ def test_truncated_keys_are_rotated_again() -> None:
     assert kept.bytes == 0
 
 
+@pytest.fixture(params=["as it is", "no short segments"])
+def grain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearly every segment of a tiny model is short and read with a neighbour; with a grain of 1 all have copies."""
+    if request.param == "no short segments":
+        monkeypatch.setattr(one_query, "GRAIN", 1)
+
+
 def step(model: Any, cache: Any, token: int, rows: int = 1) -> torch.Tensor:
     return model(torch.full((rows, 1), token), past_key_values=cache).logits[:, -1]
 
@@ -156,14 +163,16 @@ def nothing(cache: Any) -> None:
     pass
 
 
+@pytest.mark.usefixtures("grain")
 @pytest.mark.parametrize("change", [nothing, reorder, overwrite, replace])
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
-def test_a_changed_cache_is_noticed(change: Callable[[Any], None], kind: str) -> None:
+@pytest.mark.parametrize("name", ["lampe", "rerope", "self_extend"])
+def test_a_changed_cache_is_noticed(change: Callable[[Any], None], kind: str, name: str) -> None:
     model, ids = tiny.make("llama"), tiny.tokens(2, PROMPT)
     with torch.no_grad():
         outcomes = []
         for mode in ("rotated", "raw"):
-            with posenc.apply(model, "lampe", cache=mode, window=WINDOW, **STRATEGIES["lampe"]):
+            with posenc.apply(model, name, cache=mode, window=WINDOW, **STRATEGIES[name]):
                 cache = DynamicCache() if kind == "dynamic" else StaticCache(model.config, max_cache_len=PROMPT + 9)
                 model(ids, past_key_values=cache)
                 logits = [step(model, cache, 3, 2), step(model, cache, 4, 2)]
@@ -174,6 +183,41 @@ def test_a_changed_cache_is_noticed(change: Callable[[Any], None], kind: str) ->
     assert (outcomes[0] - outcomes[1]).abs().max() < 1e-4
 
 
+@pytest.mark.usefixtures("grain")
+@pytest.mark.parametrize("name", ["lampe", "rerope", "self_extend", "dca"])
+@pytest.mark.parametrize("left", [0, 17])
+def test_crops_of_padded_rows(name: str, left: int) -> None:
+    """Candidates that are taken back: copies leave the padding out, so they are cut to fewer tokens than the cache."""
+    model, ids = tiny.make("llama"), tiny.tokens(2, PROMPT)
+    mask = torch.ones(2, PROMPT + 40, dtype=torch.long)
+    mask[0, :left] = 0
+    with torch.no_grad():
+        outcomes = []
+        for mode in ("rotated", "raw"):
+            with posenc.apply(model, name, cache=mode, window=WINDOW, **STRATEGIES[name]):
+                cache, logits = DynamicCache(), []
+
+                def decode(*tokens: int, cache: Any = cache, logits: Any = logits) -> None:
+                    for token in tokens:
+                        seen = mask[:, : cache.get_seq_length() + 1]
+                        new = torch.full((2, 1), token)
+                        positions = (seen.cumsum(1) - 1).clamp(min=0)[:, -1:]
+                        own = {"attention_mask": seen, "position_ids": positions, "past_key_values": cache}
+                        logits.append(model(new, **own).logits[:, -1])
+
+                whole = {"attention_mask": mask[:, :PROMPT], "past_key_values": cache}
+                positions = (mask[:, :PROMPT].cumsum(1) - 1).clamp(min=0)
+                model(ids, position_ids=positions, **whole)
+                decode(3, 4, 5, 6, 7)
+                cache.crop(-3)
+                decode(8, 9)
+                cache.crop(-1)
+                decode(10, 11)
+                outcomes.append(torch.stack(logits))
+    assert (outcomes[0] - outcomes[1]).abs().max() < 1e-4
+
+
+@pytest.mark.usefixtures("grain")
 def test_copies_and_crops_of_a_cache() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, PROMPT)
     with torch.no_grad():
@@ -221,6 +265,7 @@ def test_memory_is_what_the_documentation_says() -> None:
                 assert not hasattr(cache, ATTRIBUTE)
 
 
+@pytest.mark.usefixtures("grain")
 def test_nothing_is_kept_in_inference_mode() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, PROMPT)
     with torch.inference_mode(), posenc.apply(model, "lampe", window=WINDOW, **STRATEGIES["lampe"]):
@@ -251,3 +296,25 @@ def test_layers_that_share_a_module_keep_nothing() -> None:
     store.check(None, 6)
     assert not store.serves(0)
     assert store.serves(1)
+
+
+def test_raw_keys_that_are_written_to_unseen_need_a_cache_of_raw_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the documentation says of writes through ``.data``: unseen with copies, seen with ``cache="raw"``."""
+    monkeypatch.setattr(one_query, "GRAIN", 1)
+    model, ids = tiny.make("llama"), tiny.tokens(1, PROMPT)
+    found = {}
+    with torch.no_grad():
+        for way in ("rotated", "dropped", "raw", "raw, seen"):
+            mode: Any = way.split(",")[0].replace("dropped", "rotated")
+            with posenc.apply(model, "self_extend", cache=mode, window=WINDOW, **STRATEGIES["self_extend"]):
+                cache = DynamicCache()
+                model(ids, past_key_values=cache)
+                step(model, cache, 3)
+                keys = cache.layers[1].keys
+                (keys if way == "raw, seen" else keys.data)[0, :, 5] += 1.0
+                if way == "dropped":
+                    del cache._posenc_kept
+                found[way] = step(model, cache, 4)
+    assert torch.equal(found["raw"], found["raw, seen"])
+    assert (found["dropped"] - found["raw"]).abs().max() < 1e-4
+    assert (found["rotated"] - found["raw"]).abs().max() > 1e-4
