@@ -128,7 +128,7 @@ def test_the_attention_factor_of_the_checkpoint_multiplies() -> None:
     with posenc.apply(model, "ntk", factor=2.0) as handle:
         attachment = handle._attachment
         bases = attachment.bases(model.model, torch.zeros(1, 1, dtype=torch.long)).values()
-        assert [handle.strategy.rotary(base, 9).attention_scaling for base in bases] == [own]
+        assert [handle.strategy.rotary(base.stock, 9).attention_scaling for base in bases] == [own]
 
 
 def test_every_part_takes_the_window_that_the_checkpoint_was_trained_for() -> None:
