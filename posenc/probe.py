@@ -11,6 +11,7 @@ Shape letters: R rows (cases x tokens), H heads, L tokens of a row, D head_dim.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -232,6 +233,12 @@ def check_structure(model: nn.Module, decoder: Any) -> None:
     if not hasattr(decoder, "set_attn_implementation"):
         raise UnsupportedModelError(
             f"{type(decoder).__name__} is not a model of transformers whose attention can be replaced."
+        )
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # loaded wherever a model is sharded
+    if fsdp is not None and any(isinstance(part, fsdp.FSDPModule) for part in model.modules()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is sharded by FSDP2 (fully_shard), so its decoder cannot be probed "
+            "alone. Apply posenc first, then shard."
         )
     if getattr(decoder.config, "is_causal", None) is False:
         raise UnsupportedModelError(

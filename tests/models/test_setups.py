@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import accelerate
 import peft
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -293,3 +296,27 @@ class Renamed(LlamaModel):
 def test_a_renamed_cache_is_refused() -> None:
     with pytest.raises(posenc.UnsupportedModelError, match=r"no name that posenc knows.*transformers 5\."):
         posenc.apply(Renamed(LlamaConfig(**tiny.SHAPE)).eval(), "rope")
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_sharded_weights() -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    model = tiny.make("llama")
+    plain = logits(model)
+    with posenc.apply(model, "self_extend", **REMAP):
+        expected = logits(model)
+        mesh = init_device_mesh("cpu", (1,))
+        for part in (*model.model.layers, model):
+            fully_shard(part, mesh=mesh)
+        assert torch.equal(logits(model), expected)
+    assert torch.equal(logits(model), plain)
+    with pytest.raises(posenc.UnsupportedModelError, match="Apply posenc first, then shard"):
+        posenc.apply(model, "self_extend", **REMAP)
