@@ -54,7 +54,7 @@ class Base:
         runs: list[tuple[int, int, Rotary]] = []
         for index in range(max(low, prompt - 1), high):
             rotary = self.at(max(prompt, index + 1))
-            if runs and runs[-1][2] is rotary:
+            if runs and runs[-1][2] == rotary:
                 runs[-1] = (runs[-1][0], index + 1, rotary)
             else:
                 runs.append((index if runs else low, index + 1, rotary))
@@ -90,13 +90,15 @@ class OwnFrequencies:
         """The frequencies of a layer at a length in tokens."""
         assert facts.source is not None
         module = decoder.get_submodule(facts.source.module)
-        threshold = _threshold(module, facts.source)
-        key = length
-        if threshold is not None:
-            longrope = rope_type(module, facts.source) == "longrope"
-            key = threshold + (length > threshold) if longrope else max(length, threshold)
-        position_ids_11 = torch.tensor([[key - 1]], device=_inv_freq(module, facts.source).device)
-        return self._laid_out(facts, self._read(decoder, module, facts.source, position_ids_11, key))
+        return self._laid_out(facts, self._at(decoder, module, facts.source, length))
+
+    def _at(self, decoder: nn.Module, module: nn.Module, source: RotarySource, length: int) -> Rotary:
+        threshold = _threshold(module, source)
+        if threshold is not None:  # up to it the original frequencies, beyond it one other set or one for each length
+            longrope = rope_type(module, source) == "longrope"
+            length = threshold + (length > threshold) if longrope else max(length, threshold)
+        position_ids_11 = torch.tensor([[length - 1]], device=_inv_freq(module, source).device)
+        return self._read(decoder, module, source, position_ids_11, length)
 
     def _stock(
         self, decoder: nn.Module, module: nn.Module, source: RotarySource, position_ids_BL: Tensor, *, follows: bool
@@ -105,7 +107,7 @@ class OwnFrequencies:
             return self._read(decoder, module, source, position_ids_BL, 0)
         length = int(position_ids_BL.max()) + 1
         kept = _kept_by_module(module, source, length)
-        read = self._read(decoder, module, source, position_ids_BL, length)
+        read = self._at(decoder, module, source, length)
         return replace(read, inv_freq=kept.detach().clone()) if kept is not None and self._is_plain else read
 
     @property
@@ -121,7 +123,7 @@ class OwnFrequencies:
             made = self.adapter.rotary(decoder, source, position_ids_BL)
             with self._lock:
                 known = self._known.get((source, key))
-                if known is None or not _alike(known[1], made):
+                if known is None or known[1] != made:
                     known = self._keep((source, key), (), made)
                 return known[1]
         state = _state(module, source)
@@ -147,10 +149,6 @@ class OwnFrequencies:
                     self._layouts.pop(next(iter(self._layouts)))
                 known = self._layouts[facts, id(base)] = (base, facts.of(base))
             return known[1]
-
-
-def _alike(first: Rotary, second: Rotary) -> bool:
-    return first.attention_scaling == second.attention_scaling and torch.equal(first.inv_freq, second.inv_freq)
 
 
 def _inv_freq(module: nn.Module, source: RotarySource) -> Tensor:
