@@ -264,12 +264,16 @@ def posenc_attention_forward(
     )
 
 
+REGISTERED = {name: partial(posenc_attention_forward, original=stock) for stock, name in IMPLEMENTATIONS.items()}
+"""The attention functions by the names that transformers knows."""
+
+
 def register_with_transformers() -> None:
     """Add our attention and mask functions to transformers' registries (again is harmless)."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    for original, name in IMPLEMENTATIONS.items():
-        AttentionInterface.register(name, partial(posenc_attention_forward, original=original))
+    for name, function in REGISTERED.items():
+        AttentionInterface.register(name, function)
         AttentionMaskInterface.register(name, posenc_mask)
 
 
