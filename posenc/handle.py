@@ -105,9 +105,9 @@ class Handle:
     def bounded_cache(self, *, slack: int = 64) -> BoundedCache:
         """An empty cache that drops the keys which the strategy never attends again.
 
-        Pass it as ``past_key_values``. Between two forwards it holds at most ``first + last + slack`` tokens
-        of each row (``strategy.retention``; ``last`` at least the model's largest sliding window),
-        and gives the same logits as a cache of all tokens.
+        Pass it as ``cache`` (``past_key_values`` before transformers 5.24). Between two forwards it holds at most
+        ``first + last + slack`` tokens of each row (``strategy.retention``; ``last`` at least the model's largest
+        sliding window), and gives the same logits as a cache of all tokens.
 
         Parameters
         ----------

@@ -37,21 +37,25 @@ def forward_of_fixed_tokens(decoder: Any) -> Tensor:
     embeddings = decoder.get_input_embeddings()
     device = execution_device(embeddings)
     tokens_1L = (torch.arange(TOKENS, device=device) * 7919 % embeddings.num_embeddings)[None]
-    prompt_1L, decoded_11 = tokens_1L[:, :-1], tokens_1L[:, -1:]
+    at_1L = torch.arange(TOKENS, device=device)[None]  # as generate passes them: some families count from 0 without
+    asked: dict[str, Any] = {"use_cache": True, "return_dict": True}
     try:
         with as_measured(decoder, device):
-            first = decoder(input_ids=prompt_1L, use_cache=True, return_dict=True)
+            first = decoder(input_ids=tokens_1L[:, :-1], position_ids=at_1L[:, :-1], **asked)
             cache = output_cache(first)
             if cache is None:
                 raise UnsupportedModelError(
                     f"{type(decoder).__name__} ({decoder.config.model_type!r}) returns no KV cache that posenc knows "
                     f"(transformers {version()})."
                 )
-            last = decoder(input_ids=decoded_11, use_cache=True, return_dict=True, **cache_argument(decoder, cache))
-            if int(cache.get_seq_length()) != TOKENS:
+            handed = cache_argument(decoder, cache)
+            last = decoder(input_ids=tokens_1L[:, -1:], position_ids=at_1L[:, -1:], **asked, **handed)
+            counted = int(cache.get_seq_length())
+            if counted != TOKENS:
                 raise UnsupportedModelError(
                     f"{type(decoder).__name__} ({decoder.config.model_type!r}) does not decode on the cache it is "
-                    f"handed: posenc does not know how it takes one (transformers {version()})."
+                    f"handed: it counts {counted} tokens there after {TOKENS}, so posenc could not follow it "
+                    f"(transformers {version()})."
                 )
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError, NotImplementedError) as error:
         raise UnsupportedModelError(
