@@ -163,8 +163,8 @@ def read_record(cache: Any, past: int, fingerprint: str) -> CacheRecord:
     record = getattr(cache, ATTRIBUTE, None)
     if record is None:
         raise CacheMismatchError(
-            f"the cache holds {past} tokens that were written without posenc: their keys are already rotated. "
-            "Start from an empty cache."
+            f"the cache holds {past} tokens that were written without posenc, so that their keys are rotated already, "
+            "or by a forward that broke off half-way. Start from an empty cache."
         )
     assert isinstance(record, CacheRecord)
     if record.fingerprint != fingerprint:

@@ -247,7 +247,9 @@ class Step:
                 "attention in both directions (is_causal=False) is not available under a remapped plan, which is "
                 "causal. Call handle.remove() for it."
             )
-        if mask is None or any(case[0] is mask and case[1:] == (window, offset) for case in self._masks):
+        if mask is None or self.record.dropped:  # it was made of the text, of which a bounded cache holds a part
+            return
+        if any(case[0] is mask and case[1:] == (window, offset) for case in self._masks):
             return
         fault = mask_fault(mask, self.record, self.past, offset, window)
         if fault is not None:

@@ -23,7 +23,7 @@ REFUSED = {
     "deepseek_v32": "sparse indexer",
     "llama4_text": "chunked",
     "doge": "mask",
-    "recurrent_gemma": "past_key_values",
+    "recurrent_gemma": "inside its layers",
 }
 
 

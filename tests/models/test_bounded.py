@@ -171,7 +171,7 @@ def test_copies_and_padding_that_changes() -> None:
             model(tiny.tokens(2, 1, seed=i), past_key_values=cache)
         assert (branch.get_seq_length(), cache.get_seq_length()) == (50, 55)
         wrong = torch.cat((inputs["attention_mask"] * 0, torch.ones(2, 1)), 1)
-        with pytest.raises(posenc.InvalidInputError, match="in the cache already"):
+        with pytest.raises(posenc.InvalidInputError, match="hides or reveals"):
             model(tiny.tokens(2, 1), attention_mask=wrong, past_key_values=branch)
         again = torch.cat((inputs["attention_mask"], torch.ones(2, 1)), 1)
         model(tiny.tokens(2, 1), attention_mask=again, past_key_values=branch)
