@@ -36,7 +36,7 @@ def check_partition(plan: PositionPlan, where: str, *, drops_keys: bool) -> None
 def check_order(plan: PositionPlan, where: str, *, monotone: bool) -> None:
     """No key lies ahead of its query; with ``monotone``, a farther key is never seen nearer."""
     relative = DensePlan.of(plan, where).relative
-    ahead = first_pair(np.asarray((relative < 0).any(axis=2)))
+    ahead = first_pair(np.asarray((relative < -ROUNDING).any(axis=2)))
     if ahead is not None:
         violated(f"{where}pair {shown(ahead)} is seen at relative distance {_value(relative, ahead)}, below 0.")
     if not monotone:
