@@ -6,6 +6,7 @@ Shape letters: B batch, H heads (query heads or key/value heads), L tokens, D he
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -61,7 +62,7 @@ class AttentionBackend(ABC):
     """``auto`` chooses the highest priority among the backends that can run a case: the fastest where that is measured.
 
     Ours, and between them room for yours: ``xformers`` 20, ``torch_flash`` 15, ``cpu_flash`` 10, ``triton`` 5
-    (until a GPU has measured it), ``reference`` -100.
+    (until a GPU has measured it; 25 for few queries), ``reference`` -100.
     """
 
     @abstractmethod
@@ -89,6 +90,35 @@ class AttentionBackend(ABC):
             Output [B, Hq, Lq, Dv] in the input dtype and natural-log logsumexp, float32 [B, Hq, Lq];
             a query that attends nothing gets zeros and ``-inf``.
         """
+
+    def attend_rows(
+        self,
+        q_BHLD: Tensor,
+        k_BHLD: Tensor,
+        v_BHLD: Tensor,
+        plans: Sequence[PositionPlan],
+        rotary: Rotary,
+        *,
+        scale: float,
+        mask: Tensor | None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """The same with a plan of its own for every batch row: row by row, unless a backend knows a faster way.
+
+        ``options`` never holds ``kept`` here.
+        """
+        parts = []
+        for row, plan in enumerate(plans):
+            own = slice(row, row + 1)
+            own_mask = None if mask is None else mask[own]
+            case = (q_BHLD[own], k_BHLD[own], v_BHLD[own], plan, rotary)
+            parts.append(self.attend(*case, scale=scale, mask=own_mask, **options))
+        out_BHLD, lse_BHL = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return out_BHLD, lse_BHL
+
+    def priority_for(self, q_BHLD: Tensor, k_BHLD: Tensor) -> int:
+        """The priority for tensors of these shapes, where it is not the same for all: see :attr:`priority`."""
+        return self.priority
 
     def refuses(self, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, mask: Tensor | None) -> str | None:
         """Why this case cannot run here, or None when it can.

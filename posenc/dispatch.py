@@ -122,16 +122,9 @@ def _attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not q.shape[0]:
         out, lse = _of_no_rows(q, k, v)
-    elif len({id(p) for p in plans}) == 1:
-        out, lse = attend(chosen, q, k, v, plans[0], rotary, scale, mask, softcap=softcap, sinks=sinks, kept=kept)
     else:
-        parts = []
-        for row, own in enumerate(plans):
-            rows = slice(row, row + 1)
-            own_mask = None if mask is None else mask[rows]
-            case = (q[rows], k[rows], v[rows], own, rotary, scale, own_mask)
-            parts.append(attend(chosen, *case, softcap=softcap, sinks=sinks))
-        out, lse = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        own = plans[0] if len({id(p) for p in plans}) == 1 else plans
+        out, lse = attend(chosen, q, k, v, own, rotary, scale, mask, softcap=softcap, sinks=sinks, kept=kept)
     return (out, lse) if return_lse else out
 
 
@@ -140,7 +133,7 @@ def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    plan: PositionPlan,
+    plan: PositionPlan | Sequence[PositionPlan],
     rotary: Rotary,
     scale: float,
     mask: Tensor | None,
@@ -149,17 +142,20 @@ def attend(
     sinks: Tensor | None,
     kept: KeptKeys | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Output and logsumexp of one plan on a backend that can run the case; sinks are added here.
+    """Output and logsumexp of one plan, or one per row, on a backend that can run the case; sinks are added here.
 
     Backends get a positive scale: kernels that hide keys by ``-inf`` before they multiply would make NaN of any other.
     """
     if scale <= 0:
         q, scale = (-q, -scale) if scale else (q * 0.0, 1.0)
     options: dict[str, Any] = {} if softcap is None else {"softcap": softcap}
-    if kept is not None and backend.capabilities.keeps_keys:
-        options["kept"] = kept
     with without_autocast(q.device):
-        out, lse = backend.attend(q, k, v, plan, rotary, scale=scale, mask=mask, **options)
+        if isinstance(plan, PositionPlan):
+            if kept is not None and backend.capabilities.keeps_keys:
+                options["kept"] = kept
+            out, lse = backend.attend(q, k, v, plan, rotary, scale=scale, mask=mask, **options)
+        else:
+            out, lse = backend.attend_rows(q, k, v, plan, rotary, scale=scale, mask=mask, **options)
         if sinks is not None:
             sink_H1 = sinks.float()[:, None]
             out = (out * torch.sigmoid(lse - sink_H1)[..., None]).to(out.dtype)
@@ -222,7 +218,7 @@ def choose_backend(
             trace("backend %s, as asked: %s", asked, _case(q, k, v, mask))
         return backend
     refusals: list[str] = []
-    for info in sorted(backends().values(), key=lambda info: -info.backend.priority):
+    for info in sorted(backends().values(), key=lambda info: -info.backend.priority_for(q, k)):
         reason = _cannot_run(info.backend, q, k, v, mask, softcap, sinks, plans, return_lse)
         if reason is None:
             if tracing():

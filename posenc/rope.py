@@ -6,7 +6,7 @@ Shape letters: B batch, H heads, L tokens, D head_dim, F rotary frequencies (rot
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -59,6 +59,8 @@ class Rotary:
     theta: float | None = None
     arithmetic: Arithmetic = "native"
     scaling: str = "default"
+    memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+    """What kernels derive from the frequencies and share between plans; never part of their meaning."""
 
     def __post_init__(self) -> None:
         inv_freq = torch.as_tensor(self.inv_freq)
@@ -97,7 +99,7 @@ class Rotary:
         return self._keyed()[2]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_known"}
+        return {name: value for name, value in vars(self).items() if name != "_known"} | {"memo": {}}
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -101,7 +101,7 @@ def _layout(plan: PositionPlan, q_len: int) -> Layout:
         for segment, rows, copy, query in drafts
     )
     copies = (
-        KeyCopy(owner, slice(low, high), not owner.key_positions[low:high].any())
+        KeyCopy(owner, slice(low, high), _all_zero(owner.key_positions[low:high]))
         for owner, (low, high) in zip(owners, ranges, strict=True)
     )
     return Layout(work, tuple(copies))
@@ -114,13 +114,26 @@ def _constant_shift(segment: Segment, owner: Segment) -> float | None:
         return None
     if positions is others:
         return 0.0
-    if positions.shape != others.shape:
+    if positions.shape != others.shape or np.any(positions[0] - others[0] != positions[-1] - others[-1]):
         return None
+    root, other_root = segment.origin or (segment, 0), owner.origin or (owner, 0)
+    if root[1] == other_root[1] and len(positions) < len(root[0].key_positions) == len(other_root[0].key_positions):
+        # Slices of two longer maps: those are compared once, not at every step of a decoding.
+        shift = remembered(
+            root[0].memo, ("shift", id(other_root[0])), lambda: (other_root[0], _constant_shift(root[0], other_root[0]))
+        )[1]
+        if shift is not None:
+            return shift
     difference = positions - others
     shift = difference.flat[0]
     if segment.interpolation == "logits" and shift % 1:
         return None  # a query moved by a fraction would be mixed as well
     return float(shift) if bool((difference == shift).all()) else None
+
+
+def _all_zero(positions: Positions) -> bool:
+    """Whether all positions are 0; the last one tells most maps apart at once."""
+    return not (np.any(positions[-1]) or positions.any())
 
 
 def rotated_keys(copy: KeyCopy, k_BHLD: Tensor, rotary: Rotary, kept: KeptKeys | None = None) -> Tensor:

@@ -1,50 +1,47 @@
-"""What the prefill and the decode kernel share: rotation on read, logits, online softmax.
+"""What the Triton kernels share: the shape of a head, rotated rows, the online softmax.
 
-Rotary channels come in pairs, so a head is held as up to three tiles: the first channels of all pairs, the
-second ones, and the rest that is not rotated. Pair ``f`` is channels ``first + f * step`` and ``apart`` further,
-which covers both styles and partial rotation. Each tile is padded to a power of two on its own.
+Rotary channels come in pairs: pair ``f`` is channels ``first + f * step`` and ``apart`` further, which covers both
+styles and partial rotation. Whatever is rotated once and read often is stored in the natural order of the channels,
+zero-padded to what a tile may have, so that one matrix product takes the whole head.
 
 Importing this module imports triton: the backend does so on first use.
 
-Shape letters: B batch, H heads, L tokens, D head_dim.
+Shape letters: B batch, H heads, L tokens, D head_dim, W head_dim padded to a power of two, F rotary frequencies.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from posenc.kernels.triton_backend import INTERPRETED
+from posenc.kernels.triton_mode import INTERPRETED
+from posenc.kernels.triton_tiles import Tiling
 from posenc.rope import Rotary
 
 SMALLEST = 16
 """Least extent of a tile in ``tl.dot``."""
 
 
-ROOMY = 160_000
-"""Bytes of shared memory (A100 and later data-centre GPUs) from which key blocks are fetched ahead."""
-
-
 @dataclass(frozen=True)
 class Shape:
-    """Everything about the heads and tiles that a kernel is compiled for.
+    """Everything about the heads that a kernel is compiled for.
 
     Parameters
     ----------
     pairs, first, step, apart : int
         Rotary channels: pair ``f`` is channels ``first + f * step`` and ``first + f * step + apart``.
-    rest : int
-        Channels that are not rotated.
+    dim, rest : int
+        Channels of queries and keys, and those of them that are not rotated.
     value_dim : int
         Channels of the values.
-    pair_tile, rest_tile, value_tile : int
-        The same counts padded to what a tile may have; ``rest_tile`` is 0 where nothing rests.
-    rows, keys : int
-        Queries and keys of a tile.
+    width, pair_tile, rest_tile, value_tile : int
+        ``dim``, ``pairs``, ``rest`` and ``value_dim`` padded to what a tile may have; ``rest_tile`` is 0 where
+        every channel is rotated.
     softcap : bool
         Whether logits are capped.
     dot : triton dtype
@@ -57,84 +54,93 @@ class Shape:
     first: int
     step: int
     apart: int
+    dim: int
     rest: int
     value_dim: int
+    width: int
     pair_tile: int
     rest_tile: int
     value_tile: int
-    rows: int
-    keys: int
     softcap: bool
     dot: tl.dtype
     precision: str
 
     @classmethod
-    def of(cls, q_BHLD: Tensor, v_BHLD: Tensor, rotary: Rotary, *, rows: int, keys: int, softcap: bool) -> Shape:
-        """The shape of a case, for tiles of ``rows`` queries and ``keys`` keys."""
-        first, stop = rotary.rotated
-        pairs, rest, value = len(rotary.inv_freq), q_BHLD.shape[-1] - (stop - first), v_BHLD.shape[-1]
-        step, apart = (1, pairs) if rotary.style == "half" else (2, 1)
-        dot = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[q_BHLD.dtype]
-        if INTERPRETED:  # numpy, which it computes with, has no bfloat16
-            dot = tl.float32
-        precision = "tf32x3" if q_BHLD.dtype == torch.float32 else "tf32"
-        tiles = padded(pairs), padded(rest) if rest else 0, padded(value)
-        return cls(pairs, first, step, apart, rest, value, *tiles, rows, keys, softcap, dot, precision)
+    def of(cls, q_BHLD: Tensor, v_BHLD: Tensor, rotary: Rotary, *, softcap: bool) -> Shape:
+        """The shape of a case; the same object for the same case, since every launch hashes it."""
+        pairs, half = len(rotary.inv_freq), rotary.style == "half"
+        return _shape(pairs, *rotary.rotated, half, q_BHLD.shape[-1], v_BHLD.shape[-1], softcap, q_BHLD.dtype)
+
+
+@lru_cache(maxsize=256)
+def _shape(
+    pairs: int, first: int, stop: int, half: bool, dim: int, value_dim: int, softcap: bool, dtype: torch.dtype
+) -> Shape:
+    step, apart = (1, pairs) if half else (2, 1)
+    dot = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[dtype]
+    if INTERPRETED:  # numpy, which it computes with, has no bfloat16
+        dot = tl.float32
+    precision, rest = "tf32x3" if dtype == torch.float32 else "tf32", dim - (stop - first)
+    tiles = padded(dim), padded(pairs), padded(rest) if rest else 0, padded(value_dim)
+    return Shape(pairs, first, step, apart, dim, rest, value_dim, *tiles, softcap, dot, precision)
 
 
 def padded(count: int) -> int:
     """The next extent that a tile may have."""
-    return max(SMALLEST, int(triton.next_power_of_2(count)))
+    return max(SMALLEST, 1 << (count - 1).bit_length())
 
 
-def fetched_ahead(stages: int, device: torch.device) -> int:
-    """``num_stages`` for a GPU: 1 where shared memory holds no more."""
-    roomy = torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= ROOMY  # type: ignore[attr-defined]
-    return stages if roomy else 1
+def stages_that_fit(tiling: Tiling, shape: Shape, itemsize: int, most_bytes: int) -> int:
+    """``num_stages``: those of the tiling, or as many as shared memory holds beside the queries.
 
-
-@triton.jit
-def turned(x, channel_stride, cos, sin, table_rows, live, S: tl.constexpr):
-    """Both channels of every pair, rotated in float32; ``x`` points at the rows, ``live`` says which exist."""
-    f = tl.arange(0, S.pair_tile)
-    there = live[:, None] & (f < S.pairs)[None, :]
-    at = x[:, None] + (S.first + f * S.step)[None, :] * channel_stride
-    one = tl.load(at, mask=there, other=0.0).to(tl.float32)
-    two = tl.load(at + S.apart * channel_stride, mask=there, other=0.0).to(tl.float32)
-    place = table_rows[:, None] * S.pairs + f[None, :]
-    c = tl.load(cos + place, mask=there, other=0.0)
-    s = tl.load(sin + place, mask=there, other=0.0)
-    return one * c - two * s, two * c + one * s
+    Parameters
+    ----------
+    itemsize, most_bytes : int
+        Bytes of an element, and of the shared memory of a block.
+    """
+    block = tiling.keys * (shape.width + shape.value_tile) * itemsize
+    free = most_bytes - tiling.rows * shape.width * itemsize
+    return max(1, min(tiling.stages, free // block))
 
 
 @triton.jit
-def unturned(x, channel_stride, live, S: tl.constexpr):
-    """The channels before and behind the rotated ones."""
-    c = tl.arange(0, S.rest_tile)
-    channel = tl.where(c < S.first, c, c + 2 * S.pairs)
-    there = live[:, None] & (c < S.rest)[None, :]
-    return tl.load(x[:, None] + channel[None, :] * channel_stride, mask=there, other=0.0)
+def rotated_rows(x, channel_stride, cos, sin, table_rows, live, S: tl.constexpr):
+    """Rows as they are after rotation, in float32 and in the order of their channels; ``live`` says which exist.
+
+    The partner of every channel is loaded a second time, from cache: no tile has to be put together from halves.
+    """
+    d = tl.arange(0, S.width)
+    at = d - S.first
+    turns = (at >= 0) & (at < 2 * S.pairs)
+    if S.step == 1:
+        second, pair = at >= S.pairs, at % S.pairs
+    else:
+        second, pair = at % 2 == 1, at // 2
+    partner = tl.where(second, d - S.apart, d + S.apart)
+    there = live[:, None] & (d < S.dim)[None, :]
+    paired = live[:, None] & turns[None, :]
+    one = tl.load(x[:, None] + d[None, :] * channel_stride, mask=there, other=0.0).to(tl.float32)
+    two = tl.load(x[:, None] + partner[None, :] * channel_stride, mask=paired, other=0.0).to(tl.float32)
+    place = table_rows[:, None] * S.pairs + pair[None, :]
+    c = tl.load(cos + place, mask=paired, other=1.0)
+    s = tl.load(sin + place, mask=paired, other=0.0)
+    return one * c + tl.where(second[None, :], two, -two) * s
 
 
 @triton.jit
-def absorb(
-    acc, peak, total, q1, q2, q3, k1, k2, k3, v, allowed, factor, cap, MASKED: tl.constexpr, S: tl.constexpr
-):  # fmt: skip
-    """One block of keys into the online softmax, in base 2: ``factor`` holds each query's scale times log2(e)."""
-    s = tl.dot(q1, tl.trans(k1.to(S.dot)), input_precision=S.precision)
-    s = tl.dot(q2, tl.trans(k2.to(S.dot)), s, input_precision=S.precision)
-    if S.rest:
-        s = tl.dot(q3, tl.trans(k3.to(S.dot)), s, input_precision=S.precision)
-    s = s * factor[:, None]
+def online_softmax(acc, peak, total, s, v, allowed, factor, cap, MASKED: tl.constexpr, S: tl.constexpr):
+    """One block of products into the online softmax, in base 2: ``factor`` holds each query's scale times log2(e)."""
     if S.softcap:  # tanh by way of exp2; the host has put a 2 / softcap into the factor
-        s = cap * (1.0 - 2.0 / (1.0 + tl.exp2(s)))
+        s = cap * (1.0 - 2.0 / (1.0 + tl.exp2(s * factor[:, None])))
+        factor = tl.full(factor.shape, 1.0, tl.float32)
     if MASKED:
         s = tl.where(allowed, s, float("-inf"))
-    higher = tl.maximum(peak, tl.max(s, 1))
+    # Factors are positive: the largest logit is the largest product, and the scaling fuses with the difference.
+    higher = tl.maximum(peak, tl.max(s, 1) * factor)
     anchor = higher
     if MASKED:  # a query may have attended nothing yet
         anchor = tl.where(higher == float("-inf"), 0.0, higher)
-    p = tl.exp2(s - anchor[:, None])
+    p = tl.exp2(s * factor[:, None] - anchor[:, None])
     fade = tl.exp2(peak - anchor)
     total = total * fade + tl.sum(p, 1)
     acc = tl.dot(p.to(S.dot), v.to(S.dot), acc * fade[:, None], input_precision=S.precision)

@@ -1,6 +1,8 @@
-"""Compile the Triton kernels for an H100, which needs no GPU, and print what became of them as JSON lines.
+"""Compile the Triton kernels for a GPU that is not here, and print what became of them as JSON lines.
 
-A program of its own, because a process either compiles kernels or interprets them.
+    python tests/kernels/compile_triton.py 90
+
+A program of its own, because a process either compiles kernels or interprets them, and compiles for one GPU alone.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from functools import partial
 from typing import Any
@@ -19,12 +22,30 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import posenc
-from posenc.kernels import triton_decode, triton_prefill
+from posenc.kernels import triton_decode, triton_prefill, triton_rotate
+from posenc.kernels.kept import KeptKeys
 from posenc.kernels.triton_backend import TritonBackend
 
+SHARED = {80: 166_912, 90: 232_448, 100: 232_448, 120: 101_376}
+"""Bytes of shared memory that a block can have, by compute capability."""
 
-class AbsentH100:
+KERNELS = (
+    triton_rotate.rotate_kernel,
+    triton_prefill.prefill_kernel,
+    triton_decode.decode_kernel,
+    triton_decode.merge_kernel,
+)
+PRODUCT = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)\b")
+LOCAL = re.compile(r"\b(LDL|STL)\b")
+INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?);")
+JUMP = re.compile(r"\bBRA\b.*?0x([0-9a-f]+)")
+
+
+class Absent:
     """What Triton asks its driver before it compiles."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
 
     def get_current_device(self) -> int:
         return 0
@@ -33,12 +54,31 @@ class AbsentH100:
         return 0
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", self.capability, 32)
 
 
 class Properties:
-    shared_memory_per_block_optin = 232_448
-    multi_processor_count = 132
+    def __init__(self, capability: int) -> None:
+        self.shared_memory_per_block_optin = SHARED[capability]
+        self.multi_processor_count = 132
+
+
+def cuobjdump(*arguments: str) -> str:
+    """What the CUDA tool that Triton brings prints."""
+    command = [triton.knobs.nvidia.cuobjdump.path, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def spills_in_loops(sass: str) -> tuple[int, int]:
+    """Accesses of local memory inside innermost loops that multiply matrices, and how many such loops there are."""
+    code = [(int(at, 16), text) for at, text in INSTRUCTION.findall(sass)]
+    products = [at for at, text in code if PRODUCT.search(text)]
+    jumps = ((at, JUMP.search(text)) for at, text in code)
+    loops = [(int(jump[1], 16), at) for at, jump in jumps if jump and int(jump[1], 16) <= at]
+    loops = [(first, last) for first, last in loops if any(first <= at <= last for at in products)]
+    inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    local = [at for at, text in code if LOCAL.search(text)]
+    return sum(first <= at <= last for at in local for first, last in inner), len(inner)
 
 
 def compiled(kernel: JITFunction, case: str, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> None:
@@ -47,31 +87,39 @@ def compiled(kernel: JITFunction, case: str, *args: Any, grid: tuple[int, ...], 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
-        tool = triton.knobs.nvidia.cuobjdump.path
-        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    (stack,) = re.findall(r"STACK:(\d+)", usage)
-    products = len(re.findall(r"wgmma\.mma_async|mma\.sync", made.asm["ptx"]))
-    facts = {"kernel": kernel.fn.__name__, "case": case, "shared": made.metadata.shared, "stack": int(stack)}
-    print(json.dumps({**facts, "tensor_core_instructions": products}), flush=True)
+        usage, sass = cuobjdump("-res-usage", file.name), cuobjdump("-sass", file.name)
+    spilled, loops = spills_in_loops(sass)
+    facts = {
+        "kernel": kernel.fn.__name__,
+        "case": case,
+        "capability": driver.active.get_current_target().arch,
+        "registers": int(re.findall(r"REG:(\d+)", usage)[0]),
+        "stack": int(re.findall(r"STACK:(\d+)", usage)[0]),
+        "spills_in_loops": spilled,
+        "loops": loops,
+        "shared": made.metadata.shared,
+        "warps": made.metadata.num_warps,
+        "stages": made.metadata.num_stages,
+        "products": len(PRODUCT.findall(sass)),
+        "tma": "UTMALDG" in sass,
+        "copies_ahead": "UTMALDG" in sass or "LDGSTS" in sass,
+    }
+    print(json.dumps(facts), flush=True)
 
 
-def main() -> None:
-    driver.set_active(AbsentH100())
-    torch.cuda.get_device_properties = lambda device: Properties  # type: ignore[assignment, return-value]
+def main(capability: int) -> None:
+    """Every kernel as the backend launches it on a GPU of this capability, at 32/8 heads of 128 channels."""
+    driver.set_active(Absent(capability))
+    torch.cuda.get_device_properties = lambda device: Properties(capability)  # type: ignore[assignment, return-value]
+    torch.cuda.get_device_capability = lambda device: divmod(capability, 10)  # type: ignore[assignment, return-value]
     plan = posenc.strategy("rerope", window=512).plan(2048)
     rotary = posenc.Rotary.from_theta(1e4, 128)
-    kernels = [
-        triton_prefill.rotate_keys_kernel,
-        triton_prefill.prefill_kernel,
-        triton_decode.decode_kernel,
-        triton_decode.merge_kernel,
-    ]
-    for q_len in (2048, 1):
-        for kernel in kernels:
-            kernel.run = partial(compiled, kernel, f"{q_len} queries")
+    for case, q_len, kept in (("prefill", 2048, None), ("decode raw", 1, None), ("decode kept", 1, KeptKeys())):
+        for kernel in KERNELS:
+            kernel.run = partial(compiled, kernel, case)
         q, k, v = (torch.empty(1, heads, n, 128, dtype=torch.bfloat16) for heads, n in ((32, q_len), *[(8, 2048)] * 2))
-        TritonBackend().attend(q, k, v, plan, rotary, scale=1.0, mask=None)
+        TritonBackend().attend(q, k, v, plan, rotary, scale=1.0, mask=None, kept=kept)
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

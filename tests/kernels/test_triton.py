@@ -30,8 +30,8 @@ PARAMS = {
     "lampe": {"mapping": 40},
     "auto": {"calibration": {"ranges": [{"up_to": 999, "pick": {"strategy": "dca", "because": "a test"}}]}},
 }
-TOLERANCES = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
-"""Twice the usual for bfloat16: the interpreter cuts off where a GPU rounds."""
+TOLERANCES = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 3e-2}
+"""Three times the usual for bfloat16: the interpreter cuts off where a GPU rounds, queries and keys alike."""
 
 
 def check(plan: PositionPlan, q_len: int, heads: tuple[int, int], rotary: Rotary, dim: int, **options: object) -> None:
