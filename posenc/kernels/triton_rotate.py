@@ -14,10 +14,11 @@ from torch import Tensor
 from posenc.kernels.kept import KeptKeys
 from posenc.kernels.rotated import KeyCopy
 from posenc.kernels.triton_angles import Angles, key_angles
+from posenc.kernels.triton_mode import INTERPRETED
 from posenc.kernels.triton_parts import Shape, rotated_rows
 from posenc.rope import Rotary
 
-BLOCK = 32
+BLOCK = 128 if INTERPRETED else 32
 """Rows of a program."""
 
 
