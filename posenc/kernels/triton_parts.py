@@ -26,6 +26,9 @@ from posenc.rope import Rotary
 SMALLEST = 16
 """Least extent of a tile in ``tl.dot``."""
 
+RESERVED = 2048
+"""Bytes of shared memory that the compiler takes for barriers and reductions."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -99,7 +102,7 @@ def stages_that_fit(tiling: Tiling, shape: Shape, itemsize: int, most_bytes: int
         Bytes of an element, and of the shared memory of a block.
     """
     block = tiling.keys * (shape.width + shape.value_tile) * itemsize
-    free = most_bytes - tiling.rows * shape.width * itemsize
+    free = most_bytes - tiling.rows * shape.width * itemsize - RESERVED
     return max(1, min(tiling.stages, free // block))
 
 

@@ -1,6 +1,7 @@
 """Compile the Triton kernels for a GPU that is not here, and print what became of them as JSON lines.
 
-    python tests/kernels/compile_triton.py 90
+    python tests/kernels/compile_triton.py 90                  # 128 channels, bfloat16
+    python tests/kernels/compile_triton.py 90 256 float32
 
 A program of its own, because a process either compiles kernels or interprets them, and compiles for one GPU alone.
 """
@@ -107,19 +108,21 @@ def compiled(kernel: JITFunction, case: str, *args: Any, grid: tuple[int, ...], 
     print(json.dumps(facts), flush=True)
 
 
-def main(capability: int) -> None:
-    """Every kernel as the backend launches it on a GPU of this capability, at 32/8 heads of 128 channels."""
+def main(capability: int, dim: int = 128, dtype: str = "bfloat16") -> None:
+    """Every kernel as the backend launches it on a GPU of this capability, at 32/8 heads."""
     driver.set_active(Absent(capability))
     torch.cuda.get_device_properties = lambda device: Properties(capability)  # type: ignore[assignment, return-value]
     torch.cuda.get_device_capability = lambda device: divmod(capability, 10)  # type: ignore[assignment, return-value]
     plan = posenc.strategy("rerope", window=512).plan(2048)
-    rotary = posenc.Rotary.from_theta(1e4, 128)
+    rotary = posenc.Rotary.from_theta(1e4, dim)
     for case, q_len, kept in (("prefill", 2048, None), ("decode raw", 1, None), ("decode kept", 1, KeptKeys())):
         for kernel in KERNELS:
             kernel.run = partial(compiled, kernel, case)
-        q, k, v = (torch.empty(1, heads, n, 128, dtype=torch.bfloat16) for heads, n in ((32, q_len), *[(8, 2048)] * 2))
+        shapes = ((32, q_len), (8, 2048), (8, 2048))
+        q, k, v = (torch.empty(1, heads, tokens, dim, dtype=getattr(torch, dtype)) for heads, tokens in shapes)
         TritonBackend().attend(q, k, v, plan, rotary, scale=1.0, mask=None, kept=kept)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    asked = sys.argv[1:]
+    main(int(asked[0]), *map(int, asked[1:2]), *asked[2:3])

@@ -75,7 +75,12 @@ class TestDescriptors:
         odd[..., 1:] = v
         apart = torch.zeros(*v.shape[:3], 16, device=DEVICE)
         apart[..., ::2] = v
-        for values, descriptors in ((odd[..., 1:], True), (apart[..., ::2], True), (v[..., :7], True), (v[..., :7].contiguous(), False)):
+        for values, descriptors in (
+            (odd[..., 1:], True),
+            (apart[..., ::2], True),
+            (v[..., :7], True),
+            (v[..., :7].contiguous(), False),
+        ):
             call = Call(q, k, values, plan, rotary, 0.3)
             check_result("tma", call, *run(backend(tma=True), call), 2e-5)
             assert noted.pop() == descriptors
@@ -186,9 +191,7 @@ class TestPages:
             done += needed[row]
         q_THD = torch.cat([call.q[0].transpose(0, 1) for call in calls])
         k, v = both.split(16, -1)
-        out, lse = backend(tma=False).attend_paged(
-            q_THD, k, v, table.to(DEVICE), counts, plans, rotary, scale=0.25
-        )
+        out, lse = backend(tma=False).attend_paged(q_THD, k, v, table.to(DEVICE), counts, plans, rotary, scale=0.25)
         for call, own, own_lse in zip(calls, out.split(counts), lse.split(counts), strict=True):
             if len(own):
                 check_result("pages", call, own.transpose(0, 1)[None], own_lse.T[None], 2e-5)
