@@ -185,8 +185,10 @@ class TritonBackend(AttentionBackend):
         (Tensor, Tensor)
             Output [T, Hq, Dv] in the input dtype and natural-log logsumexp, float32 [T, Hq].
         """
-        assert len(counts) == len(plans) == len(block_table_NM) and sum(counts) == len(q_THD)
-        assert max(counts) <= DECODE_QUERIES and block_table_NM.stride(1) == 1
+        assert len(counts) == len(plans) == len(block_table_NM)
+        assert sum(counts) == len(q_THD)
+        assert max(counts) <= DECODE_QUERIES
+        assert block_table_NM.stride(1) == 1
         rotary.check_width(q_THD.shape[-1])
         q_1HTD = q_THD.transpose(0, 1)[None]
         out_1HTD, lse_1HT = _outputs(q_1HTD, v_PHKD)

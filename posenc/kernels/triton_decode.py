@@ -85,7 +85,7 @@ def decode(
 
 def _splits(keys: int, tile: int, programs: int, processors: int) -> int:
     """Splits for two programs per processor, none so short that starting it costs more than its keys."""
-    return max(1, min(triton.cdiv(2 * processors, programs), MOST_SPLITS, triton.cdiv(keys, 4 * tile)))
+    return max(1, min(-(-2 * processors // programs), MOST_SPLITS, -(-keys // (4 * tile))))
 
 
 @triton.jit(do_not_specialize=["table_n", "kv_heads", "request_step"])

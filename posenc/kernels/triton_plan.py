@@ -161,12 +161,8 @@ def _prefill_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torc
     if plan.query_scale is not None:
         upload.add(_factors(plan, q_len))
     moved = upload.to(device)
-    return PrefillTables(
-        *moved[:2],
-        factors_L=None if plan.query_scale is None else moved[2],
-        queries=tuple(queries),
-        keys=tuple(keys),
-    )
+    factors_L = None if plan.query_scale is None else moved[2]
+    return PrefillTables(moved[0], moved[1], factors_L, tuple(queries), tuple(keys))
 
 
 def request_tables(
@@ -223,8 +219,13 @@ def request_tables(
     if scaled:
         upload.add(np.concatenate([_factors(plan, count) for plan, count in zip(plans, counts, strict=True)]))
     moved = upload.to(device)
+    bounds, segments_S8, requests_N8, cos_RF, sin_RF = moved[:5]
     return DecodeTables(
-        *moved[:5],
+        bounds,
+        segments_S8,
+        requests_N8,
+        cos_RF,
+        sin_RF,
         factors=moved[5] if scaled else None,
         counts=tuple(counts),
         keys=tuple(request[6] for request in requests),

@@ -60,9 +60,9 @@ def _heads_at_once(q_BHLD: Tensor, kv_heads: int, tables: PrefillTables, tiling:
     """Key/value heads of a launch: few enough that the buffers stay near the size of the queries."""
     batch, heads, q_len, _ = q_BHLD.shape
     wanted = -(-sum(copied.count for copied in tables.queries) // q_len)  # copies of the queries
-    programs = batch * heads * triton.cdiv(q_len, tiling.rows)
+    programs = batch * heads * -(-q_len // tiling.rows)
     launches = max(1, min(wanted, programs // (WAVES * processors(q_BHLD.device)), kv_heads))
-    return triton.cdiv(kv_heads, launches)
+    return -(-kv_heads // launches)
 
 
 def _heads(

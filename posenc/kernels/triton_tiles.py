@@ -99,7 +99,7 @@ class TileTable:
     entries: tuple[Entry, ...]
 
     def tiling(self, kernel: Kernel, *, capability: tuple[int, int], dtype: torch.dtype, head_dim: int) -> Tiling:
-        """The tiling of a case: of the entries for the nearest older GPU, those of the narrowest fitting head, the first.
+        """The tiling of a case: the nearest older GPU, then the narrowest head that fits, then the first entry.
 
         Parameters
         ----------

@@ -33,7 +33,7 @@ def test_the_kernels_compile(capability: int, tmp_path: Path) -> None:
         assert kernel["products"] > 0, f"no tensor cores: {kernel}"
         assert kernel["copies_ahead"], f"keys are not fetched ahead: {kernel}"
     assert prefill["tma"] == (capability >= 90)
-    assert prefill["registers"] <= 255 and kept["registers"] <= 200 and raw["registers"] <= 200
+    assert max(kept["registers"], raw["registers"]) <= 200  # two programs share a processor
     # What decoding holds of keys and values on the way: two blocks at least, or it would wait for each.
     assert kept["shared"] >= 2 * 64 * 2 * 128 * 2
     assert raw["shared"] >= 2 * 32 * 2 * 128 * 2
