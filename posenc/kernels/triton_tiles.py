@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
@@ -92,7 +92,7 @@ class _File(BaseModel):
     tiles: tuple[Entry, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TileTable:
     """Entries in order of preference."""
 
@@ -113,7 +113,10 @@ class TileTable:
         InvalidConfigError
             If no entry fits, which the shipped table rules out.
         """
-        bits = 8 * dtype.itemsize
+        return self._tiling(kernel, capability, 8 * dtype.itemsize, head_dim)
+
+    @lru_cache(maxsize=64)  # noqa: B019  (tables are few and live as long as the process)
+    def _tiling(self, kernel: Kernel, capability: tuple[int, int], bits: int, head_dim: int) -> Tiling:
         fitting = [
             entry
             for entry in self.entries

@@ -54,14 +54,14 @@ def test_a_file_comes_before_the_shipped_table(tmp_path: Path, monkeypatch: pyte
     file = tmp_path / "tiles.json"
     table = TileTable((entry(keys=16, tma=True, source="docs/results/sweep.json"), entry(kernel="decode_kept")))
     table.write(file)
-    assert TileTable.read(file) == table
+    assert TileTable.read(file).entries == table.entries
     monkeypatch.setenv(triton_tiles.VARIABLE, str(file))
     case = {"capability": (9, 0), "dtype": torch.bfloat16, "head_dim": 128}
     assert triton_tiles.in_force().tiling("prefill", **case) == table.entries[0].tiling
     raw = triton_tiles.in_force().tiling("decode_raw", **case)
     assert raw == TileTable.shipped().tiling("decode_raw", **case)
     monkeypatch.delenv(triton_tiles.VARIABLE)
-    assert triton_tiles.in_force() == TileTable.shipped()
+    assert triton_tiles.in_force() is TileTable.shipped()
 
 
 @pytest.mark.parametrize(
