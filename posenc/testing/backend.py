@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from posenc.backend import AttentionBackend
+from posenc.dispatch import attention
 from posenc.errors import BackendError, InvalidConfigError, PluginError
 from posenc.plan import Lengths, PositionPlan, Segment
 from posenc.plugins import backend_info, strategies
@@ -101,8 +102,7 @@ class BackendContract:
 
     def test_registered_strategies(self) -> None:
         """The plans of every registered strategy, at a length where each of them acts."""
-        declared = self._declared()
-        device, dtype = next((pair for pair in declared if pair[1] == torch.float32), declared[0])
+        device, dtype = self._plainest()
         rotary = Rotary.from_theta(1e4, self.head_dim)
         for info in strategies().values():
             if issubclass(info.factory, FrequencyStrategy):
@@ -174,6 +174,24 @@ class BackendContract:
                 with installed(self.backend) as name:
                     check_result(name, call, *call.run(name), self.tolerances[dtype])
                     self._check_gradients(name, name, call)
+
+    def test_a_plan_for_every_row(self) -> None:
+        """Rows with plans of their own get what each of them gets alone."""
+        plans = [three_kinds_plan(18), PositionPlan.identity(Lengths(18, 18)), banded_plan(18)]
+        plans[1] = replace(plans[1], query_scale=1 + np.arange(18) / 18)
+        device, dtype = self._plainest()
+        for q_len in (18, 2):
+            q, k, v = tensors(plans[0], q_len, (4, 2), self.head_dim, batch=3, dtype=dtype, device=device)
+            mask = k[:, :1, :, :1].mT.expand(-1, -1, q_len, -1) > -1 if self.backend.capabilities.masks else None
+            with installed(self.backend) as name:
+                found = attention(q, k, v, plans, self._rotary(), backend=name, mask=mask, return_lse=True)
+                assert isinstance(found, tuple)
+                for row, plan in enumerate(plans):
+                    own = slice(row, row + 1)
+                    own_mask = None if mask is None else mask[own]
+                    call = Call(q[own], k[own], v[own], plan, self._rotary(), self.head_dim**-0.5, own_mask)
+                    parts = (x[own] for x in found)
+                    check_result(f"{name} with plans per row, row {row}", call, *parts, self.tolerances[dtype])
 
     def test_an_empty_batch(self) -> None:
         """No rows give no rows, of the right shape and dtype."""
@@ -302,6 +320,11 @@ class BackendContract:
             device=device,
             max_total=min(max_total or self.max_total, self.max_total),
         )
+
+    def _plainest(self) -> tuple[str, torch.dtype]:
+        """A device and float32, or the first dtype that is declared."""
+        declared = self._declared()
+        return next((pair for pair in declared if pair[1] == torch.float32), declared[0])
 
     def _declared(self) -> list[tuple[str, torch.dtype]]:
         """Every declared device that is present, with every declared dtype, the most precise first."""

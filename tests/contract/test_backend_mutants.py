@@ -104,7 +104,17 @@ def leak_nan(out: Tensor, lse: Tensor) -> Result:
     return out + 0 * out.sum(0, keepdim=True), lse
 
 
+def attend_rows_by_the_first_plan(self: posenc.AttentionBackend, *arguments: Any, **rest: Any) -> Result:
+    q, k, v, plans, rotary = arguments
+    return ReferenceBackend.attend_rows(self, q, k, v, [plans[0]] * len(plans), rotary, **rest)
+
+
 BACKEND_MUTANTS: dict[str, tuple[posenc.AttentionBackend, str, str]] = {
+    "one plan for all rows": (
+        backend(attend_rows=attend_rows_by_the_first_plan),
+        "a_plan_for_every_row",
+        "mutant with plans per row, row 1: the output differs",
+    ),
     "lse wrong": (
         backend(finish=lambda self, out, lse: (out, lse / np.log(2))),
         "matches_the_definition",
