@@ -190,8 +190,8 @@ class BackendContract:
                     own = slice(row, row + 1)
                     own_mask = None if mask is None else mask[own]
                     call = Call(q[own], k[own], v[own], plan, self._rotary(), self.head_dim**-0.5, own_mask)
-                    parts = (x[own] for x in found)
-                    check_result(f"{name} with plans per row, row {row}", call, *parts, self.tolerances[dtype])
+                    what, (out, lse) = f"{name} with plans per row, row {row}", found
+                    check_result(what, call, out[own], lse[own], self.tolerances[dtype])
 
     def test_an_empty_batch(self) -> None:
         """No rows give no rows, of the right shape and dtype."""
