@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from posenc.kernels.triton_parts import Shape, finished, online_softmax, padded, rotated_rows
+from posenc.kernels.triton_parts import Shape, angles_of, finished, online_softmax, padded, rotated_rows
 from posenc.kernels.triton_plan import REQUEST, DecodeTables, Scales
 from posenc.kernels.triton_prefill import launch_options, processors
 from posenc.kernels.triton_tiles import Tiling
@@ -138,7 +138,8 @@ def decode_kernel(
             start = tl.load(at, mask=real, other=0)
             stop = tl.minimum(tl.load(at + count, mask=real, other=0), end.to(tl.int32))
             if KEPT:
-                q1 = rotated_rows(q + at_query, q_d, cos, sin, own, real, S).to(S.dot)
+                c1, s1 = angles_of(cos, sin, own, real, S)
+                q1 = rotated_rows(q + at_query, q_d, c1, s1, real, S).to(S.dot)
                 k, k_b, k_h, k_l = chosen(ks, k_strides, tl.load(place + 3))
                 k += number * k_b + kv_head * k_h - tl.load(place + 4) * k_l
             else:

@@ -107,27 +107,36 @@ def stages_that_fit(tiling: Tiling, shape: Shape, itemsize: int, most_bytes: int
 
 
 @triton.jit
-def rotated_rows(x, channel_stride, cos, sin, table_rows, live, S: tl.constexpr):
+def angles_of(cos, sin, table_rows, live, S: tl.constexpr):
+    """cos and sin for every channel of some rows, the sign of the product in the sin: 1 and 0 where nothing turns."""
+    d = tl.arange(0, S.width)
+    at = d - S.first
+    if S.step == 1:
+        second, pair = at >= S.pairs, at % S.pairs
+    else:
+        second, pair = at % 2 == 1, at // 2
+    there = live[:, None] & ((at >= 0) & (at < 2 * S.pairs))[None, :]
+    place = table_rows[:, None] * S.pairs + pair[None, :]
+    c = tl.load(cos + place, mask=there, other=1.0)
+    s = tl.load(sin + place, mask=there, other=0.0)
+    return c, tl.where(second[None, :], s, -s)
+
+
+@triton.jit
+def rotated_rows(x, channel_stride, c, s, live, S: tl.constexpr):
     """Rows as they are after rotation, in float32 and in the order of their channels; ``live`` says which exist.
 
     The partner of every channel is loaded a second time, from cache: no tile has to be put together from halves.
     """
     d = tl.arange(0, S.width)
     at = d - S.first
-    turns = (at >= 0) & (at < 2 * S.pairs)
-    if S.step == 1:
-        second, pair = at >= S.pairs, at % S.pairs
-    else:
-        second, pair = at % 2 == 1, at // 2
+    second = at >= S.pairs if S.step == 1 else at % 2 == 1
     partner = tl.where(second, d - S.apart, d + S.apart)
     there = live[:, None] & (d < S.dim)[None, :]
-    paired = live[:, None] & turns[None, :]
+    paired = live[:, None] & ((at >= 0) & (at < 2 * S.pairs))[None, :]
     one = tl.load(x[:, None] + d[None, :] * channel_stride, mask=there, other=0.0).to(tl.float32)
     two = tl.load(x[:, None] + partner[None, :] * channel_stride, mask=paired, other=0.0).to(tl.float32)
-    place = table_rows[:, None] * S.pairs + pair[None, :]
-    c = tl.load(cos + place, mask=paired, other=1.0)
-    s = tl.load(sin + place, mask=paired, other=0.0)
-    return one * c + tl.where(second[None, :], two, -two) * s
+    return one * c + two * s
 
 
 @triton.jit

@@ -15,11 +15,15 @@ from posenc.kernels.kept import KeptKeys
 from posenc.kernels.rotated import KeyCopy
 from posenc.kernels.triton_angles import Angles, key_angles
 from posenc.kernels.triton_mode import INTERPRETED
-from posenc.kernels.triton_parts import Shape, rotated_rows
+from posenc.kernels.triton_parts import Shape, angles_of, rotated_rows
 from posenc.rope import Rotary
 
 BLOCK = 128 if INTERPRETED else 32
 """Rows of a program."""
+
+SHARED_HEADS = 8
+MANY_ROWS = 1024
+"""From this many rows on, a program does several heads, for which it looks up cos and sin once."""
 
 
 def rotate(x_BHLD: Tensor, out_BHLW: Tensor, angles: Angles, shape: Shape) -> None:
@@ -33,9 +37,10 @@ def rotate(x_BHLD: Tensor, out_BHLW: Tensor, angles: Angles, shape: Shape) -> No
         Of the L rows.
     """
     batch, heads, rows, _ = x_BHLD.shape
-    rotate_kernel[(triton.cdiv(rows, BLOCK), batch * heads)](
+    shared = SHARED_HEADS if rows >= MANY_ROWS else 1
+    rotate_kernel[(triton.cdiv(rows, BLOCK), batch * triton.cdiv(heads, shared))](
         x_BHLD, out_BHLW, angles.cos_RF, angles.sin_RF, angles.rows_L,
-        *x_BHLD.stride(), *out_BHLW.stride()[:3], rows, heads, out_BHLW.shape[-1], BLOCK, shape,
+        *x_BHLD.stride(), *out_BHLW.stride()[:3], rows, heads, out_BHLW.shape[-1], shared, BLOCK, shape,
     )  # fmt: skip
 
 
@@ -61,13 +66,17 @@ def kept_copies(k_BHLD: Tensor, copies: Sequence[KeyCopy], rotary: Rotary, kept:
 @triton.jit(do_not_specialize=["n_rows"])
 def rotate_kernel(
     x, out, cos, sin, table_rows, x_b, x_h, x_l, x_d, o_b, o_h, o_l,
-    n_rows, heads, WRITTEN: tl.constexpr, BLOCK: tl.constexpr, S: tl.constexpr,
+    n_rows, heads, WRITTEN: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
-    live = row < n_rows
-    batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
-    at = tl.load(table_rows + row, mask=live, other=0).to(tl.int64)
-    value = rotated_rows(x + batch * x_b + head * x_h + row * x_l, x_d, cos, sin, at, live, S)
+    groups = (heads + SHARED - 1) // SHARED
+    batch, first = (tl.program_id(1) // groups).to(tl.int64), (tl.program_id(1) % groups).to(tl.int64) * SHARED
+    at = tl.load(table_rows + row, mask=row < n_rows, other=0).to(tl.int64)
+    c, s = angles_of(cos, sin, at, row < n_rows, S)
     d = tl.arange(0, S.width)[None, :]
-    to = out + batch * o_b + head * o_h + row[:, None] * o_l + d
-    tl.store(to, value.to(out.dtype.element_ty), mask=live[:, None] & (d < WRITTEN))
+    for index in range(SHARED):
+        head = first + index
+        live = (row < n_rows) & (head < heads)
+        value = rotated_rows(x + batch * x_b + head * x_h + row * x_l, x_d, c, s, live, S)
+        to = out + batch * o_b + head * o_h + row[:, None] * o_l + d
+        tl.store(to, value.to(out.dtype.element_ty), mask=live[:, None] & (d < WRITTEN))

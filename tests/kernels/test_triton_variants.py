@@ -112,6 +112,15 @@ def test_heads_in_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launches == [4, 2]
 
 
+def test_heads_share_a_look_up_of_their_angles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three key heads and nine query heads, in programs of eight."""
+    monkeypatch.setattr(triton_rotate, "MANY_ROWS", 1)
+    plan, rotary = PLANS["dca"].plan(40), Rotary.from_theta(1e4, 8)
+    q, k, v = tensors(plan, 40, (9, 3), 8, device=DEVICE)
+    call = Call(q, k, v, plan, rotary, 0.3)
+    check_result("triton", call, *run(backend(tma=False), call), 2e-5)
+
+
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("style", ["half", "interleaved"])
 def test_decoding_with_kept_keys(name: str, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
