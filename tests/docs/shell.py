@@ -120,8 +120,8 @@ def beginning(source: str) -> Text:
 
 
 def few_candidates(name: str, window: int, length: int) -> list[Candidate]:
-    """Every fourth candidate of a calibration."""
-    return candidates(name, window, length)[::4]
+    """Every eighth candidate of a calibration."""
+    return candidates(name, window, length)[::8]
 
 
 def answer_once(server: Any) -> None:
