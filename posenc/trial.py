@@ -68,7 +68,7 @@ def small_attention(backend: str, device: str, dtype: torch.dtype = torch.float3
     """Attention of 300 tokens under a LaMPE plan for a window of 128, as float32 on the CPU."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
-        torch.randn(1, heads, 300, 64, generator=generator).to(device=device, dtype=dtype) for heads in (2, 1, 1)
+        torch.randn(1, heads, 300, 64, generator=generator).to(device=device, dtype=dtype) for heads in (4, 2, 2)
     )
     plan = strategy("lampe", window=128, mapping=80).plan(300)
     with torch.no_grad():
