@@ -28,7 +28,9 @@ class NotedMask:
     @cached_property
     def reach(self) -> int | None:
         """Width of the sliding window, ``FAR`` for plain causal attention, None for anything else."""
-        reaches = {_reach(self.function, query, self.mask.device) for query in (FAR, FAR + 1, FAR + 7)}
+        most = FAR + 7
+        keys = torch.arange(most + 1, 0, -1, device=self.mask.device)
+        reaches = {_reach(self.function, query, keys[most - query :]) for query in (FAR, FAR + 1, most)}
         return reaches.pop() if len(reaches) == 1 else None
 
 
@@ -89,13 +91,16 @@ def measured_window(mask: Tensor | None, log: list[NotedMask], declared: int | N
     return window
 
 
-def _reach(function: Any, query: int, device: torch.device) -> int | None:
-    """How many of the last ``FAR`` tokens a query sees; None if they are not the last ones, or include the next."""
-    zero = torch.zeros((), dtype=torch.long, device=device)
-    key = torch.arange(query + 1, query - FAR, -1, device=device)
+def _reach(function: Any, query: int, keys: Tensor) -> int | None:
+    """How many of the last ``FAR`` tokens a query sees; None if they are not the last ones, or include the next.
+
+    ``keys`` are the indices ``query + 1``, ``query``, .. down to the first token of these at least.
+    """
+    key = keys[: FAR + 1]
+    zero = torch.zeros((), dtype=torch.long, device=key.device)
     try:
-        seen = torch.as_tensor(function(zero, zero, torch.tensor(query, device=device), key)).expand(key.shape)
+        seen = torch.as_tensor(function(zero, zero, torch.tensor(query, device=key.device), key)).expand(key.shape)
     except (IndexError, RuntimeError, TypeError):  # a pattern made for these very tokens
         return None
-    count = int(seen[1:].sum())
-    return count if not bool(seen[0]) and bool(seen[1 : 1 + count].all()) else None
+    count = int(seen[1:].count_nonzero())  # ten times as fast as a sum of bools
+    return count if not bool(seen[0]) and int(seen[1 : 1 + count].count_nonzero()) == count else None

@@ -65,12 +65,12 @@ def backend_states() -> dict[str, tuple[str, bool | None]]:
 
 
 def small_attention(backend: str, device: str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Attention of 600 tokens under a LaMPE plan for a window of 256, as float32 on the CPU."""
+    """Attention of 300 tokens under a LaMPE plan for a window of 128, as float32 on the CPU."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
-        torch.randn(1, heads, 600, 64, generator=generator).to(device=device, dtype=dtype) for heads in (4, 2, 2)
+        torch.randn(1, heads, 300, 64, generator=generator).to(device=device, dtype=dtype) for heads in (4, 2, 2)
     )
-    plan = strategy("lampe", window=256, mapping=160).plan(600)
+    plan = strategy("lampe", window=128, mapping=80).plan(300)
     with torch.no_grad():
         out = attention(q, k, v, plan, Rotary.from_theta(1e4, 64), backend=backend)
     assert isinstance(out, Tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from importlib.util import find_spec
 
@@ -17,6 +18,12 @@ if find_spec("triton") and not torch.cuda.is_available():  # before anything imp
 torch.set_num_threads(1)
 settings.register_profile("posenc", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("posenc")
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector passes over what lives until the end: torch, transformers and the tests themselves."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,4 +1,4 @@
-"""How a command of the documentation is run: as it stands, but with fewer documents and rounds.
+"""How a command of the documentation is run: as it stands, but with less text, fewer candidates and fewer rounds.
 
 What a command prints is returned. Nothing is fetched, installed or served beyond one request, and nothing is written
 outside of the folder that it runs in.
@@ -14,6 +14,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from posenc.calibrate.corpus import read_source
+from posenc.calibrate.grid import Candidate, candidates
 from posenc.cli._group import group
+from posenc.evaluate.texts import Text
 from scripts import micro
 from tests.docs.collect import ROOT
 
@@ -37,6 +42,9 @@ SMALL = {
     "ppl": "--documents 2",
 }
 """By verb: options that make it small, behind its own; the last one counts."""
+
+CHARACTERS = 100_000
+"""Of a text that is calibrated on: two documents are cut from it, and tokenizing all of it takes seconds."""
 
 FOLDERS = ("posenc", "examples", "docs", "benchmarks")
 """What commands read, copied: some write beside what they read."""
@@ -92,6 +100,8 @@ def posenc(words: list[str], patch: pytest.MonkeyPatch) -> str:
     parse(shlex.join(["posenc", *words]))
     patch.setattr("webbrowser.open", lambda address: None)
     patch.setattr("werkzeug.serving.BaseWSGIServer.serve_forever", answer_once)
+    patch.setattr("posenc.calibrate.corpus.read_source", beginning)
+    patch.setattr("posenc.calibrate.job.candidates", few_candidates)
     small = [] if {"--report", "--dry-run"} & set(words) else SMALL.get(words[0], "").split()
     if "slurm" in words:
         small += ["--slurm", "cluster=local"]
@@ -100,6 +110,18 @@ def posenc(words: list[str], patch: pytest.MonkeyPatch) -> str:
     for option, written in pairwise(words):
         assert option not in ("--plot", "--out") or Path(written).exists(), f"{option} {written}: nothing is there"
     return result.stdout
+
+
+@cache
+def beginning(source: str) -> Text:
+    """The beginning of a text, read once for all pages."""
+    text = read_source(source)
+    return replace(text, content=text.content[:CHARACTERS])
+
+
+def few_candidates(name: str, window: int, length: int) -> list[Candidate]:
+    """Every eighth candidate of a calibration."""
+    return candidates(name, window, length)[::8]
 
 
 def answer_once(server: Any) -> None:

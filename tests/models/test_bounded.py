@@ -86,7 +86,7 @@ def test_logits_are_those_of_a_cache_of_all_tokens(family: str, name: str, param
     turns = [left_padded(3, 40, 1), left_padded(3, 15, 2), left_padded(3, 5, 3)]
     turns[1]["attention_mask"][:] = 1
     with torch.no_grad(), posenc.apply(model, name, **params) as handle:
-        most = both(model, handle, turns, decoded=80, slack=10)
+        most = both(model, handle, turns, decoded=40, slack=10)
     last = 24 if family == "qwen2_sliding" else 20  # the model's own window is larger
     assert most == params["sinks"] + last + 10
 
@@ -95,7 +95,7 @@ def test_logits_are_those_of_a_cache_of_all_tokens(family: str, name: str, param
 def test_short_rows_and_long_generation(cache: str, slack: int) -> None:
     model = tiny.make("llama")
     with torch.no_grad(), posenc.apply(model, "streaming_llm", cache=cache, window_size=8, sinks=2) as handle:
-        assert both(model, handle, [left_padded(4, 12, 1)], decoded=250, slack=slack) == 10 + slack
+        assert both(model, handle, [left_padded(4, 12, 1)], decoded=120, slack=slack) == 10 + slack
 
 
 def test_padding_inside_a_row_is_dropped_too() -> None:

@@ -194,7 +194,7 @@ def test_a_turn_after_compiled_steps_plans_with_the_new_length() -> None:
 
 
 def test_a_compiled_model_follows_detach_and_another_strategy() -> None:
-    model, ids = tiny.make("llama"), tiny.tokens(1, PROMPT + 3)
+    model, ids = tiny.shallow("llama"), tiny.tokens(1, PROMPT + 3)
     step = Compiled(model).call
     with torch.no_grad():
         stock = decoded(model, step, ids, PROMPT)
@@ -207,7 +207,7 @@ def test_a_compiled_model_follows_detach_and_another_strategy() -> None:
 
 @pytest.mark.parametrize("wrong", ["padding", "position", "mask", "square mask", "detached"])
 def test_a_token_that_does_not_go_on_raises(wrong: str) -> None:
-    model, ids = tiny.make("llama"), tiny.tokens(2, 95)
+    model, ids = tiny.shallow("llama"), tiny.tokens(2, 95)
     mask = torch.ones(2, 91)
     inputs: dict[str, Any] = {"input_ids": ids[:, 90:91], "attention_mask": mask}
     step = Compiled(model).call
@@ -235,7 +235,7 @@ def test_a_token_that_does_not_go_on_raises(wrong: str) -> None:
 def test_what_cannot_be_laid_out_says_so_and_stays_right(
     family: str, params: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model, ids = tiny.make(family), tiny.tokens(1, 73)
+    model, ids = tiny.shallow(family), tiny.tokens(1, 73)
     compiled = Compiled(model, fullgraph=False)
     with torch.no_grad(), posenc.apply(model, "lampe", **params), caplog.at_level(logging.WARNING, "posenc"):
         expected = decoded(model, model, ids, 70, room=80)
@@ -259,8 +259,7 @@ def test_the_future_is_what_decoding_one_by_one_gives() -> None:
 
 
 def test_inductor() -> None:
-    model, strategy, ids = tiny.make("llama"), without_replan("lampe"), tiny.tokens(1, PROMPT + 3)
-    model.model.layers, model.config.num_hidden_layers = model.model.layers[:1], 1
+    model, strategy, ids = tiny.shallow("llama"), without_replan("lampe"), tiny.tokens(1, PROMPT + 3)
     with torch.no_grad(), posenc.apply(model, strategy):
         got = decoded(model, Compiled(model, "inductor").call, ids, PROMPT)
     expected = dense_logits(model, ids[0], tiny.positions(model, strategy, PROMPT, PROMPT + 3))

@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import posenc
 from tests.models import tiny
 
-NEW = 24
+NEW = 16
 LENGTHS = (5, 90, 33, 70, 12, 120, 64)
 LAMPE: dict[str, Any] = {"head": 8, "tail": 5, "mapping": 30}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 import posenc
+from posenc.masks import FAR, NotedMask
 from posenc.transformers_names import cache_argument
 from tests.models import tiny
 
@@ -254,3 +256,18 @@ def test_attention_weights_asked_for_in_the_configuration() -> None:
         assert len(model(tiny.tokens(1, LENGTH)).attentions) == 2
     with posenc.apply(model, "self_extend", **REMAP), pytest.raises(posenc.BackendError, match="output_attentions"):
         logits(model)
+
+
+@pytest.mark.parametrize(
+    ("sees", "reach"),
+    [
+        (lambda i, j: j <= i, FAR),
+        (lambda i, j: (j <= i) & (j > i - 5), 5),
+        (lambda i, j: (j <= i) & (j != i - 3), None),  # a hole
+        (lambda i, j: j <= i + 1, None),  # the next token
+        (lambda i, j: (j <= i) & (j >= i // 4 * 4), None),  # chunks: another width at another query
+        (lambda i, j: j < i, None),  # not the query's own
+    ],
+)
+def test_the_reach_of_a_mask_is_that_of_its_function(sees: Callable[[Any, Any], Any], reach: int | None) -> None:
+    assert NotedMask(torch.zeros(1), lambda _row, _head, i, j: sees(i, j)).reach == reach

@@ -84,6 +84,13 @@ def make(family: str, seed: int = 0) -> Any:
     return model
 
 
+def shallow(family: str) -> Any:
+    """The model with its first layer alone: for torch.compile, which takes seconds for every layer."""
+    model = make(family)
+    model.model.layers, model.config.num_hidden_layers = model.model.layers[:1], 1
+    return model
+
+
 def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
     """Random token ids without the padding id."""
     return torch.randint(1, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
