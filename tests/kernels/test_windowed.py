@@ -17,12 +17,13 @@ from xformers.ops import fmha
 
 import posenc
 import posenc.testing
-from posenc.kernels import xformers_segments
+from posenc.kernels import xformers_library, xformers_segments
 from posenc.kernels.bands import Band, schedule
 from posenc.kernels.kept import KeptKeys
 from posenc.kernels.torch_flash import TorchFlashBackend
 from posenc.kernels.windowed import WindowedBackend
-from posenc.kernels.xformers_segments import NEEDED, XformersBackend, find_fmha
+from posenc.kernels.xformers_library import NEEDED, find_fmha
+from posenc.kernels.xformers_segments import XformersBackend
 from posenc.plan import PositionPlan
 from posenc.testing.tensors import Call, check_result, installed, tensors
 from tests.kernels import stand_ins
@@ -91,7 +92,7 @@ def test_xformers_has_every_symbol_that_is_used() -> None:
     module, problem = find_fmha()
     assert problem == ""
     for name in NEEDED:
-        assert xformers_segments._has(module, name), name
+        assert xformers_library.has(module, name), name
     for function, parameters in {
         "memory_efficient_attention_partial": ("query", "key", "value", "attn_bias", "scale"),
         "memory_efficient_attention_forward_requires_grad": ("query", "key", "value", "attn_bias", "scale", "op"),
@@ -137,9 +138,9 @@ def test_the_merge_of_xformers_is_that_of_its_stand_in() -> None:
 
 
 def test_a_package_without_the_symbols_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(xformers_segments, "HOMES", ("posenc.rope", "no.such.package", "xformers.ops.fmha"))
+    monkeypatch.setattr(xformers_library, "HOMES", ("posenc.rope", "no.such.package", "xformers.ops.fmha"))
     assert find_fmha.__wrapped__() == (fmha, "")
-    monkeypatch.setattr(xformers_segments, "HOMES", ("posenc.rope", "no.such.package"))
+    monkeypatch.setattr(xformers_library, "HOMES", ("posenc.rope", "no.such.package"))
     module, problem = find_fmha.__wrapped__()
     assert module is None
     assert "posenc.rope has no memory_efficient_attention_partial; no.such.package: ModuleNotFoundError" in problem
