@@ -24,6 +24,14 @@ CUTLASS_LSE = 32
 """CUTLASS rounds the length of its logsumexp up to a multiple of this."""
 
 
+def assert_loadable(*tensors: Tensor) -> None:
+    """Flash attention and CUTLASS load 16 bytes at a time: they check channels, and read past rows of any other layout."""
+    for x in tensors:
+        starts = (x.data_ptr(), *(stride * x.element_size() for stride in x.stride()[:-1]))
+        assert x.stride(-1) == 1
+        assert not any(start % 16 for start in starts), starts
+
+
 def dense(q_BRGHD: Tensor, k_BKGHD: Tensor, v_BKGHD: Tensor, bias_RK: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Attention under an additive mask; a query that sees nothing gets ``+inf``, as flash attention has it."""
     q, k, v = q_BRGHD.double(), k_BKGHD.double(), v_BKGHD.double()
@@ -40,6 +48,7 @@ def xformers_call(op: Any, q: Tensor, k: Tensor, v: Tensor, bias: Any, scale: fl
     inputs.validate_inputs()
     reasons = [reason for reason in op.not_supported_reasons(inputs) if not reason.startswith(HERE)]
     assert not reasons, reasons
+    assert_loadable(q, k, v)
     shape = (q.shape[1], k.shape[1])
     additive = torch.zeros(shape) if bias is None else bias.materialize(shape)
     return dense(q, k, v, additive, scale)
@@ -113,7 +122,7 @@ def flash_forward(
     meta = torch.ops.aten._flash_attention_forward(*(x.to("meta") for x in (q, k, v)), *arguments, **windows)
     assert q.shape[-1] == k.shape[-1] == v.shape[-1] <= 256
     assert q.shape[-1] % 8 == 0
-    assert all(x.stride(-1) == 1 for x in (q, k, v))
+    assert_loadable(q, k, v)
     assert (max_q, max_k) == (q.shape[1], k.shape[1])
     row, key = torch.arange(max_q)[:, None], torch.arange(max_k)
     distance = key - row - (max_k - max_q)

@@ -6,7 +6,10 @@ import inspect
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +20,12 @@ from xformers.ops import fmha
 
 import posenc
 import posenc.testing
-from posenc.kernels import xformers_library, xformers_segments
+from posenc.kernels import windowed, xformers_library, xformers_segments
 from posenc.kernels.bands import Band, schedule
+from posenc.kernels.devices import on_device
 from posenc.kernels.kept import KeptKeys
 from posenc.kernels.torch_flash import TorchFlashBackend
-from posenc.kernels.windowed import WindowedBackend
+from posenc.kernels.windowed import WindowedBackend, _for_kernel, loadable
 from posenc.kernels.xformers_library import NEEDED, find_fmha
 from posenc.kernels.xformers_segments import XformersBackend
 from posenc.plan import PositionPlan
@@ -59,6 +63,87 @@ def test_a_window_open_to_the_right(backend: WindowedBackend, monkeypatch: pytes
         call = Call(q, k, v, plan, posenc.Rotary.from_theta(1e3, 8), 0.5)
         with installed(backend) as name:
             check_result(name, call, *call.run(name), TestXformers.tolerances[dtype])
+
+
+def shifted(x: torch.Tensor, by: int) -> torch.Tensor:
+    """The same numbers, beginning ``by`` elements into their memory."""
+    memory = x.new_empty(x.numel() + by)[by:].view(x.shape)
+    return memory.copy_(x)
+
+
+def spread(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """The same numbers with a gap of one element after all that belongs to an index of a dimension."""
+    strides, step = [0] * x.ndim, 1
+    for n in reversed(range(x.ndim)):
+        strides[n] = step
+        step = step * x.shape[n] + (n == dim + 1)
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype).copy_(x)
+
+
+@pytest.mark.parametrize("backend", [stand_ins.SimulatedXformers(), stand_ins.SimulatedTorchFlash()])
+@pytest.mark.parametrize("layout", ["shifted by 1", "shifted by 4", "spread 0", "spread 1", "spread 2"])
+def test_what_the_kernels_cannot_load_is_copied(
+    backend: WindowedBackend, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raw tensors reach the kernel as they are where a segment leaves the keys unturned: values always do."""
+    monkeypatch.setattr("posenc.kernels.torch_flash.forward", stand_ins.flash_forward)
+    how, number = layout.rsplit(maxsplit=1)
+    index = np.arange(20)
+    segments = [posenc.Segment("all", index * 0, index + 1, index, index * 0)]  # keys at 0 are not turned
+    plan = PositionPlan.build(posenc.Lengths(20, 20), segments)
+    made = {"shifted by": shifted, "spread": spread}[how]
+    q, k, v = (made(x, int(number)) for x in tensors(plan, 20, (4, 2), 16, batch=1, dtype=torch.bfloat16))
+    assert not any(loadable(x) for x in (q, k, v))
+    call = Call(q, k, v, plan, posenc.Rotary.from_theta(1e3, 16), 0.5)
+    with installed(backend) as name:
+        check_result(name, call, *call.run(name), 2e-2)
+
+
+def test_what_the_kernels_can_load_is_not_copied() -> None:
+    x = torch.randn(2, 3, 40, 16, dtype=torch.float16).transpose(1, 2)[:, ::2]
+    assert _for_kernel(x, 16).data_ptr() == x.data_ptr()
+    assert _for_kernel(x[..., :8], 8).data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize("backend", [stand_ins.SimulatedXformers(), stand_ins.SimulatedTorchFlash()])
+def test_every_launch_is_on_the_gpu_of_the_tensors(backend: WindowedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+
+    @contextmanager
+    def entered(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    launches: list[list[torch.device]] = []
+
+    def noted(launch: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            launches.append(list(current))
+            return launch(*arguments, **options)
+
+        return run
+
+    monkeypatch.setattr("posenc.kernels.torch_flash.forward", stand_ins.flash_forward)
+    monkeypatch.setattr("posenc.kernels.windowed.on_device", entered)
+    for step in ("window", "merged"):
+        monkeypatch.setattr(backend, step, noted(getattr(backend, step)))
+    monkeypatch.setattr("posenc.kernels.windowed.rotated_queries", noted(windowed.rotated_queries))
+    plan = posenc.strategy("lampe", window=32, mapping=20, head=6, tail=3).plan(40)
+    q, k, v = tensors(plan, 40, (4, 2), 16, dtype=torch.bfloat16)
+    with installed(backend) as name:
+        Call(q, k, v, plan, posenc.Rotary.from_theta(1e3, 16), 0.5).run(name)
+    assert len(launches) > 5
+    assert all(held == [q.device] for held in launches)
+    assert current == []
+
+
+def test_the_current_gpu_is_that_of_the_tensors() -> None:
+    held = on_device(torch.device("cuda", 1))
+    assert isinstance(held, torch.cuda.device)
+    assert held.idx == 1
+    with on_device(torch.device("cpu")):  # needs no GPU
+        pass
 
 
 @pytest.mark.parametrize("backend", [stand_ins.SimulatedXformers(), stand_ins.SimulatedTorchFlash()])
