@@ -96,7 +96,7 @@ class WindowedBackend(AttentionBackend):
     ) -> tuple[Tensor, Tensor]:
         arranged, planned = layout(plan, q_BHLD.shape[2]), schedule(plan, q_BHLD.shape[2])
         value_dim = v_BHLD.shape[-1]
-        width = -max(q_BHLD.shape[-1], value_dim) // ALIGNMENT * -ALIGNMENT
+        width = padded_width(q_BHLD, v_BHLD)
         queries = [_for_kernel(rotated_queries(work, q_BHLD, rotary, plan), width) for work in arranged.work]
         keys = [_for_kernel(rotated_keys(copy, k_BHLD, rotary, kept), width) for copy in arranged.copies]
         values = _for_kernel(v_BHLD, width)
@@ -126,6 +126,11 @@ def attend_allowed(q_BRHD: Tensor, k_BKHD: Tensor, v_BKHD: Tensor, allowed_RK: T
     lse = logits.logsumexp(-1)
     out = torch.einsum("bghrk,bkgd->brghd", (logits - lse[..., None]).exp(), v_BKHD.float())
     return out.flatten(2, 3).to(q_BRHD.dtype), lse.flatten(1, 2)
+
+
+def padded_width(q_BHLD: Tensor, v_BHLD: Tensor) -> int:
+    """Channels of every head of a call: those of query or value, up to a multiple of 8."""
+    return -max(q_BHLD.shape[-1], v_BHLD.shape[-1]) // ALIGNMENT * -ALIGNMENT
 
 
 def _for_kernel(x_BHLD: Tensor, width: int) -> Tensor:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
@@ -46,7 +49,8 @@ def find_fmha() -> tuple[Any, str]:
     problems = []
     for home in HOMES:
         try:
-            module = import_module(home)
+            with _without_flash_attn_4():
+                module = import_module(home)
         except Exception as error:  # a build for another CUDA or torch fails in many ways
             problems.append(f"{home}: {type(error).__name__}: {error}")
             continue
@@ -55,6 +59,26 @@ def find_fmha() -> tuple[Any, str]:
             return module, ""
         problems.append(f"{home} has no {missing[0]}")
     return None, "; ".join(problems)
+
+
+@contextmanager
+def _without_flash_attn_4() -> Iterator[None]:
+    """Hide the package ``flash_attn`` where only FlashAttention-4 lives in it.
+
+    xformers takes any ``flash_attn`` for FlashAttention-2 and cannot be imported beside that one; without it, it runs
+    torch's own.
+    """
+    if find_spec("flash_attn") is None or find_spec("flash_attn.flash_attn_interface") is not None:
+        yield
+        return
+    loaded = sys.modules.get("flash_attn")
+    sys.modules["flash_attn"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.modules.pop("flash_attn")
+        if loaded is not None:
+            sys.modules["flash_attn"] = loaded
 
 
 def has(module: Any, dotted: str) -> bool:
@@ -109,8 +133,8 @@ def operators_problem() -> str | None:
     cause = _first_cause(failure)
     if RUNTIME in cause:
         return (
-            f"{begin}: they are built for CUDA 12 and need {RUNTIME}, which torch for CUDA {torch.version.cuda} does not "
-            f"bring; pip install {WHEEL}"
+            f"{begin}: they are built for CUDA 12 and need {RUNTIME}, which torch for CUDA {torch.version.cuda} does "
+            f"not bring; pip install {WHEEL}"
         )
     return f"{begin}: {cause}; install the release of xformers that is made for torch {torch.__version__}"
 

@@ -16,7 +16,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from xformers.ops import fmha
 
 import posenc
 import posenc.testing
@@ -31,6 +30,7 @@ from posenc.kernels.xformers_segments import XformersBackend
 from posenc.plan import PositionPlan
 from posenc.testing.tensors import Call, check_result, installed, tensors
 from tests.kernels import stand_ins
+from tests.kernels.stand_ins import fmha
 from tests.kernels.test_bands import seen
 
 
@@ -46,7 +46,7 @@ class TestTorchFlash(posenc.testing.BackendContract):
         monkeypatch.setattr("posenc.kernels.torch_flash.forward", stand_ins.flash_forward)
 
 
-@pytest.mark.parametrize("backend", [stand_ins.SimulatedXformers(), stand_ins.SimulatedTorchFlash()])
+@pytest.mark.parametrize("backend", stand_ins.WINDOWED)
 def test_a_window_open_to_the_right(backend: WindowedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks whose queries see less and less of the chunk before."""
     monkeypatch.setattr("posenc.kernels.torch_flash.forward", stand_ins.flash_forward)
@@ -80,7 +80,7 @@ def spread(x: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.empty_strided(x.shape, strides, dtype=x.dtype).copy_(x)
 
 
-@pytest.mark.parametrize("backend", [stand_ins.SimulatedXformers(), stand_ins.SimulatedTorchFlash()])
+@pytest.mark.parametrize("backend", stand_ins.WINDOWED)
 @pytest.mark.parametrize("layout", ["shifted by 1", "shifted by 4", "spread 0", "spread 1", "spread 2"])
 def test_what_the_kernels_cannot_load_is_copied(
     backend: WindowedBackend, layout: str, monkeypatch: pytest.MonkeyPatch
@@ -105,7 +105,7 @@ def test_what_the_kernels_can_load_is_not_copied() -> None:
     assert _for_kernel(x[..., :8], 8).data_ptr() == x.data_ptr()
 
 
-@pytest.mark.parametrize("backend", [stand_ins.SimulatedXformers(), stand_ins.SimulatedTorchFlash()])
+@pytest.mark.parametrize("backend", stand_ins.WINDOWED)
 def test_every_launch_is_on_the_gpu_of_the_tensors(backend: WindowedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     current: list[torch.device] = []
 
@@ -146,7 +146,7 @@ def test_the_current_gpu_is_that_of_the_tensors() -> None:
         pass
 
 
-@pytest.mark.parametrize("backend", [stand_ins.SimulatedXformers(), stand_ins.SimulatedTorchFlash()])
+@pytest.mark.parametrize("backend", stand_ins.WINDOWED)
 def test_decoding_with_kept_keys(backend: WindowedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("posenc.kernels.torch_flash.forward", stand_ins.flash_forward)
     strategy = posenc.strategy("lampe", window=64, mapping=40, head=12, tail=6)

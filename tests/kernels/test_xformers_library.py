@@ -6,16 +6,17 @@ import platform
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from xformers.ops import fmha
 
 from posenc.kernels import xformers_library, xformers_segments
 from posenc.kernels.xformers_library import RUNTIME, WHEEL, find_fmha
 from posenc.kernels.xformers_segments import XformersBackend
+from tests.kernels.stand_ins import fmha
 
 LINKED = f"""
 import ctypes
@@ -62,8 +63,8 @@ class TestLinkedToAnotherCuda:
         if state == "loaded":
             pytest.skip("CUDA 12 is installed on this machine itself")
         assert problem == (
-            "the operators of xformers cannot load: they are built for CUDA 12 and need libcudart.so.12, which torch for "
-            "CUDA 13.0 does not bring; pip install no-such-distribution"
+            "the operators of xformers cannot load: they are built for CUDA 12 and need libcudart.so.12, which torch "
+            "for CUDA 13.0 does not bring; pip install no-such-distribution"
         )
 
 
@@ -157,3 +158,26 @@ def test_the_backend_refuses_with_cause_and_cure(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(xformers_segments, "find_fmha", lambda: (elsewhere, ""))
     monkeypatch.setattr(xformers_segments, "operators_problem", lambda: "no runtime; pip install it")
     assert "xformers refuses" in str(XformersBackend().unavailable(q))
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_flash_attention_4_alone_is_hidden_from_xformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: bool
+) -> None:
+    """It shares the package with FlashAttention-2, which xformers takes it for."""
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    if second:
+        (tmp_path / "flash_attn" / "flash_attn_interface.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "flash_attn"]:
+        monkeypatch.delitem(sys.modules, name)
+    seen = []
+
+    def imported(name: str) -> ModuleType:
+        seen.append(find_spec("flash_attn") is not None)
+        return fmha
+
+    monkeypatch.setattr(xformers_library, "import_module", imported)
+    assert find_fmha.__wrapped__() == (fmha, "")
+    assert seen == [second]
+    assert find_spec("flash_attn") is not None
