@@ -9,7 +9,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 JOBS ?= 2
 WHEELS := .wheels
 GPU_PYTHON ?= 3.12
-GPU_LACKS ?= annotated-types pydantic pydantic_core typing-inspection xformers
+GPU_LACKS ?= annotated-types nvidia-cuda-runtime-cu12 pydantic pydantic_core typing-inspection xformers
 SUITES := main calibrated ablations combinations transfer transfer-models transfer-models-tiny smollm2
 CALIBRATIONS := tiny tiny-qwen3
 CALIBRATE = OMP_NUM_THREADS=1 $(BIN)/posenc calibrate --text docstrings:numpy --report-text pydoc --documents 40 \

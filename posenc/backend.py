@@ -62,7 +62,7 @@ class AttentionBackend(ABC):
     """``auto`` chooses the highest priority among the backends that can run a case: the fastest where that is measured.
 
     Ours, and between them room for yours: ``xformers`` 20, ``torch_flash`` 15, ``cpu_flash`` 10, ``triton`` 5
-    (until a GPU has measured it; 25 for few queries), ``reference`` -100.
+    (until a GPU has measured it; 25 for few queries), ``flash_attn_4`` 4 (likewise), ``reference`` -100.
     """
 
     @abstractmethod

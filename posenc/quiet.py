@@ -1,4 +1,4 @@
-"""posenc's warnings held back while what they say is part of the answer already."""
+"""Warnings held back while what they say is part of the answer already."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Errors only from posenc's logger, until the block ends."""
-    logger = logging.getLogger("posenc")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet(*names: str) -> Iterator[None]:
+    """Errors only from the loggers of these names, until the block ends; from posenc's where none is named."""
+    loggers = [logging.getLogger(name) for name in names or ("posenc",)]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -49,6 +49,9 @@ def backend_state(info: BackendInfo) -> tuple[str, bool | None]:
     dtypes = info.capabilities.dtypes
     dtype = torch.float32 if torch.float32 in dtypes else dtypes[0]
     try:
+        refusal = info.backend.refuses(*small_tensors(device, dtype), None)
+        if refusal is not None:
+            return f"cannot run here: {refusal}", None
         found = small_attention(info.name, device, dtype)
         error = float((found - small_attention("reference", "cpu", dtype)).abs().max())
     except Exception as problem:  # any failure of a backend is a finding, not a crash
@@ -66,15 +69,21 @@ def backend_states() -> dict[str, tuple[str, bool | None]]:
 
 def small_attention(backend: str, device: str, dtype: torch.dtype = torch.float32) -> Tensor:
     """Attention of 300 tokens under a LaMPE plan for a window of 128, as float32 on the CPU."""
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (
-        torch.randn(1, heads, 300, 64, generator=generator).to(device=device, dtype=dtype) for heads in (4, 2, 2)
-    )
+    q, k, v = small_tensors(device, dtype)
     plan = strategy("lampe", window=128, mapping=80).plan(300)
     with torch.no_grad():
         out = attention(q, k, v, plan, Rotary.from_theta(1e4, 64), backend=backend)
     assert isinstance(out, Tensor)
     return out.float().cpu()
+
+
+def small_tensors(device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Its query [1, 4, 600, 64], key and value [1, 2, 600, 64]."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(1, heads, 300, 64, generator=generator).to(device=device, dtype=dtype) for heads in (4, 2, 2)
+    )
+    return q, k, v
 
 
 def _present(device: str) -> bool:

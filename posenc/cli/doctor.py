@@ -13,7 +13,18 @@ RIGHT = (
     "backends equal the reference; the shipped model is bit-equal under the identity plan and generates the same "
     "tokens, differs under a remap, decodes with a cache what the dense reference gives, and is itself again afterwards"
 )
-OPTIONAL = ("triton", "xformers", "flash-attn", "accelerate", "peft", "matplotlib", "pytest", "hypothesis")
+OPTIONAL = (
+    "triton",
+    "xformers",
+    "nvidia-cuda-runtime-cu12",
+    "flash-attn",
+    "flash-attn-4",
+    "accelerate",
+    "peft",
+    "matplotlib",
+    "pytest",
+    "hypothesis",
+)
 
 
 @click.command("doctor", short_help="Check whether posenc runs here.")
@@ -25,7 +36,7 @@ def command(as_json: bool) -> None:
     """
     from posenc.quiet import quiet
 
-    with quiet():  # plugin failures are part of the report
+    with quiet("posenc", "xformers"):  # what fails is part of the report
         report = examine()
     if as_json:
         print_json(report)
@@ -66,11 +77,14 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Platform, threads, GPUs and the attention kernels of this torch."""
+    """Platform, threads, GPUs, the attention kernels at hand, and why one that is installed is none of them."""
     import platform
 
     import torch
 
+    from posenc.kernels.xformers_library import operators_problem
+
+    unusable = operators_problem()
     gpus = []
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
@@ -85,8 +99,10 @@ def machine() -> dict[str, Any]:
         "kernels": {
             "torch CPU flash": hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"),
             "torch CUDA flash": bool(gpus) and torch.backends.cuda.is_flash_attention_available(),
-            **{name: _importable(name) for name in ("triton", "xformers")},
+            "triton": _importable("triton"),
+            "xformers": _importable("xformers") and unusable is None,
         },
+        "notes": [] if unusable is None else [unusable],
     }
 
 
@@ -160,6 +176,7 @@ def as_text(report: dict[str, Any]) -> str:
     lines += [f"{'gpu':<13} {gpu}" for gpu in machine["gpus"] or ["none"]]
     present = [name for name, there in machine["kernels"].items() if there]
     lines += [f"{'kernels':<13} {', '.join(present) or 'none'}"]
+    lines += [f"{'note':<13} {note}" for note in machine["notes"]]
     lines += [f"{name:<13} {value!r}" for name, value in report["settings"].items()]
     lines += ["", "backends"]
     lines += [f"  {name:<11} {state}" for name, state in report["backends"].items()] or ["  none"]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def posenc_register_backends(register: Callable[[AttentionBackend], None]) -> None:
     """Register the built-in backends."""
     from posenc.kernels.cpu_flash import CpuFlashBackend
+    from posenc.kernels.flash_attn_4 import FlashAttention4Backend
     from posenc.kernels.reference import ReferenceBackend
     from posenc.kernels.torch_flash import TorchFlashBackend
     from posenc.kernels.triton_backend import TritonBackend
@@ -25,3 +26,4 @@ def posenc_register_backends(register: Callable[[AttentionBackend], None]) -> No
     register(XformersBackend())
     register(TorchFlashBackend())
     register(TritonBackend())
+    register(FlashAttention4Backend())

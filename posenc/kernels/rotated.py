@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from posenc.errors import BackendError
+from posenc.kernels.devices import capturing
 from posenc.kernels.kept import KeptKeys
 from posenc.kernels.memo import remembered
 from posenc.plan import IntArray, PositionPlan, Positions, Segment
@@ -204,7 +205,14 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def checked(rotated: Tensor, source: Tensor, what: str) -> Tensor:
-    """Raise where rotation left the range of float16; NaN and inf of the caller pass through."""
-    if rotated.dtype == torch.float16 and not rotated.isfinite().all() and source.isfinite().all():
+    """Raise where rotation left the range of float16; NaN and inf of the caller pass through.
+
+    On a GPU this waits for the rotation: once, and a second time only where something is not finite. While a CUDA
+    graph is captured nothing may wait, so nothing is checked: there an overflow shows as inf or NaN in the output. Who
+    captures a graph of a float16 model runs it once before, or takes bfloat16, which does not overflow.
+    """
+    if rotated.dtype != torch.float16 or capturing(rotated.device):
+        return rotated
+    if not rotated.isfinite().all() and source.isfinite().all():
         raise BackendError(f"float16 overflow: a rotated {what} exceeds 65504. Run the model in bfloat16 or float32.")
     return rotated

@@ -9,7 +9,6 @@ page, N requests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from posenc.backend import AttentionBackend, BackendCapabilities
+from posenc.kernels.devices import on_device
 from posenc.kernels.kept import KeptKeys
 from posenc.kernels.triton_mode import INTERPRETED
 from posenc.kernels.triton_tiles import Kernel, TileTable, Tiling, in_force
@@ -31,6 +31,9 @@ MOST_HEADS = 65535
 
 DECODE_QUERIES = 16
 """Up to this many queries run the decode kernel; for more, a copy of rotated keys is paid back within the call."""
+
+FIRST_FOR_FEW = 25
+"""The priority for so few queries: before every library's backend."""
 
 SMALL = {"prefill": Tiling(64, 32, 4, 1), "decode_kept": Tiling(16, 32, 4, 1), "decode_raw": Tiling(16, 32, 4, 1)}
 """Tiles of the interpreter: small, so that short inputs cross many."""
@@ -85,7 +88,7 @@ class TritonBackend(AttentionBackend):
             return f"it takes at most {MOST_HEADS} heads of all batch rows together, not {heads}"
         if not _installed():
             return "triton is not installed (Linux: pip install 'posenc[triton]')"
-        return _unsuited(q_BHLD.device) if q_BHLD.device.type == "cuda" else None
+        return _unsuited(q_BHLD.device) if q_BHLD.device.type == "cuda" else _interpreter_problem()
 
     def attend(
         self,
@@ -108,7 +111,7 @@ class TritonBackend(AttentionBackend):
         from posenc.kernels.triton_prefill import prefill, takes_descriptor
 
         scales = Scales.of(scale, softcap)
-        with _on(device):
+        with on_device(device):
             if q_len <= DECODE_QUERIES:
                 tables = decode_tables(plan, q_len, rotary, device)
                 self._decode(q_BHLD, k_BHLD, v_BHLD, out_BHLD, lse_BHL, tables, rotary, scales, kept)
@@ -145,7 +148,7 @@ class TritonBackend(AttentionBackend):
         out_BHLD, lse_BHL = _outputs(q_BHLD, v_BHLD)
         from posenc.kernels.triton_plan import Scales, request_tables
 
-        with _on(q_BHLD.device):
+        with on_device(q_BHLD.device):
             tables = request_tables(plans, [q_len] * len(plans), rotary, q_BHLD.device)
             scales = Scales.of(scale, softcap)
             self._decode(q_BHLD, k_BHLD, v_BHLD, out_BHLD, lse_BHL, tables, rotary, scales, None)
@@ -195,7 +198,7 @@ class TritonBackend(AttentionBackend):
         from posenc.kernels.triton_decode import decode
         from posenc.kernels.triton_plan import Scales, request_tables
 
-        with _on(q_THD.device):
+        with on_device(q_THD.device):
             tables = request_tables(plans, counts, rotary, q_THD.device, ragged=True)
             decode(
                 q_1HTD, k_PHKD, v_PHKD, out_1HTD, lse_1HT, tables, rotary, Scales.of(scale, softcap),
@@ -233,9 +236,6 @@ class TritonBackend(AttentionBackend):
         return table.tiling(kernel, capability=_capability(q_BHLD.device), dtype=q_BHLD.dtype, head_dim=width)
 
 
-FIRST_FOR_FEW = 25
-
-
 def _outputs(q_BHLD: Tensor, v_BHLD: Tensor) -> tuple[Tensor, Tensor]:
     """Memory for the output, laid out as models want it, [B, L, H, D], and for the logsumexp."""
     batch, heads, q_len, _ = q_BHLD.shape
@@ -243,14 +243,19 @@ def _outputs(q_BHLD: Tensor, v_BHLD: Tensor) -> tuple[Tensor, Tensor]:
     return out_BHLD, q_BHLD.new_empty(batch, heads, q_len, dtype=torch.float32)
 
 
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Launches go to the current device, which need not be that of the tensors."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
 @cache
 def _installed() -> bool:
     return find_spec("triton") is not None
+
+
+@cache
+def _interpreter_problem() -> str | None:
+    """Why the interpreter fails here: until 3.7 it made integers of arrays of one element, an error in numpy 2.4."""
+    triton, numpy = version("triton"), version("numpy")
+    old, strict = (tuple(int(part) for part in found.split(".")[:2]) for found in (triton, numpy))
+    if old >= (3, 7) or strict < (2, 4):
+        return None
+    return f"the interpreter of triton {triton} cannot run with numpy {numpy}: pip install 'numpy<2.4', or triton 3.7"
 
 
 @cache

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from posenc.backend import AttentionBackend
 from posenc.kernels.bands import Call, schedule
+from posenc.kernels.devices import on_device
 from posenc.kernels.kept import KeptKeys
 from posenc.kernels.merge import merge
 from posenc.kernels.rotated import layout, rotated_keys, rotated_queries
@@ -23,6 +24,9 @@ from posenc.rope import Rotary
 
 ALIGNMENT = 8
 """The kernels load channels in blocks of this many."""
+
+LOADED = 16
+"""Bytes of one load: where a tensor begins, and each of its rows, has to be a multiple."""
 
 WIDEST = 256
 """Most channels of a head that flash attention takes."""
@@ -40,8 +44,9 @@ class WindowedBackend(AttentionBackend):
     ) -> Part:
         """Attention through a window, as :class:`posenc.kernels.bands.Band` defines it; every query sees a key.
 
-        ``right`` is 0 or None. Heads of keys and values may be fewer than those of queries, and the last
-        dimension of each tensor is contiguous; other strides are what slicing left.
+        ``right`` is 0 or None. Heads of keys and values may be fewer than those of queries. The last dimension of
+        each tensor is contiguous; other strides are what slicing left, and as the address multiples of 16 bytes. The
+        tensors' GPU is the current one.
         """
 
     def unavailable(self, q_BHLD: Tensor) -> str | None:
@@ -76,9 +81,22 @@ class WindowedBackend(AttentionBackend):
         kept: KeptKeys | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
+        with on_device(q_BHLD.device):
+            return self._attend(q_BHLD, k_BHLD, v_BHLD, plan, rotary, scale, kept)
+
+    def _attend(
+        self,
+        q_BHLD: Tensor,
+        k_BHLD: Tensor,
+        v_BHLD: Tensor,
+        plan: PositionPlan,
+        rotary: Rotary,
+        scale: float,
+        kept: KeptKeys | None,
+    ) -> tuple[Tensor, Tensor]:
         arranged, planned = layout(plan, q_BHLD.shape[2]), schedule(plan, q_BHLD.shape[2])
         value_dim = v_BHLD.shape[-1]
-        width = -max(q_BHLD.shape[-1], value_dim) // ALIGNMENT * -ALIGNMENT
+        width = padded_width(q_BHLD, v_BHLD)
         queries = [_for_kernel(rotated_queries(work, q_BHLD, rotary, plan), width) for work in arranged.work]
         keys = [_for_kernel(rotated_keys(copy, k_BHLD, rotary, kept), width) for copy in arranged.copies]
         values = _for_kernel(v_BHLD, width)
@@ -110,11 +128,24 @@ def attend_allowed(q_BRHD: Tensor, k_BKHD: Tensor, v_BKHD: Tensor, allowed_RK: T
     return out.flatten(2, 3).to(q_BRHD.dtype), lse.flatten(1, 2)
 
 
+def padded_width(q_BHLD: Tensor, v_BHLD: Tensor) -> int:
+    """Channels of every head of a call: those of query or value, up to a multiple of 8."""
+    return -max(q_BHLD.shape[-1], v_BHLD.shape[-1]) // ALIGNMENT * -ALIGNMENT
+
+
 def _for_kernel(x_BHLD: Tensor, width: int) -> Tensor:
-    """[B, L, H, D] with zero channels up to ``width``; a view where nothing is missing."""
+    """[B, L, H, D] with zero channels up to ``width``; a view where nothing is missing and the kernel can load it."""
     missing = width - x_BHLD.shape[-1]
     x = F.pad(x_BHLD, (0, missing)) if missing else x_BHLD
-    return (x if x.stride(-1) == 1 else x.contiguous()).transpose(1, 2)
+    if not loadable(x):
+        x = x.clone(memory_format=torch.contiguous_format)  # contiguous() keeps the strides of dimensions of one
+    return x.transpose(1, 2)
+
+
+def loadable(x: Tensor) -> bool:
+    """Whether channels are side by side, and every row of them begins at a multiple of 16 bytes."""
+    strides = (stride * x.element_size() for stride in x.stride()[:-1])
+    return x.stride(-1) == 1 and not any(start % LOADED for start in (x.data_ptr(), *strides))
 
 
 def _rows_of(part: Part, call: Call, rows: slice) -> Part:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -19,45 +18,7 @@ from torch import Tensor
 
 from posenc.backend import BackendCapabilities
 from posenc.kernels.windowed import ALIGNMENT, Part, WindowedBackend
-
-HOMES = ("mslk.attention.fmha", "xformers.ops.fmha")
-"""Where the code may live, the newest first; a package may be there without it."""
-
-NEEDED = (
-    "memory_efficient_attention_partial",
-    "memory_efficient_attention_forward_requires_grad",
-    "merge_attentions",
-    "attn_bias.LowerTriangularFromBottomRightMask",
-    "attn_bias.LowerTriangularFromBottomRightLocalAttentionMask",
-    "attn_bias.LocalAttentionFromBottomRightMask",
-    "common.Inputs",
-    "cutlass.FwOp",
-    "flash.FwOp",
-)
-"""Everything that is used of it."""
-
-
-@cache
-def find_fmha() -> tuple[Any, str]:
-    """The module that holds the attention code and "", or None and why there is none."""
-    problems = []
-    for home in HOMES:
-        try:
-            module = import_module(home)
-        except Exception as error:  # a build for another CUDA or torch fails in many ways
-            problems.append(f"{home}: {type(error).__name__}: {error}")
-            continue
-        missing = [name for name in NEEDED if not _has(module, name)]
-        if not missing:
-            return module, ""
-        problems.append(f"{home} has no {missing[0]}")
-    return None, "; ".join(problems)
-
-
-def _has(module: Any, dotted: str) -> bool:
-    for name in dotted.split("."):
-        module = getattr(module, name, None)
-    return module is not None
+from posenc.kernels.xformers_library import find_fmha, operators_problem
 
 
 class XformersBackend(WindowedBackend):
@@ -82,6 +43,8 @@ class XformersBackend(WindowedBackend):
     def unavailable(self, q_BHLD: Tensor) -> str | None:
         if self.fmha is None:
             return f"xformers' attention is not installed ({find_fmha()[1]}): pip install 'posenc[gpu]'"
+        if self.fmha.__name__.startswith("xformers.") and operators_problem() is not None:
+            return operators_problem()
         return _unsupported(self.fmha, q_BHLD.dtype, q_BHLD.device)
 
     def window(

@@ -258,6 +258,36 @@ def test_doctor_says_why_a_backend_cannot_run_here(run):
     assert result.exit_code == 0
 
 
+def test_a_refusal_is_no_failure(run):
+    from posenc.kernels.reference import ReferenceBackend
+    from posenc.testing.tensors import installed
+
+    class Lacking(ReferenceBackend):
+        name = "lacking"
+
+        def refuses(self, *case: object) -> str:
+            return "its library is missing; install it"
+
+    with installed(Lacking()):
+        result = run("doctor", "--json")
+    assert json.loads(result.stdout)["backends"]["lacking"] == "cannot run here: its library is missing; install it"
+    assert result.exit_code == 0
+
+
+def test_doctor_says_why_the_operators_of_xformers_cannot_load(run, monkeypatch: pytest.MonkeyPatch):
+    """Also without a GPU, where the backend is refused for that."""
+    from posenc.kernels import xformers_library
+
+    monkeypatch.setattr(xformers_library, "operators_problem", lambda: "no runtime; pip install it")
+    shown = run("doctor").stdout
+    assert "note          no runtime; pip install it\n" in shown
+    assert "xformers" not in next(line for line in shown.splitlines() if line.startswith("kernels"))
+    monkeypatch.setattr(xformers_library, "operators_problem", lambda: None)
+    shown = run("doctor").stdout
+    assert "note  " not in shown
+    assert "xformers" in next(line for line in shown.splitlines() if line.startswith("kernels"))
+
+
 @pytest.mark.parametrize(
     ("breaks", "says"),
     [

@@ -11,17 +11,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from xformers.ops import fmha
 
 from posenc.backend import BackendCapabilities
+from posenc.kernels.flash_attn_4 import FlashAttention4Backend
 from posenc.kernels.torch_flash import TorchFlashBackend
+from posenc.kernels.xformers_library import find_fmha
 from posenc.kernels.xformers_segments import XformersBackend
+
+fmha: Any = find_fmha()[0]
 
 HERE = ("device=cpu", "operator wasn't built", "bf16 is only supported on A100+")
 """Beginnings of what xformers says of any call on this machine."""
 
 CUTLASS_LSE = 32
 """CUTLASS rounds the length of its logsumexp up to a multiple of this."""
+
+
+def assert_loadable(*tensors: Tensor) -> None:
+    """Flash attention and CUTLASS load 16 bytes at a time, wherever a row begins."""
+    for x in tensors:
+        starts = (x.data_ptr(), *(stride * x.element_size() for stride in x.stride()[:-1]))
+        assert x.stride(-1) == 1
+        assert not any(start % 16 for start in starts), starts
 
 
 def dense(q_BRGHD: Tensor, k_BKGHD: Tensor, v_BKGHD: Tensor, bias_RK: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -40,6 +51,7 @@ def xformers_call(op: Any, q: Tensor, k: Tensor, v: Tensor, bias: Any, scale: fl
     inputs.validate_inputs()
     reasons = [reason for reason in op.not_supported_reasons(inputs) if not reason.startswith(HERE)]
     assert not reasons, reasons
+    assert_loadable(q, k, v)
     shape = (q.shape[1], k.shape[1])
     additive = torch.zeros(shape) if bias is None else bias.materialize(shape)
     return dense(q, k, v, additive, scale)
@@ -91,6 +103,25 @@ class SimulatedXformers(XformersBackend):
         return None
 
 
+def through_window(
+    q: Tensor, k: Tensor, v: Tensor, left: int | None, right: int | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention through a window around the diagonal that ends in the last key of the last query."""
+    rows, keys = q.shape[1], k.shape[1]
+    distance = torch.arange(keys) - torch.arange(rows)[:, None] - (keys - rows)
+    seen = torch.ones(rows, keys, dtype=torch.bool)
+    if left is not None:
+        seen &= distance >= -left
+    if right is not None:
+        seen &= distance <= right
+    groups = k.shape[2]
+    shared = q.shape[2] // groups
+    k, v = (x.unsqueeze(3).expand(-1, -1, -1, shared, -1) for x in (k, v))
+    bias = torch.zeros(rows, keys).masked_fill(~seen, -torch.inf)
+    out, lse = dense(q.unflatten(2, (groups, shared)), k, v, bias, scale)
+    return out.flatten(2, 3), lse.flatten(1, 2)
+
+
 def flash_forward(
     q: Tensor,
     k: Tensor,
@@ -113,23 +144,10 @@ def flash_forward(
     meta = torch.ops.aten._flash_attention_forward(*(x.to("meta") for x in (q, k, v)), *arguments, **windows)
     assert q.shape[-1] == k.shape[-1] == v.shape[-1] <= 256
     assert q.shape[-1] % 8 == 0
-    assert all(x.stride(-1) == 1 for x in (q, k, v))
+    assert_loadable(q, k, v)
     assert (max_q, max_k) == (q.shape[1], k.shape[1])
-    row, key = torch.arange(max_q)[:, None], torch.arange(max_k)
-    distance = key - row - (max_k - max_q)
-    seen = torch.ones(max_q, max_k, dtype=torch.bool)
-    if causal:
-        window_size_right = 0
-    if window_size_left >= 0:
-        seen &= distance >= -window_size_left
-    if window_size_right >= 0:
-        seen &= distance <= window_size_right
-    groups = k.shape[2]
-    shared = q.shape[2] // groups
-    k, v = (x.unsqueeze(3).expand(-1, -1, -1, shared, -1) for x in (k, v))
-    bias = torch.zeros(max_q, max_k).masked_fill(~seen, -torch.inf)
-    out, lse = dense(q.unflatten(2, (groups, shared)), k, v, bias, scale)
-    out, lse = out.flatten(2, 3), lse.flatten(1, 2)
+    left, right = (None if width < 0 else width for width in (window_size_left, 0 if causal else window_size_right))
+    out, lse = through_window(q, k, v, left, right, scale)
     assert (out.shape, lse.shape) == (meta[0].shape, meta[1].shape)
     return out, lse, torch.empty(2), torch.empty(()), torch.empty(())
 
@@ -140,3 +158,42 @@ class SimulatedTorchFlash(TorchFlashBackend):
 
     def unavailable(self, q_BHLD: Tensor) -> str | None:
         return None
+
+
+def flash_attn_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    softmax_scale: float,
+    window_size: tuple[int | None, int | None],
+    return_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    """``flash_attn.cute.flash_attn_func`` of FlashAttention-4, with what its interface asserts on Hopper."""
+    (batch, _, heads, width), (_, keys, groups, _) = q.shape, k.shape
+    assert k.shape == v.shape == (batch, keys, groups, width)
+    assert heads % groups == 0
+    assert q.dtype == k.dtype == v.dtype
+    assert q.dtype in (torch.float16, torch.bfloat16)
+    assert 8 <= width <= 256
+    assert width % 8 == 0
+    assert isinstance(softmax_scale, float)
+    assert all(width is None or (isinstance(width, int) and width >= 0) for width in window_size)
+    assert return_lse  # without it the logsumexp is None
+    assert_loadable(q, k, v)
+    return through_window(q, k, v, *window_size, softmax_scale)
+
+
+class SimulatedFlashAttention4(FlashAttention4Backend):
+    name = "simulated_flash_attn_4"
+    capabilities = on_cpu(FlashAttention4Backend)
+    forward = staticmethod(flash_attn_func)
+
+    def unavailable(self, q_BHLD: Tensor) -> str | None:
+        return None
+
+    def unfit(self, device: torch.device, width: int) -> str | None:
+        return None
+
+
+WINDOWED = (SimulatedXformers(), SimulatedTorchFlash(), SimulatedFlashAttention4())

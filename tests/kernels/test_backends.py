@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import posenc
+from posenc.kernels.devices import capturing
 from posenc.kernels.reference import ReferenceBackend
+from posenc.kernels.rotated import checked
 from posenc.plan import PositionPlan
 from posenc.testing.tensors import Call, check_result, installed, tensors
 
@@ -64,6 +66,33 @@ def test_float16_overflow_is_an_error() -> None:
     k[0, 0, 5] = 60000.0
     with pytest.raises(posenc.BackendError, match=r"float16 overflow.*bfloat16"):
         posenc.attention(q, k, v, plan, ROTARY, backend="cpu_flash")
+
+
+def test_nothing_waits_for_the_gpu_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    rotated, source = torch.tensor([torch.inf], dtype=torch.float16), torch.ones(1, dtype=torch.float16)
+    with monkeypatch.context() as patched:
+        patched.setattr("posenc.kernels.rotated.capturing", lambda device: device == rotated.device)
+        patched.setattr(torch.Tensor, "__bool__", lambda x: pytest.fail("the answer was waited for"))
+        assert checked(rotated, source, "key") is rotated
+    with pytest.raises(posenc.BackendError, match="float16 overflow"):
+        checked(rotated, source, "key")
+
+
+def test_the_stream_is_asked_whether_it_captures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for answer in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda answer=answer: answer)
+        assert capturing(torch.device("cuda", 0)) is answer
+        assert not capturing(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("value", "waits"), [(1.0, 1), (torch.nan, 2)])
+def test_finite_rotations_are_waited_for_once(value: float, waits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    true = torch.Tensor.__bool__
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda x: asked.append(true(x)) or asked[-1])
+    x = torch.tensor([value], dtype=torch.float16)
+    assert checked(x, x, "query") is x
+    assert len(asked) == waits
 
 
 @pytest.mark.parametrize("rows", [3, 256])

@@ -6,28 +6,32 @@ import inspect
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from xformers.ops import fmha
 
 import posenc
 import posenc.testing
-from posenc.kernels import xformers_segments
-from posenc.kernels.bands import Band, bands, schedule
+from posenc.kernels import windowed, xformers_library, xformers_segments
+from posenc.kernels.bands import Band, schedule
+from posenc.kernels.devices import on_device
 from posenc.kernels.kept import KeptKeys
-from posenc.kernels.rotated import layout
 from posenc.kernels.torch_flash import TorchFlashBackend
-from posenc.kernels.windowed import WindowedBackend
-from posenc.kernels.xformers_segments import NEEDED, XformersBackend, find_fmha
+from posenc.kernels.windowed import WindowedBackend, _for_kernel, loadable
+from posenc.kernels.xformers_library import NEEDED, find_fmha
+from posenc.kernels.xformers_segments import XformersBackend
 from posenc.plan import PositionPlan
-from posenc.testing import random_plans
 from posenc.testing.tensors import Call, check_result, installed, tensors
 from tests.kernels import stand_ins
+from tests.kernels.stand_ins import fmha
+from tests.kernels.test_bands import seen
 
 
 class TestXformers(posenc.testing.BackendContract):
@@ -42,7 +46,7 @@ class TestTorchFlash(posenc.testing.BackendContract):
         monkeypatch.setattr("posenc.kernels.torch_flash.forward", stand_ins.flash_forward)
 
 
-@pytest.mark.parametrize("backend", [stand_ins.SimulatedXformers(), stand_ins.SimulatedTorchFlash()])
+@pytest.mark.parametrize("backend", stand_ins.WINDOWED)
 def test_a_window_open_to_the_right(backend: WindowedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks whose queries see less and less of the chunk before."""
     monkeypatch.setattr("posenc.kernels.torch_flash.forward", stand_ins.flash_forward)
@@ -61,7 +65,88 @@ def test_a_window_open_to_the_right(backend: WindowedBackend, monkeypatch: pytes
             check_result(name, call, *call.run(name), TestXformers.tolerances[dtype])
 
 
-@pytest.mark.parametrize("backend", [stand_ins.SimulatedXformers(), stand_ins.SimulatedTorchFlash()])
+def shifted(x: torch.Tensor, by: int) -> torch.Tensor:
+    """The same numbers, beginning ``by`` elements into their memory."""
+    memory = x.new_empty(x.numel() + by)[by:].view(x.shape)
+    return memory.copy_(x)
+
+
+def spread(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """The same numbers with a gap of one element after all that belongs to an index of a dimension."""
+    strides, step = [0] * x.ndim, 1
+    for n in reversed(range(x.ndim)):
+        strides[n] = step
+        step = step * x.shape[n] + (n == dim + 1)
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype).copy_(x)
+
+
+@pytest.mark.parametrize("backend", stand_ins.WINDOWED)
+@pytest.mark.parametrize("layout", ["shifted by 1", "shifted by 4", "spread 0", "spread 1", "spread 2"])
+def test_what_the_kernels_cannot_load_is_copied(
+    backend: WindowedBackend, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raw tensors reach the kernel as they are where a segment leaves the keys unturned: values always do."""
+    monkeypatch.setattr("posenc.kernels.torch_flash.forward", stand_ins.flash_forward)
+    how, number = layout.rsplit(maxsplit=1)
+    index = np.arange(20)
+    segments = [posenc.Segment("all", index * 0, index + 1, index, index * 0)]  # keys at 0 are not turned
+    plan = PositionPlan.build(posenc.Lengths(20, 20), segments)
+    made = {"shifted by": shifted, "spread": spread}[how]
+    q, k, v = (made(x, int(number)) for x in tensors(plan, 20, (4, 2), 16, batch=1, dtype=torch.bfloat16))
+    assert not any(loadable(x) for x in (q, k, v))
+    call = Call(q, k, v, plan, posenc.Rotary.from_theta(1e3, 16), 0.5)
+    with installed(backend) as name:
+        check_result(name, call, *call.run(name), 2e-2)
+
+
+def test_what_the_kernels_can_load_is_not_copied() -> None:
+    x = torch.randn(2, 3, 40, 16, dtype=torch.float16).transpose(1, 2)[:, ::2]
+    assert _for_kernel(x, 16).data_ptr() == x.data_ptr()
+    assert _for_kernel(x[..., :8], 8).data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize("backend", stand_ins.WINDOWED)
+def test_every_launch_is_on_the_gpu_of_the_tensors(backend: WindowedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+
+    @contextmanager
+    def entered(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    launches: list[list[torch.device]] = []
+
+    def noted(launch: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            launches.append(list(current))
+            return launch(*arguments, **options)
+
+        return run
+
+    monkeypatch.setattr("posenc.kernels.torch_flash.forward", stand_ins.flash_forward)
+    monkeypatch.setattr("posenc.kernels.windowed.on_device", entered)
+    for step in ("window", "merged"):
+        monkeypatch.setattr(backend, step, noted(getattr(backend, step)))
+    monkeypatch.setattr("posenc.kernels.windowed.rotated_queries", noted(windowed.rotated_queries))
+    plan = posenc.strategy("lampe", window=32, mapping=20, head=6, tail=3).plan(40)
+    q, k, v = tensors(plan, 40, (4, 2), 16, dtype=torch.bfloat16)
+    with installed(backend) as name:
+        Call(q, k, v, plan, posenc.Rotary.from_theta(1e3, 16), 0.5).run(name)
+    assert len(launches) > 5
+    assert all(held == [q.device] for held in launches)
+    assert current == []
+
+
+def test_the_current_gpu_is_that_of_the_tensors() -> None:
+    held = on_device(torch.device("cuda", 1))
+    assert isinstance(held, torch.cuda.device)
+    assert held.idx == 1
+    with on_device(torch.device("cpu")):  # needs no GPU
+        pass
+
+
+@pytest.mark.parametrize("backend", stand_ins.WINDOWED)
 def test_decoding_with_kept_keys(backend: WindowedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("posenc.kernels.torch_flash.forward", stand_ins.flash_forward)
     strategy = posenc.strategy("lampe", window=64, mapping=40, head=12, tail=6)
@@ -75,84 +160,6 @@ def test_decoding_with_kept_keys(backend: WindowedBackend, monkeypatch: pytest.M
             out, lse = posenc.attention(*given, backend=name, scale=0.25, kept=kept, return_lse=True)
         check_result(name, call, out, lse, 2e-2)
     assert kept.bytes > 0
-
-
-def seen(band: Band, key_start: np.ndarray, key_stop: np.ndarray) -> np.ndarray:
-    """What a band sees by its definition, bool [R, K]."""
-    row, key = np.arange(*band.rows)[:, None], np.arange(*band.keys)
-    if band.irregular:
-        return (key >= key_start[row]) & (key < key_stop[row])
-    distance = (key - band.keys[0]) - (row - band.rows[0]) - (key.size - row.size)
-    left = -np.inf if band.left is None else -band.left
-    return (distance >= left) & (distance <= (np.inf if band.right is None else band.right))
-
-
-@st.composite
-def intervals(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds that move straight for a while, bend and jump."""
-    steps: list[tuple[int, int]] = []
-    for _ in range(draw(st.integers(1, 4))):
-        steps.append((draw(st.integers(0, 3)), draw(st.integers(0, 3))))
-        steps += [(draw(st.integers(0, 1)), draw(st.integers(0, 1)))] * draw(st.integers(0, 20))
-    start, stop = np.array(steps, dtype=np.int64).cumsum(0).T
-    return start, stop + draw(st.integers(0, 12))
-
-
-def jumping() -> tuple[np.ndarray, np.ndarray]:
-    """A causal run and then a band, whose far end jumps where they meet."""
-    row = np.arange(24)
-    return np.maximum(row - 11, 0), row + 1 + 5 * (row >= 12)
-
-
-@settings(max_examples=300, deadline=None)
-@given(intervals())
-@example(jumping())
-def test_bands_cover_every_pair_once(bounds: tuple[np.ndarray, np.ndarray]) -> None:
-    key_start, key_stop = bounds
-    covered = np.zeros((len(key_start), max(1, int(key_stop.max()))), dtype=int)
-    for band in bands(key_start, key_stop):
-        pairs = seen(band, key_start, key_stop)
-        assert pairs.any(axis=1).all(), "flash attention makes +inf of a query that sees nothing"
-        assert band.right in (0, None)
-        assert band.left is None or band.left >= 0
-        covered[slice(*band.rows), slice(*band.keys)] += pairs
-    key = np.arange(covered.shape[1])
-    assert np.array_equal(covered, (key >= key_start[:, None]) & (key < key_stop[:, None]))
-
-
-@settings(max_examples=100, deadline=None)
-@given(random_plans(), st.floats(0, 1))
-def test_a_schedule_is_the_plan(plan: PositionPlan, share: float) -> None:
-    """Every query is merged from exactly the calls that hold it, and every attended pair is in one call."""
-    q_len = max(1, round(share * plan.total))
-    planned, first = schedule(plan, q_len), plan.total - q_len
-    arranged = layout(plan, q_len)
-    relative = np.full((q_len, plan.total), np.nan)
-    for call in planned.calls:
-        work = arranged.work[call.work]
-        pairs = seen(call.band, work.key_start, work.key_stop)
-        if call.allowed is not None:
-            assert np.array_equal(call.allowed, pairs)
-        assert call.values.stop - call.values.start == call.band.keys[1] - call.band.keys[0]
-        part = relative[call.rows, call.values]
-        assert np.isnan(part[pairs]).all()
-        part[pairs] = call.work
-    expected = np.isfinite(plan.relative_positions()[first:])
-    assert np.array_equal(np.isfinite(relative), expected.all(-1) if expected.ndim == 3 else expected)
-    for row in range(q_len):
-        holding = {n for n, call in enumerate(planned.calls) if call.rows.start <= row < call.rows.stop}
-        merged = [set(numbers) for rows, numbers in planned.merges if rows.start <= row < rows.stop]
-        assert merged == ([holding] if holding else [])
-
-
-def test_built_in_plans_need_few_calls() -> None:
-    most = {"lampe": 3, "self_extend": 2, "rerope": 2, "string": 2, "dca": 18}
-    for name, limit in most.items():
-        plan = posenc.strategy(name, window=4096, **({"mapping": 3000} if name == "lampe" else {})).plan(16384)
-        calls = schedule(plan, 16384).calls
-        assert len(calls) <= limit, name
-        assert all(call.allowed is None for call in calls), name
-        assert len(schedule(plan, 1).calls) == len(plan.segments), name  # decoding: one slice of keys per segment
 
 
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 12))
@@ -170,7 +177,7 @@ def test_xformers_has_every_symbol_that_is_used() -> None:
     module, problem = find_fmha()
     assert problem == ""
     for name in NEEDED:
-        assert xformers_segments._has(module, name), name
+        assert xformers_library.has(module, name), name
     for function, parameters in {
         "memory_efficient_attention_partial": ("query", "key", "value", "attn_bias", "scale"),
         "memory_efficient_attention_forward_requires_grad": ("query", "key", "value", "attn_bias", "scale", "op"),
@@ -216,9 +223,9 @@ def test_the_merge_of_xformers_is_that_of_its_stand_in() -> None:
 
 
 def test_a_package_without_the_symbols_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(xformers_segments, "HOMES", ("posenc.rope", "no.such.package", "xformers.ops.fmha"))
+    monkeypatch.setattr(xformers_library, "HOMES", ("posenc.rope", "no.such.package", "xformers.ops.fmha"))
     assert find_fmha.__wrapped__() == (fmha, "")
-    monkeypatch.setattr(xformers_segments, "HOMES", ("posenc.rope", "no.such.package"))
+    monkeypatch.setattr(xformers_library, "HOMES", ("posenc.rope", "no.such.package"))
     module, problem = find_fmha.__wrapped__()
     assert module is None
     assert "posenc.rope has no memory_efficient_attention_partial; no.such.package: ModuleNotFoundError" in problem
