@@ -78,7 +78,7 @@ def small_attention(backend: str, device: str, dtype: torch.dtype = torch.float3
 
 
 def small_tensors(device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Its query [1, 4, 600, 64], key and value [1, 2, 600, 64]."""
+    """Its query [1, 4, 300, 64], key and value [1, 2, 300, 64]."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(1, heads, 300, 64, generator=generator).to(device=device, dtype=dtype) for heads in (4, 2, 2)

@@ -21,6 +21,7 @@ pytest.importorskip("triton", reason="triton is made for Linux only")
 
 from posenc.kernels import triton_backend, triton_decode
 from posenc.kernels.triton_angles import LEAST
+from posenc.kernels.triton_backend import TritonBackend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEADS = ((3, 3), (6, 2), (4, 1), (8, 1), (7, 1))
@@ -186,6 +187,22 @@ def test_what_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(posenc.BackendError, match=r"triton is not installed .*posenc\[triton\]"):
         posenc.attention(q, q, q, plan, rotary, backend="triton")
     posenc.attention(q, q, q, plan, rotary)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="about the interpreter")
+def test_an_interpreter_that_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.6 made integers of arrays of one element, which numpy 2.4 made an error."""
+    plan, q = banded_plan(9), torch.randn(1, 2, 9, 8)
+    for triton, numpy, refused in (("3.6.0", "2.5.2", True), ("3.6.0", "2.3.5", False), ("3.7.1", "2.5.2", False)):
+        versions = {"triton": triton, "numpy": numpy}
+        monkeypatch.setattr(triton_backend, "version", versions.__getitem__)
+        triton_backend._interpreter_problem.cache_clear()
+        reason = TritonBackend().refuses(q, q, q, None)
+        assert (reason is not None) == refused
+        if refused:
+            with pytest.raises(posenc.BackendError, match=r"triton 3\.6\.0 cannot run with numpy 2\.5\.2: pip install"):
+                posenc.attention(q, q, q, plan, Rotary.from_theta(1e4, 8), backend="triton")
+    triton_backend._interpreter_problem.cache_clear()
 
 
 def without_interpreter(*arguments: str, **variables: str) -> str:
