@@ -57,11 +57,15 @@ class PlainAttention:
     _tables: tuple[Tensor, Tensor] | None = field(default=None, init=False)
 
     def __call__(self) -> Tensor:
+        return flash_attention(*self.rotated(), causal=True)
+
+    def rotated(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the kernel is handed."""
         if self._tables is None:
             index = torch.arange(self.q_BHLD.shape[2], device=self.q_BHLD.device)
             self._tables = stock_tables(index, self.q_BHLD.shape[3])
         q, k = (stock_rotate(x, *self._tables) for x in (self.q_BHLD, self.k_BHLD))
-        return flash_attention(q, k, self.v_BHLD, causal=True)
+        return q, k, self.v_BHLD
 
 
 @dataclass
@@ -80,9 +84,12 @@ class PlainQuery:
         self._cache = stock_rotate(self.k_BHLD, *stock_tables(index, dim))
 
     def __call__(self) -> Tensor:
+        return flash_attention(*self.rotated(), causal=False)
+
+    def rotated(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the kernel is handed."""
         self._cache[:, :, -1:] = stock_rotate(self._newest, *self._tables)
-        q = stock_rotate(self.q_BHLD, *self._tables)
-        return flash_attention(q, self._cache, self.v_BHLD, causal=False)
+        return stock_rotate(self.q_BHLD, *self._tables), self._cache, self.v_BHLD
 
 
 def build(case: Case) -> Pair:
@@ -99,7 +106,7 @@ def build(case: Case) -> Pair:
     base = posenc.Rotary.from_theta(THETA, heads.dim)
     strategy = case.make_strategy()
     plan = strategy.plan(case.length)
-    kept = KeptKeys() if one else None
+    kept = KeptKeys() if one and case.cache == "rotated" else None
     remapped = partial(_attention, q, k, v, plan, strategy.rotary(base, case.length), case.backend, kept)
     return Pair((PlainQuery if one else PlainAttention)(q, k, v), remapped)
 

@@ -18,6 +18,12 @@ STRATEGIES = ("lampe", "self_extend", "dca", "string", "rerope")
 LENGTHS = (2048, 4096)
 HEADS = ("9/3x64",)
 MODEL = "smollm2-135m"
+CACHES = ("rotated", "raw")
+"""What decoding reads: rotated keys kept beside the raw ones where a backend can use them, or raw keys alone."""
+
+FLASH, CUDNN = "flash", "cudnn"
+"""Baselines beside plain: attention kernels alone, see :mod:`posenc.bench.baselines`."""
+
 WINDOW_SHARE = 4
 """The pretraining window is this share of the length, so that every segment is at work."""
 
@@ -107,6 +113,8 @@ class Case:
         Heads of the tensors, or the name of the model's shape.
     length, window : int
         Tokens, and the pretraining window the strategy is made for.
+    cache : {"rotated", "raw"}
+        Of ``query``: whether rotated keys are kept from step to step.
     """
 
     kind: str
@@ -118,6 +126,7 @@ class Case:
     strategy: str
     backend: str
     device: str = "cpu"
+    cache: str = CACHES[0]
 
     @property
     def params(self) -> dict[str, Any]:
@@ -135,11 +144,21 @@ class Case:
         """What this case shares with every other one that has the same baseline."""
         if self.kind in PADDED:  # its baseline is patched as well
             return self
-        return replace(self, strategy="rope", backend="auto")
+        return replace(self, strategy="rope", backend="auto", cache=CACHES[0])
 
     def __str__(self) -> str:
         where = f"{self.threads} threads" if self.device == "cpu" else f"{self.backend} on {self.device}"
-        return f"{self.kind} {self.shape} {self.dtype} {self.strategy} {self.length}, {where}"
+        return f"{kind_shown(self.kind, self.cache)} {self.shape} {self.dtype} {self.strategy} {self.length}, {where}"
+
+
+def kind_shown(kind: str, cache: str) -> str:
+    """A kind as tables and messages name it: with what it reads where that is not the usual cache."""
+    return kind if cache == CACHES[0] else f"{kind} ({cache} keys)"
+
+
+def what_of(kind: str, cache: str) -> str:
+    """What both sides of a kind compute."""
+    return KINDS[kind].what if cache == CACHES[0] else KINDS[kind].what.partition(", with kept")[0]
 
 
 def row_lengths(case: Case) -> list[int]:
@@ -159,6 +178,8 @@ class Settings:
         Most rounds per case, a round being the baseline and then the remapped side.
     seconds : float
         No further round starts once a case has used this time and has three.
+    caches : tuple of str
+        Names in ``CACHES``, for ``query`` alone.
     """
 
     kinds: tuple[str, ...] = ("attention",)
@@ -174,17 +195,19 @@ class Settings:
     seconds: float = 20.0
     memory: bool = True
     device: str = "cpu"
+    caches: tuple[str, ...] = CACHES[:1]
 
     def cases(self) -> list[Case]:
         """All cases, those with the same baseline next to each other."""
         found = []
         for kind in self.kinds:
             shapes = (self.model,) if KINDS[kind].of_model else self.heads
-            for shape, dtype, threads, length, backend, strategy in product(
-                shapes, self.dtypes, self.threads, self.lengths, self.backends, self.strategies
+            caches = self.caches if kind == "query" else CACHES[:1]
+            for shape, dtype, threads, length, cache, backend, strategy in product(
+                shapes, self.dtypes, self.threads, self.lengths, caches, self.backends, self.strategies
             ):
                 window = length // self.window_share
-                found.append(Case(kind, shape, dtype, threads, length, window, strategy, backend, self.device))
+                found.append(Case(kind, shape, dtype, threads, length, window, strategy, backend, self.device, cache))
         return found
 
     def check(self) -> None:
@@ -203,6 +226,7 @@ class Settings:
         _known("device", (self.device,), DEVICES)
         _check_device(self.device, self.kinds)
         _known("dtype", self.dtypes, DTYPES)
+        _known("cache", self.caches, CACHES)
         shortest = self.window_share
         for name, values, least in (
             ("window share", (self.window_share,), 1),
@@ -245,6 +269,8 @@ class Settings:
             words += ["--no-memory"]
         if self.device != default.device:
             words += ["--device", self.device]
+        if self.caches != default.caches:
+            words += [word for cache in self.caches for word in ("--cache", cache)]
         return shlex.join(words)
 
 

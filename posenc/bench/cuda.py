@@ -1,8 +1,8 @@
 """Times and memory on a GPU.
 
 ``attention`` is timed by CUDA events around each call. ``query`` is a few microseconds of work behind many of Python,
-so both sides are recorded as CUDA graphs and replayed: that is the kernels' time, without Python's. Where a side cannot
-be recorded, both are timed by events, and the row says so.
+so all sides are recorded as CUDA graphs and replayed: that is the kernels' time, without Python's. Where a side cannot
+be recorded, all are timed by events, and the row says so.
 """
 
 from __future__ import annotations
@@ -16,18 +16,24 @@ from typing import Any, Literal
 import torch
 
 from posenc.bench.cases import Case
-from posenc.bench.timing import Pair, Timing, alternate
+from posenc.bench.timing import Pair, Sides, Timing, alternate
 
 WARM_CALLS = 3
+GRAPH_CALLS = 10
+"""Calls in one graph: launching a graph takes as long as a short call, and is shared by them."""
 
 
-def measure(case: Case, pair: Pair, rounds: int, seconds: float) -> tuple[Timing, Literal["events", "graph"]]:
-    """Times of both sides in turns, and the clock that they were read from."""
+def measure(
+    case: Case, pair: Pair, baselines: Sides, rounds: int, seconds: float
+) -> tuple[Timing, Literal["events", "graph"]]:
+    """Times of all sides in turns, and the clock that they were read from."""
     first = (events(pair.plain), events(pair.remapped))
-    recorded = _recorded(pair) if case.kind == "query" else None
+    recorded = _recorded(pair, baselines) if case.kind == "query" else None
     if recorded is not None:
-        return Timing(first, *alternate(recorded, rounds, seconds, events)), "graph"
-    return Timing(first, *alternate(pair, rounds, seconds, events)), "events"
+        return alternate(first, *recorded, rounds, seconds, replayed), "graph"
+    for call in baselines.values():
+        call()  # to warm up, as the others are
+    return alternate(first, pair, baselines, rounds, seconds, events), "events"
 
 
 def events(call: Callable[[], object]) -> float:
@@ -41,16 +47,22 @@ def events(call: Callable[[], object]) -> float:
     return float(start.elapsed_time(end)) / 1e3
 
 
-def _recorded(pair: Pair) -> Pair | None:
+def replayed(call: Callable[[], object]) -> float:
+    """Seconds of one of the calls that a graph holds."""
+    return events(call) / GRAPH_CALLS
+
+
+def _recorded(pair: Pair, baselines: Sides) -> tuple[Pair, Sides] | None:
     try:
-        return Pair(record(pair.plain), record(pair.remapped))
+        both = Pair(record(pair.plain), record(pair.remapped))
+        return both, {name: record(call) for name, call in baselines.items()}
     except RuntimeError:  # a copy from the host, or an allocation that a graph cannot hold
         torch.cuda.synchronize()
         return None
 
 
 def record(call: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    """The call as a graph; replaying it fills the same output again."""
+    """A graph of ``GRAPH_CALLS`` calls; replaying it fills the same output again."""
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -59,7 +71,8 @@ def record(call: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = call()
+        for _ in range(GRAPH_CALLS):
+            out = call()
 
     def replay() -> torch.Tensor:
         graph.replay()
@@ -80,7 +93,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 def describe() -> dict[str, Any]:
     """The GPU, its driver, and the versions of what only a GPU uses, for the machine of a result."""
-    found = {"cuda": str(torch.version.cuda)}
+    found = {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}  # type: ignore[no-untyped-call]
     for name in ("triton", "xformers"):
         with suppress(PackageNotFoundError):
             found[name] = version(name)

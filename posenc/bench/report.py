@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from posenc.bench.cases import KINDS
+from posenc.bench.cases import CUDNN, FLASH, KINDS, kind_shown, what_of
 from posenc.bench.goals import DTYPE, GPU_DTYPE, GPU_TARGETS, TARGETS, THREADS, Goal, Target
 from posenc.bench.results import Check, Machine, Result, Row, read_folder
 from posenc.files import replacing
@@ -14,6 +14,9 @@ from posenc.files import replacing
 PAGE = "performance.md"
 NUMBERS = ["tokens", "plain ms", "remapped ms", "ratio", "plain MiB", "remapped MiB", "memory ratio"]
 COLUMNS = ["kind", "shape", "dtype", "threads", "backend", "strategy", *NUMBERS[:4], "lowest .. highest", *NUMBERS[4:]]
+BASELINES = {"over flash alone": FLASH, "over cuDNN alone": CUDNN}
+"""Columns that only runs with baselines have, after ``COLUMNS``."""
+
 NOTHING = "-"
 
 INTRODUCTION = f"""\
@@ -40,10 +43,13 @@ For {DTYPE} and {THREADS} threads. A number is rounded before it is held against
 GPU = f"""\
 ## Goals on a GPU
 
-For {GPU_DTYPE}. Plain is torch's flash attention on the same tensors, with the rotation of transformers' models.
-Prefill is timed by CUDA events around each call, one query by replaying CUDA graphs of both sides: its time is that of
-the kernels, without Python's. Memory is the most that torch held during the call. The correctness tests of every
-backend run first; the times of one that fails them count as missed.
+For {GPU_DTYPE}. Times are held against torch's flash attention *alone*: the kernel on the same tensors, rotated
+beforehand, called in the same rounds. The ratio to plain, which rotates as transformers' models do, is in the tables
+of the runs, and so is that to cuDNN's attention alone where it can run. Prefill is timed by CUDA events around each
+call, one query by replaying CUDA graphs of every side, ten calls in each: its time is that of the kernels, without Python's.
+Memory is the most that torch held during the call. Before anything is timed, the correctness tests of every backend
+run, and a canary compares sampled rows of its outputs at 4k and 128k tokens with float64. A backend that fails the
+canary is not timed, and the times of one that fails a test count as missed.
 """
 
 NO_GPU = """\
@@ -121,7 +127,7 @@ def _cell(goal: Goal, strategy: str, results: dict[str, Result], numbered: dict[
 
 
 def _run(number: int, name: str, result: Result) -> str:
-    kinds = dict.fromkeys(row.kind for row in result.rows)
+    kinds = dict.fromkeys((row.kind, row.cache) for row in result.rows)
     lines = [
         f"### {number}. [{name}]({name})",
         "",
@@ -133,14 +139,23 @@ def _run(number: int, name: str, result: Result) -> str:
     ]
     lines += [
         "",
-        *(f"- `{kind}`: {KINDS[kind].what}; plain is {KINDS[kind].baseline}{_clock(result, kind)}." for kind in kinds),
+        *(
+            f"- `{kind_shown(kind, cache)}`: {what_of(kind, cache)}; "
+            f"plain is {KINDS[kind].baseline}{_clock(result, kind)}."
+            for kind, cache in kinds
+        ),
     ]
-    lines += ["", _markdown(COLUMNS, table_rows(result)), ""]
+    lines += ["", _markdown(columns(result), table_rows(result)), ""]
+    refused = dict.fromkeys((name, reason) for row in result.rows for name, reason in row.refused.items())
+    lines += [
+        *(f"- `{name}` alone could not run every case: {reason}" for name, reason in refused),
+        *([""] if refused else []),
+    ]
     if result.checks:
         lines += [
-            "Correctness tests on this GPU, before:",
+            "Correctness tests and canary on this GPU, before:",
             "",
-            *(f"- `{c.backend}`: {_verdict(c)}" for c in result.checks),
+            *(f"- `{c.backend}`{_of_canary(c)}: {_verdict(c)}" for c in result.checks),
             "",
         ]
     if result.left_out:
@@ -153,6 +168,10 @@ def _clock(result: Result, kind: str) -> str:
     names = {"events": "CUDA events", "graph": "replayed CUDA graphs"}
     clocks = dict.fromkeys(names[row.clock] for row in result.rows if row.kind == kind and row.clock in names)
     return f"; timed by {' or '.join(clocks)}" if clocks else ""
+
+
+def _of_canary(check: Check) -> str:
+    return ", canary" if check.kind == "canary" else ""
 
 
 def _verdict(check: Check) -> str:
@@ -177,9 +196,24 @@ def describe_machine(machine: Machine) -> str:
     return text
 
 
+def columns(result: Result) -> list[str]:
+    """Names of the columns of ``table_rows``."""
+    return [*COLUMNS, *_baselines(result)]
+
+
 def table_rows(result: Result) -> list[list[str]]:
-    """One line per case, for ``COLUMNS``."""
-    return [_line(row) for row in result.rows]
+    """One line per case, for ``columns``."""
+    return [[*_line(row), *(_over(row, name) for name in _baselines(result).values())] for row in result.rows]
+
+
+def _baselines(result: Result) -> dict[str, str]:
+    """The columns of baselines that some case was held against."""
+    return {title: name for title, name in BASELINES.items() if any(name in row.baselines for row in result.rows)}
+
+
+def _over(row: Row, baseline: str) -> str:
+    ratio = row.over(baseline)
+    return NOTHING if ratio is None else f"{ratio:.2f}"
 
 
 def _line(row: Row) -> list[str]:
@@ -189,7 +223,7 @@ def _line(row: Row) -> list[str]:
         if row.memory_ratio is not None:
             memory[2] = f"{row.memory_ratio:.2f}"
     return [
-        row.kind,
+        kind_shown(row.kind, row.cache),
         row.shape,
         row.dtype,
         str(row.threads),
@@ -213,6 +247,6 @@ def _mib(count: int) -> str:
 
 
 def _markdown(columns: list[str], rows: list[list[str]]) -> str:
-    right = [column in NUMBERS for column in columns]
+    right = [column in NUMBERS or column in BASELINES for column in columns]
     rule = ["---:" if is_number else "---" for is_number in right]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (columns, rule, *rows))

@@ -70,6 +70,11 @@ class Row(_Strict):
     plain: tuple[PositiveFloat, ...] = Field(min_length=1)
     remapped: tuple[PositiveFloat, ...] = Field(min_length=1)
     memory: Memory | None
+    cache: Literal["rotated", "raw"] = "rotated"
+    baselines: dict[str, tuple[PositiveFloat, ...]] = {}
+    """Attention kernels alone, on the same tensors already rotated and in the same rounds: seconds by name."""
+    refused: dict[str, str] = {}
+    """Baselines that could not run the case, and why."""
 
     @property
     def ratios(self) -> list[float]:
@@ -81,6 +86,13 @@ class Row(_Strict):
         """Median over the rounds."""
         return statistics.median(self.ratios)
 
+    def over(self, baseline: str) -> float | None:
+        """Remapped over a baseline, median over the rounds; None where that baseline was not measured."""
+        times = self.baselines.get(baseline)
+        if times is None:
+            return None
+        return statistics.median(b / a for a, b in zip(times, self.remapped, strict=True))
+
     @property
     def memory_ratio(self) -> float | None:
         """Peak of the remapped side over that of the plain one."""
@@ -88,9 +100,10 @@ class Row(_Strict):
 
 
 class Check(_Strict):
-    """The correctness tests of one backend, run before its times were measured."""
+    """What was checked of one backend before its times were measured: its correctness tests, or its canary's cases."""
 
     backend: str
+    kind: Literal["tests", "canary"] = "tests"
     passed: NonNegativeInt
     failed: NonNegativeInt
     skipped: NonNegativeInt
@@ -182,7 +195,7 @@ def read(path: Path) -> Result:
         reason = f"{where}: {first['msg']}" if where else first["msg"]
         raise InvalidInputError(f"{path}: not a result of posenc bench ({reason}). {advice}") from None
     for row in result.rows:
-        if len(row.plain) != len(row.remapped):
+        if {len(row.plain)} != {len(times) for times in (row.remapped, *row.baselines.values())}:
             raise InvalidInputError(f"{path}: not a result of posenc bench (a round lacks a side). {advice}")
         if row.kind not in KINDS:
             raise InvalidInputError(f"{path}: unknown kind {row.kind!r}. {advice}")

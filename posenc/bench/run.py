@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from posenc.bench import attention, cuda, machine, memory, model, padded, timing
+from posenc.bench.baselines import baselines
 from posenc.bench.cases import KINDS, Case, Settings
 from posenc.bench.results import Memory, Result, Row
 
@@ -56,38 +56,6 @@ def run(settings: Settings, step: Callable[[str], None]) -> Result:
     return Result(format="posenc-bench", version=1, command=settings.command(), machine=facts, rows=tuple(rows))
 
 
-def run_until(
-    parts: Sequence[Settings], deadline: float, step: Callable[[str], None]
-) -> tuple[list[Row], list[str], dict[str, Any]]:
-    """Measure several settings in order, until time is up; a case that fails costs itself alone.
-
-    Parameters
-    ----------
-    deadline : float
-        No case starts after this time of ``time.monotonic()``.
-
-    Returns
-    -------
-    (list of Row, list of str, dict)
-        What was measured, what was not and why, and the facts of the machine.
-    """
-    rows: list[Row] = []
-    left_out: list[str] = []
-    facts, watch = began(parts[0].device)
-    for settings in parts:
-        for case in settings.cases():
-            if time.monotonic() >= deadline:
-                left_out.append(f"{case}: no time was left")
-                continue
-            try:
-                rows.append(on_gpu(case, settings) if case.device == "cuda" else on_cpu(case, settings))
-            except Exception as error:  # one kernel that fails must not cost the times of the others
-                left_out.append(f"{case}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
-            step(str(case))
-    facts.update(ended(watch))
-    return rows, left_out, facts
-
-
 def began(device: str) -> tuple[dict[str, Any], machine.Watch]:
     """Facts of the machine as a run begins, and a watch over other work on it."""
     facts = {**machine.describe(), "load_before": machine.load()}
@@ -103,22 +71,26 @@ def ended(watch: machine.Watch) -> dict[str, Any]:
 
 
 def on_gpu(case: Case, settings: Settings) -> Row:
-    """Times and memory of one case on the GPU."""
+    """Times and memory of one case on the GPU, and the times of attention kernels alone beside it."""
     gc.collect()
     torch.cuda.empty_cache()
     with torch.no_grad():
         pair = build(case)
-        measured, clock = cuda.measure(case, pair, settings.rounds, settings.seconds)
+        alone, refused = baselines(pair)
+        measured, clock = cuda.measure(case, pair, alone, settings.rounds, settings.seconds)
         peaks = None
         if settings.memory:
             peaks = Memory(plain=cuda.peak_bytes(pair.plain), remapped=cuda.peak_bytes(pair.remapped))
-    return row(case, measured, peaks, clock=clock)
+    return row(case, measured, peaks, clock=clock, refused=refused)
 
 
 def on_cpu(case: Case, settings: Settings) -> Row:
-    """Times of one case on the CPU, in as many threads as torch has."""
+    """The same on the CPU, in as many threads as torch has and without memory: for trying out what a GPU will do."""
     with torch.no_grad():
-        return row(case, timing.measure(build(case), settings.rounds, settings.seconds), None)
+        pair = build(case)
+        alone, refused = baselines(pair)
+        measured = timing.measure(pair, settings.rounds, settings.seconds, alone)
+    return row(case, measured, None, refused=refused)
 
 
 def steps(settings: Settings) -> int:
@@ -148,5 +120,6 @@ def row(case: Case, measured: timing.Timing, peaks: Memory | None, **facts: Any)
         first=measured.first,
         plain=measured.plain,
         remapped=measured.remapped,
+        baselines=dict(measured.baselines),
         memory=peaks,
     )

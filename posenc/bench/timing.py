@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -30,18 +30,26 @@ class Timing:
         The first call of each side, plans and tables included; not among the rounds.
     plain, remapped : tuple of float
         One entry per round.
+    baselines : mapping of str to tuple of float
+        What else took its turn in every round.
     """
 
     first: tuple[float, float]
     plain: tuple[float, ...]
     remapped: tuple[float, ...]
+    baselines: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
+
+Sides = Mapping[str, Callable[[], Tensor]]
+"""Calls that take turns, by name."""
+
+PLAIN, REMAPPED = "plain", "remapped"
 
 Clock = Callable[[Callable[[], object]], float]
 """Seconds of one call."""
 
 
-def measure(pair: Pair, rounds: int, seconds: float) -> Timing:
+def measure(pair: Pair, rounds: int, seconds: float, baselines: Sides | None = None) -> Timing:
     """Call both sides in turns on the CPU: plain, remapped, plain, ...
 
     Parameters
@@ -50,21 +58,26 @@ def measure(pair: Pair, rounds: int, seconds: float) -> Timing:
         Most rounds.
     seconds : float
         No further round starts once this time is used and there are three.
+    baselines : mapping of str to callable, optional
+        More sides of every round.
     """
     first = (wall(pair.plain), wall(pair.remapped))
-    return Timing(first, *alternate(pair, rounds, seconds, wall))
+    return alternate(first, pair, baselines or {}, rounds, seconds, wall)
 
 
-def alternate(pair: Pair, rounds: int, seconds: float, clock: Clock) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Times of both sides in turns, by any clock."""
-    plain: list[float] = []
-    remapped: list[float] = []
+def alternate(
+    first: tuple[float, float], pair: Pair, baselines: Sides, rounds: int, seconds: float, clock: Clock
+) -> Timing:
+    """Times of all sides in turns, by any clock."""
+    sides = {PLAIN: pair.plain, REMAPPED: pair.remapped, **baselines}
+    times: dict[str, list[float]] = {name: [] for name in sides}
     gc.collect()
     began = time.perf_counter()
-    while len(plain) < rounds and (len(plain) < LEAST_ROUNDS or time.perf_counter() - began < seconds):
-        plain.append(clock(pair.plain))
-        remapped.append(clock(pair.remapped))
-    return tuple(plain), tuple(remapped)
+    while len(times[PLAIN]) < rounds and (len(times[PLAIN]) < LEAST_ROUNDS or time.perf_counter() - began < seconds):
+        for name, side in sides.items():
+            times[name].append(clock(side))
+    found = {name: tuple(values) for name, values in times.items()}
+    return Timing(first, found.pop(PLAIN), found.pop(REMAPPED), found)
 
 
 def wall(call: Callable[[], object]) -> float:

@@ -28,6 +28,7 @@ SETTINGS = ("kind", "shape", "dtype", "threads", "backend")
 @click.option("--threads", type=NumberList(int), help="torch threads [default: 2].")
 @click.option("--backend", "backends", multiple=True, metavar="NAME", help="Repeatable [default: auto].")
 @click.option("--device", metavar="DEVICE", help="cpu, or cuda for attention and query [default: cpu].")
+@click.option("--cache", "caches", multiple=True, metavar="CACHE", help="For query: rotated or raw [default: rotated].")
 @click.option("--window-share", type=int, help="The window is the length over this [default: 4].")
 @click.option("--rounds", type=int, help="Most rounds per case [default: 7].")
 @click.option("--seconds", type=float, help="No further round after this time, from three on [default: 20].")
@@ -53,7 +54,7 @@ def command(
 
     \b
     attention         L queries over L raw keys, against rotation and one causal SDPA call
-    query             one query over L raw keys, against SDPA over rotated ones
+    query             one query over L keys, raw or kept rotated (--cache), against SDPA over rotated ones
     prefill           a model's forward of L tokens, against the model not patched
     decode            a model's forward of one token at L cached ones, against the model not patched
     padded_attention  one layer's attention of a padded batch of 4 rows, against its rows one by one
@@ -102,13 +103,13 @@ def command(
 
 
 def _print(result: Result) -> None:
-    from posenc.bench.report import COLUMNS, NOTHING, NUMBERS, describe_machine, table_rows
+    from posenc.bench.report import BASELINES, NOTHING, NUMBERS, columns, describe_machine, table_rows
 
-    rows = table_rows(result)
-    found = [{row[column] for row in rows} for column in range(len(COLUMNS))]
+    rows, names = table_rows(result), columns(result)
+    found = [{row[column] for row in rows} for column in range(len(names))]
     kept = [
         column
-        for column, name in enumerate(COLUMNS)
+        for column, name in enumerate(names)
         if found[column] != {NOTHING} and (name not in SETTINGS or len(found[column]) > 1)
     ]
     click.echo(describe_machine(result.machine))
@@ -116,7 +117,7 @@ def _print(result: Result) -> None:
     click.echo()
     print_table(
         "remapped against plain (medians over rounds)",
-        [COLUMNS[column] for column in kept],
+        [names[column] for column in kept],
         [[row[column] for column in kept] for row in rows],
-        numbers=NUMBERS,
+        numbers=[*NUMBERS, *BASELINES],
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from posenc.bench.cases import KINDS
+from posenc.bench.cases import KINDS, kind_shown, what_of
 from posenc.bench.results import Result, Row
 
 SETUP = ("strategy", "shape", "dtype", "threads", "backend")
@@ -23,8 +23,8 @@ def title_of(result: Result) -> str:
 def what_is_compared(result: Result) -> list[str]:
     """What both sides of every kind of work compute."""
     return [
-        f"{kind.replace('_', ' ')}: {KINDS[kind].what}. Plain: {KINDS[kind].baseline}."
-        for kind in dict.fromkeys(row.kind for row in result.rows)
+        f"{kind_shown(kind, cache).replace('_', ' ')}: {what_of(kind, cache)}. Plain: {KINDS[kind].baseline}."
+        for kind, cache in dict.fromkeys((row.kind, row.cache) for row in result.rows)
         if kind in KINDS
     ]
 
@@ -32,9 +32,9 @@ def what_is_compared(result: Result) -> list[str]:
 def cost_tables(result: Result) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, columns and rows: time for every kind of work, and peak memory where it was measured."""
     tables = []
-    for kind in dict.fromkeys(row.kind for row in result.rows):
-        rows = [row for row in result.rows if row.kind == kind]
-        name = kind.replace("_", " ")
+    for kind, cache in dict.fromkeys((row.kind, row.cache) for row in result.rows):
+        rows = [row for row in result.rows if (row.kind, row.cache) == (kind, cache)]
+        name = kind_shown(kind, cache).replace("_", " ")
         columns = [*SETUP, *map(str, _lengths(rows))]
         tables.append(
             (f"{name}: time over plain, median of the rounds (lowest .. highest)", columns, _pivot(rows, _time))

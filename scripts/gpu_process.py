@@ -1,0 +1,120 @@
+"""Processes for work that may crash or hang, each with a time limit: the parent always goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from scripts.gpu_site import ROOT
+
+LAST_WORDS = 2000
+"""Bytes of a process's log that are searched for why it ended."""
+
+
+class Died(Exception):
+    """A worker ended, was stopped, or reports an error; the message says which."""
+
+
+class Worker:
+    """A process that answers requests (:mod:`scripts.gpu_worker`), started at once and again after it ended.
+
+    Parameters
+    ----------
+    log : Path
+        Where its stderr goes, appended.
+    environment : dict of str to str
+        Variables beside those of this process.
+    """
+
+    def __init__(self, log: Path, environment: dict[str, str] | None = None) -> None:
+        self.log, self.environment = log, environment or {}
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the process; importing goes on meanwhile."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "scripts.gpu_worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=ROOT,
+                env={**os.environ, **self.environment},
+                text=True,
+            )
+        self.answers: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=_read, args=(self.process.stdout, self.answers), daemon=True).start()
+
+    def ask(self, call: str, seconds: float, **arguments: Any) -> Any:
+        """The answer to ``call(**arguments)``, where ``call`` is ``"module:function"``.
+
+        Raises
+        ------
+        Died
+            If there is no answer within the seconds, the process ends, or the call raises.
+        """
+        if self.process.poll() is not None:
+            self.begin()
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps({"call": call, "with": arguments}) + "\n")
+            self.process.stdin.flush()
+            line = self.answers.get(timeout=max(0.0, seconds))
+        except queue.Empty:
+            self.end()
+            raise Died(f"stopped after {seconds:.0f} s") from None
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            status = self.process.wait()
+            raise Died(f"the process ended ({_shown(status)}){self._last_words()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise Died(answer["error"])
+        return answer["answer"]
+
+    def end(self) -> None:
+        """Stop the process, whatever it does."""
+        self.process.kill()
+        self.process.wait()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.end()
+
+    def _last_words(self) -> str:
+        """The last line of the log."""
+        lines = self.log.read_bytes()[-LAST_WORDS:].decode(errors="replace").strip().splitlines()
+        return f": {lines[-1].strip()[:200]}" if lines else ""
+
+
+def _read(stream: Any, answers: queue.Queue[str]) -> None:
+    for line in stream:
+        answers.put(line)
+    answers.put("")  # it ended
+
+
+def _shown(status: int) -> str:
+    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+
+
+def end_by_exception() -> None:
+    """Have SIGTERM raise SystemExit, so that what was measured is still collected and no process is left behind."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)

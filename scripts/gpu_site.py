@@ -1,0 +1,46 @@
+"""Where Python finds posenc and what a GPU machine lacks: this checkout, and the wheels that were carried there.
+
+    python3 -m scripts.gpu_site    # install .wheels/*.whl (make gpu-wheels) into out/gpu/site, without network
+
+Every script for GPUs calls ``prepare``, so that none needs make or a PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SITE = ROOT / "out" / "gpu" / "site"
+WHEELS = ROOT / ".wheels"
+LIBRARIES = SITE / "nvidia" / "cuda_runtime" / "lib"
+"""The CUDA 12 runtime, which xformers' wheel wants beside a torch for CUDA 13."""
+
+
+def main() -> int:
+    """Install the carried wheels."""
+    wheels = sorted(map(str, WHEELS.glob("*.whl")))
+    if not wheels:
+        print(f"gpu_site: no wheels in {WHEELS}. Fill it with 'make gpu-wheels' where there is network.", file=sys.stderr)
+        return 2
+    options = ("--quiet", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", str(SITE))
+    status = subprocess.run([sys.executable, "-m", "pip", "install", *options, *wheels]).returncode
+    print(f"gpu_site: {len(wheels)} wheels {'installed' if status == 0 else 'NOT installed'}")
+    return status
+
+
+def prepare() -> None:
+    """Make posenc importable here, and in every process that is started from here."""
+    paths = [str(ROOT), str(ROOT / "plugins"), str(ROOT / "adapters"), *([str(SITE)] if SITE.exists() else [])]
+    given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys((*paths, *given)))
+    sys.path[:0] = [path for path in paths if path not in sys.path]
+    if LIBRARIES.exists():  # read by the loader when a process begins: of use to the processes started from here
+        libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+        os.environ["LD_LIBRARY_PATH"] = os.pathsep.join(dict.fromkeys((str(LIBRARIES), *filter(None, libraries))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

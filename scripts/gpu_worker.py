@@ -1,0 +1,56 @@
+"""A process that does what it is asked, one request after the other: a kernel that breaks takes this one down alone.
+
+Requests come as JSON lines on stdin, ``{"call": "module:function", "with": {...}}``; answers go as JSON lines to the
+stdout that the process began with. An exception is an answer too. After an error of the device the process ends: its
+CUDA context would fail every later request.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+BROKEN_DEVICE = 3
+"""Exit status after an error that the CUDA context does not survive."""
+
+
+def main() -> int:
+    """Answer until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not come between the answers
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            module, _, name = request["call"].partition(":")
+            answer: dict[str, Any] = {"answer": getattr(importlib.import_module(module), name)(**request["with"])}
+        except Exception as error:
+            traceback.print_exc()
+            reason = (str(error).strip().splitlines() or [""])[0]
+            answer = {"error": f"{type(error).__name__}: {reason}"}
+        broken = "error" in answer and not device_works()
+        print(json.dumps(answer), file=answers, flush=True)
+        if broken:
+            return BROKEN_DEVICE
+    return 0
+
+
+def device_works() -> bool:
+    """False once the CUDA context is spoilt, as by an illegal access."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return True
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # a broken context can hang the interpreter's own way out
