@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -54,33 +55,40 @@ class Worker:
         self.answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=_read, args=(self.process.stdout, self.answers), daemon=True).start()
 
-    def ask(self, call: str, seconds: float, **arguments: Any) -> Any:
-        """The answer to ``call(**arguments)``, where ``call`` is ``"module:function"``.
+    def ask(self, call: str, limit: float, **arguments: Any) -> Any:
+        """The answer to ``call(**arguments)``, where ``call`` is ``"module:function"``, within ``limit`` seconds.
 
         Raises
         ------
         Died
-            If there is no answer within the seconds, the process ends, or the call raises.
+            If there is no answer in that time, the process ends, or the call raises.
         """
-        if self.process.poll() is not None:
+        if not self.alive:
             self.begin()
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps({"call": call, "with": arguments}) + "\n")
             self.process.stdin.flush()
-            line = self.answers.get(timeout=max(0.0, seconds))
+            line = self.answers.get(timeout=max(0.0, limit))
         except queue.Empty:
             self.end()
-            raise Died(f"stopped after {seconds:.0f} s") from None
+            raise Died(f"stopped after {limit:.0f} s") from None
         except BrokenPipeError:
             line = ""
         if not line:
             status = self.process.wait()
             raise Died(f"the process ended ({_shown(status)}){self._last_words()}")
         answer = json.loads(line)
+        if answer.get("ends"):
+            self.end()
         if "error" in answer:
             raise Died(answer["error"])
         return answer["answer"]
+
+    @property
+    def alive(self) -> bool:
+        """True while the process runs."""
+        return self.process.poll() is None
 
     def end(self) -> None:
         """Stop the process, whatever it does."""
@@ -97,6 +105,20 @@ class Worker:
         """The last line of the log."""
         lines = self.log.read_bytes()[-LAST_WORDS:].decode(errors="replace").strip().splitlines()
         return f": {lines[-1].strip()[:200]}" if lines else ""
+
+
+class Workers(dict[str, Worker]):
+    """A process per name, started side by side and stopped together."""
+
+    def __init__(self, names: Iterable[str], folder: Path) -> None:
+        super().__init__((name, Worker(folder / f"{name}.log")) for name in dict.fromkeys(names))
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for worker in self.values():
+            worker.end()
 
 
 def _read(stream: Any, answers: queue.Queue[str]) -> None:

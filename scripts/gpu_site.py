@@ -23,7 +23,9 @@ def main() -> int:
     """Install the carried wheels."""
     wheels = sorted(map(str, WHEELS.glob("*.whl")))
     if not wheels:
-        print(f"gpu_site: no wheels in {WHEELS}. Fill it with 'make gpu-wheels' where there is network.", file=sys.stderr)
+        print(
+            f"gpu_site: no wheels in {WHEELS}. Fill it with 'make gpu-wheels' where there is network.", file=sys.stderr
+        )
         return 2
     options = ("--quiet", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", str(SITE))
     status = subprocess.run([sys.executable, "-m", "pip", "install", *options, *wheels]).returncode

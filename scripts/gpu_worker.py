@@ -31,9 +31,10 @@ def main() -> int:
             traceback.print_exc()
             reason = (str(error).strip().splitlines() or [""])[0]
             answer = {"error": f"{type(error).__name__}: {reason}"}
-        broken = "error" in answer and not device_works()
+        if "error" in answer and not device_works():
+            answer["ends"] = True
         print(json.dumps(answer), file=answers, flush=True)
-        if broken:
+        if "ends" in answer:
             return BROKEN_DEVICE
     return 0
 

@@ -68,8 +68,8 @@ class Verdict:
 
     def __str__(self) -> str:
         return (
-            f"output off by {self.output:.2g} of its row (allowed {self.output_allowed:g}) at {self.where}, logsumexp by "
-            f"{self.lse:.2g} (allowed {self.lse_allowed:g}), {self.rows} rows"
+            f"output off by {self.output:.2g} of its row (allowed {self.output_allowed:g}) at {self.where}, "
+            f"logsumexp by {self.lse:.2g} (allowed {self.lse_allowed:g}), {self.rows} rows"
         )
 
 
@@ -135,6 +135,8 @@ def check(case: Case, seed: int = 0) -> Verdict:
 def report(case: dict[str, Any]) -> dict[str, Any]:
     """One case's verdict as plain data."""
     verdict = check(Case(**case))
+    if case["device"] == "cuda":
+        torch.cuda.empty_cache()  # other processes need the memory
     return {**asdict(verdict), "good": verdict.good, "text": str(verdict)}
 
 

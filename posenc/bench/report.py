@@ -46,10 +46,10 @@ GPU = f"""\
 For {GPU_DTYPE}. Times are held against torch's flash attention *alone*: the kernel on the same tensors, rotated
 beforehand, called in the same rounds. The ratio to plain, which rotates as transformers' models do, is in the tables
 of the runs, and so is that to cuDNN's attention alone where it can run. Prefill is timed by CUDA events around each
-call, one query by replaying CUDA graphs of every side, ten calls in each: its time is that of the kernels, without Python's.
-Memory is the most that torch held during the call. Before anything is timed, the correctness tests of every backend
-run, and a canary compares sampled rows of its outputs at 4k and 128k tokens with float64. A backend that fails the
-canary is not timed, and the times of one that fails a test count as missed.
+call, one query by replaying CUDA graphs of every side, ten calls in each: its time is that of the kernels, without
+Python's. Memory is the most that torch held during the call. Before anything is timed, the correctness tests of every
+backend run, and a canary compares sampled rows of its outputs at 4k and 128k tokens with float64. A backend that fails
+the canary is not timed, and the times of one that fails a test count as missed.
 """
 
 NO_GPU = """\

@@ -10,7 +10,8 @@ by a thousandth of what bfloat16 does. So every sampled query is *aimed* at one 
 so that their logit in a segment's positions outweighs all other keys together. Aimed at the keys on both sides of a
 segment's border it shows a key that is missing, doubled, leaked from the future, or seen one position off.
 
-Shape letters: R sampled rows, A aimed queries, H query heads, G key/value heads, L tokens, D head_dim, F rotary frequencies.
+Shape letters: R sampled rows, A aimed queries, H query heads, G key/value heads, L tokens, D head_dim,
+F rotary frequencies.
 """
 
 from __future__ import annotations
@@ -140,12 +141,12 @@ def expected_rows(
 
 def _turned(x_LD: Tensor, positions: Positions, rotary: Rotary) -> Tensor:
     """Channels [..., L, D] in float64, each pair a complex number turned by its frequency times the position."""
-    start, stop = rotary.rotated
+    first = rotary.rotated[0]
     count = len(rotary.inv_freq)
     place_LF: NDArray[np.float64] = np.asarray(positions, dtype=np.float64).reshape(len(positions), -1)
     angle_LF = torch.from_numpy(place_LF).to(x_LD.device) * rotary.inv_freq.double().to(x_LD.device)
     step, apart = (1, count) if rotary.style == "half" else (2, 1)
-    one = torch.arange(start, start + count * step, step, device=x_LD.device)
+    one = torch.arange(first, first + count * step, step, device=x_LD.device)
     turned = torch.complex(x_LD[..., one], x_LD[..., one + apart])
     turned = turned * torch.polar(torch.full_like(angle_LF, rotary.attention_scaling), angle_LF)
     out_LD = x_LD.clone()

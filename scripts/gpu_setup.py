@@ -1,0 +1,88 @@
+"""What every script for GPUs asks first: is there a device, is posenc whole, and what are the versions.
+
+python3 -m scripts.gpu_setup    # print versions and, per backend, why it cannot run here
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+from typing import Any
+
+from scripts.gpu_process import Died, Workers
+from scripts.gpu_site import ROOT, prepare
+
+FOLDER = ROOT / "out" / "gpu" / "run"
+
+SECONDS = 60.0
+
+
+def no_device(device: str) -> str | None:
+    """Why nothing can be measured here, or None."""
+    try:
+        import torch
+
+        from posenc.plugins import backends
+    except ImportError as error:
+        return f"{error}. Install posenc and what it needs into this Python, or see 'make gpu-wheels'."
+    if device == "cuda" and not torch.cuda.is_available():
+        return "no CUDA GPU here, or this build of torch cannot use it. --device cpu --smoke tries the steps."
+    if not backends():
+        return "posenc's own plugins are not found: install its wheel, see 'make gpu-wheels'."
+    return None
+
+
+def facts(workers: Workers, device: str) -> dict[str, Any] | None:
+    """Facts of the machine from the first process that answers; None where none does."""
+    for worker in workers.values():
+        with suppress(Died):
+            found: dict[str, Any] = worker.ask("scripts.gpu_times:describe", SECONDS, device=device)
+            return found
+    return None
+
+
+def unusable(workers: Workers, device: str) -> dict[str, str]:
+    """Backends that cannot run here, and why; each is asked in its own process, which may crash."""
+    found = {}
+    for name, worker in workers.items():
+        try:
+            reason = worker.ask("scripts.gpu_times:refusal", SECONDS, backend=name, device=device)
+        except Died as error:
+            reason = f"it cannot be asked: {error}"
+        if reason is not None:
+            found[name] = reason
+    return found
+
+
+def operators() -> dict[str, str]:
+    """xformers' forward operators and why each refuses heads of 128 channels in bfloat16, empty where it takes them."""
+    try:
+        import torch
+        from xformers.ops import fmha
+
+        x = torch.zeros(1, 16, 8, 128, dtype=torch.bfloat16, device="cuda" if torch.cuda.is_available() else "cpu")
+        inputs = fmha.Inputs(query=x, key=x, value=x)
+        return {op.NAME: "; ".join(op.not_supported_reasons(inputs)) for op in fmha.ALL_FW_OPS}
+    except Exception as error:  # another release, or none: that is what is to be told
+        return {"xformers": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
+
+
+def main() -> int:
+    """Print it as JSON."""
+    prepare()
+    device = "cpu" if "--smoke" in sys.argv[1:] else "cuda"
+    reason = no_device(device)
+    if reason is not None:
+        print(f"gpu_setup: {reason}", file=sys.stderr)
+        return 2
+    from posenc.plugins import backends
+
+    with Workers(backends(), FOLDER) as workers:
+        found = {"facts": facts(workers, device), "refused": unusable(workers, device)}
+    print(json.dumps({**found, "xformers": operators()}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
