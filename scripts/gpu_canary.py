@@ -55,7 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"not checked: {name}: {reason}")
             workers.pop(name).end()
         lengths = tuple(chosen.lengths) if chosen.lengths else None
-        checks = Canary(chosen.folder, chosen.device, chosen.smoke, lengths).run(workers, ends - time.monotonic())
+        checks = Canary(chosen.folder, chosen.device, chosen.smoke, lengths, chosen.case).run(
+            workers, ends - time.monotonic()
+        )
     for check in checks:
         wrong = "" if check.problem is None else f": {check.problem}"
         print(f"canary of {check.backend}: {check.passed} right, {check.failed} wrong, {check.skipped} not run{wrong}")
@@ -69,6 +71,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes")
     parser.add_argument("--lengths", type=int, nargs="+", help="tokens [default: 4096 131072]")
+    parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose line holds it, 'query (raw keys)'")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="what has not run then is not checked")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of canary.jsonl and logs [default: out/gpu/run]")
     return parser.parse_args(arguments)
@@ -77,8 +80,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 class Canary:
     """Cases of some size, checked for several backends at once; a line per case in a folder's file."""
 
-    def __init__(self, folder: Path, device: str, smoke: bool, lengths: tuple[int, ...] | None = None) -> None:
-        self.folder, self.device = folder, device
+    def __init__(
+        self, folder: Path, device: str, smoke: bool, lengths: tuple[int, ...] | None = None, only: str = ""
+    ) -> None:
+        self.folder, self.device, self.only = folder, device, only
         small = (SMOKE_LENGTHS, SMOKE_HEADS, SMOKE_DTYPES)
         usual, self.heads, self.dtypes = small if smoke else (LENGTHS, HEADS, DTYPES)
         self.lengths = lengths or usual
@@ -106,7 +111,8 @@ class Canary:
 
         passed = failed = deaths = 0
         problem = None
-        cases: list[Case] = canary.cases(name, self.device, self.lengths, self.heads, self.dtypes)
+        every = canary.cases(name, self.device, self.lengths, self.heads, self.dtypes)
+        cases: list[Case] = [case for case in every if self.only in str(case)]
         for case in cases:
             left = ends - time.monotonic()
             if left <= 0 or deaths > MOST_RESTARTS:

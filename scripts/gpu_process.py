@@ -110,8 +110,8 @@ class Worker:
 class Workers(dict[str, Worker]):
     """A process per name, started side by side and stopped together."""
 
-    def __init__(self, names: Iterable[str], folder: Path) -> None:
-        super().__init__((name, Worker(folder / f"{name}.log")) for name in dict.fromkeys(names))
+    def __init__(self, names: Iterable[str], folder: Path, environment: dict[str, str] | None = None) -> None:
+        super().__init__((name, Worker(folder / f"{name}.log", environment)) for name in dict.fromkeys(names))
 
     def __enter__(self) -> Workers:
         return self

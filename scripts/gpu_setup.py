@@ -5,9 +5,11 @@ python3 -m scripts.gpu_setup    # print versions and, per backend, why it cannot
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from scripts.gpu_process import Died, Workers
@@ -16,6 +18,8 @@ from scripts.gpu_site import ROOT, prepare
 FOLDER = ROOT / "out" / "gpu" / "run"
 
 SECONDS = 60.0
+XFORMERS = "xformers-operators"
+"""The process that lists xformers' operators."""
 
 
 def no_device(device: str) -> str | None:
@@ -68,19 +72,32 @@ def operators() -> dict[str, str]:
         return {"xformers": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Print it as JSON."""
+    parser = argparse.ArgumentParser(prog="python3 -m scripts.gpu_setup", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="of the CPU")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write it there as well")
+    chosen = parser.parse_args(arguments)
     prepare()
-    device = "cpu" if "--smoke" in sys.argv[1:] else "cuda"
+    device = "cpu" if chosen.smoke else "cuda"
     reason = no_device(device)
     if reason is not None:
         print(f"gpu_setup: {reason}", file=sys.stderr)
         return 2
     from posenc.plugins import backends
 
-    with Workers(backends(), FOLDER) as workers:
+    with Workers([*backends(), XFORMERS], FOLDER) as workers:
+        aside = workers.pop(XFORMERS)
         found = {"facts": facts(workers, device), "refused": unusable(workers, device)}
-    print(json.dumps({**found, "xformers": operators()}, indent=1))
+        try:
+            found["xformers"] = aside.ask("scripts.gpu_setup:operators", SECONDS)
+        except Died as error:
+            found["xformers"] = str(error)
+        aside.end()
+    text = json.dumps(found, indent=1)
+    print(text)
+    if chosen.out is not None:
+        chosen.out.write_text(text + "\n")
     return 0
 
 

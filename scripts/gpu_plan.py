@@ -1,0 +1,194 @@
+"""The whole first run on a GPU as one command: wheels, versions, checks, tiles, times; what to keep in one folder.
+
+    python3 -m scripts.gpu_plan --out OUT            # at most 460 seconds; docs/gpu.md says what each step is for
+    python3 -m scripts.gpu_plan --out OUT --smoke    # the same steps on tiny shapes and the CPU
+
+A step that fails or takes too long is noted, and the next one begins. While a step runs its files are copied to --out
+every few seconds, so that nothing is lost when the plan itself is killed. The last lines are one short table. Exit
+status 0 when every step went well, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.gpu_process import end_by_exception
+from scripts.gpu_setup import FOLDER
+from scripts.gpu_site import ROOT, WHEELS, prepare
+
+SECONDS = 460.0
+RESERVE = 5.0
+"""Seconds for the copies and the table."""
+
+KEPT = ("gpu.jsonl", "canary.jsonl", "sweep.jsonl", "sweep.json", "tiles.json", "setup.json", "log.txt")
+"""With the result file, at most eight."""
+
+LARGEST = 16 * 2**20
+COPY_EVERY = 2.0
+MERCY = 10.0
+"""Seconds between asking a step to end and ending it."""
+
+SHOWN = 25
+"""Last lines of a step's output that are printed; log.txt has all of them."""
+
+LOG_TAIL = 60
+"""Last lines of every process's log that go to log.txt."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command and its time limit in seconds."""
+
+    name: str
+    words: tuple[str, ...]
+    seconds: float
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Every step, then the table."""
+    chosen = parse(arguments)
+    end_by_exception()
+    prepare()
+    plan = Plan(chosen.out, chosen.folder, chosen.smoke, chosen.seconds)
+    try:
+        plan.run()
+    finally:
+        plan.finish()
+    return 0 if all(verdict == "ok" for _, verdict, _ in plan.verdicts) else 1
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python3 -m scripts.gpu_plan", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of what is worth keeping")
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes on the CPU")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of all steps together [default: 460]")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the steps work [default: out/gpu/run]")
+    return parser.parse_args(arguments)
+
+
+class Plan:
+    """Steps that work in one folder, and copies of their files in another."""
+
+    def __init__(self, out: Path, folder: Path, smoke: bool, seconds: float) -> None:
+        self.out, self.folder, self.smoke = out, folder, smoke
+        self.began = time.monotonic()
+        self.ends = self.began + seconds - RESERVE
+        self.verdicts: list[tuple[str, str, float]] = []
+        self.environment = {"TRITON_CACHE_DIR": str(folder / "triton")}
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
+
+    def run(self) -> None:
+        """The steps in order."""
+        small = ("--device", "cpu", "--smoke") if self.smoke else ()
+        folder, results = str(self.folder), str(self.folder / "results")
+        if list(WHEELS.glob("*.whl")):
+            self.step(Step("install", ("scripts.gpu_site",), 60))
+            prepare()
+        setup = ("scripts.gpu_setup", "--out", str(self.folder / "setup.json"), *small[2:])
+        self.step(Step("versions", setup, 60))
+        gpu = ("scripts.gpu", *small, "--folder", folder, "--out", results)
+        self.step(Step("checks", (*gpu, "--only", "checks", "--minutes", "1.5"), 100))
+        self.step(Step("sweep", ("scripts.gpu_sweep", *small, "--out", folder, "--seconds", "80"), 95))
+        if (self.folder / "tiles.json").exists():
+            self._try_tiles(small)
+        left = self.ends - time.monotonic() - 5
+        self.step(Step("times", (*gpu, "--only", "times", "--minutes", f"{min(4.0, left / 60):.2f}"), left))
+
+    def _try_tiles(self, small: tuple[str, ...]) -> None:
+        """The swept tiles are used where they pass the canary at all its lengths."""
+        tiles = self.folder / "tiles.json"
+        self.environment["POSENC_TRITON_TILES"] = str(tiles)
+        words = ("scripts.gpu_canary", *small, "--backend", "triton", "--seconds", "30", "--folder", str(self.folder))
+        if not self.step(Step("canary of the tiles", words, 40)):
+            del self.environment["POSENC_TRITON_TILES"]
+            self._note("the swept tiles are not used\n")
+
+    def step(self, step: Step) -> bool:
+        """Run a step within its limit and that of the plan; True where it went well."""
+        began = time.monotonic()
+        limit = min(step.seconds, self.ends - began)
+        if limit < 1:
+            self.verdicts.append((step.name, "no time was left", 0.0))
+            return False
+        command = [sys.executable, "-m", *step.words]
+        output = self.folder / f"step-{len(self.verdicts)}.txt"
+        print(f"== {step.name}: {' '.join(['python3', *command[1:]])}", flush=True)
+        with output.open("w") as file:
+            environment = {**os.environ, **self.environment, "PYTHONUNBUFFERED": "1"}
+            process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        verdict = "ok"
+        try:
+            while process.poll() is None:
+                if time.monotonic() - began > limit:
+                    verdict = f"stopped after {limit:.0f} s"
+                    break
+                time.sleep(0.2)
+                self.copy(every=COPY_EVERY)
+        finally:
+            _end(process)
+        if verdict == "ok" and process.returncode:
+            verdict = f"exit status {process.returncode}"
+        text = output.read_text(errors="replace")
+        self._note(f"== {step.name} ({verdict})\n{text}\n")
+        print("\n".join(text.splitlines()[-SHOWN:]), flush=True)
+        self.verdicts.append((step.name, verdict, time.monotonic() - began))
+        self.copy()
+        return verdict == "ok"
+
+    _copied = 0.0
+
+    def copy(self, every: float = 0.0) -> None:
+        """Copy what is worth keeping, at most so often."""
+        if time.monotonic() - self._copied < every:
+            return
+        self._copied = time.monotonic()
+        found = [*(self.folder / name for name in KEPT), *(self.folder / "results").glob("*.json")]
+        for file in found:
+            with suppress(OSError):  # not there yet, or being replaced
+                if file.stat().st_size <= LARGEST:
+                    shutil.copyfile(file, self.out / file.name)
+
+    def finish(self) -> None:
+        """The ends of all logs, the last copies, a line per step, and the table."""
+        for log in sorted(self.folder.glob("*.log")):
+            tail = log.read_text(errors="replace").splitlines()[-LOG_TAIL:]
+            self._note("\n".join([f"== {log.name}", *tail, ""]))
+        self.copy()
+        for name, verdict, seconds in self.verdicts:
+            print(f"{name}: {verdict}, {seconds:.0f} s")
+        print(f"files: {', '.join(sorted(file.name for file in self.out.iterdir()))}")
+        with suppress(ImportError):
+            from posenc.bench import collect, summary
+
+            rows = collect.rows(self.folder)
+            print(summary.table(rows) if rows else "no times were measured")
+
+    def _note(self, text: str) -> None:
+        with (self.folder / "log.txt").open("a") as file:
+            file.write(text)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end, so that it can save what it has, and end it if it does not."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(MERCY)
+            return
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

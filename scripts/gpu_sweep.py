@@ -1,0 +1,224 @@
+"""The best tiles of the Triton kernels for the GPU at hand: compiled side by side, held against float64, timed.
+
+    python3 -m scripts.gpu_sweep --out out/gpu/run                     # 80 seconds
+    POSENC_TRITON_TILES=out/gpu/run/tiles.json python3 -m scripts.gpu  # with what it found
+    python3 -m scripts.gpu_sweep --device cpu --smoke                  # the same steps interpreted, on tiny shapes
+
+Into --out go sweep.jsonl (a line per candidate and round, at once), sweep.json (the result) and tiles.json (the shipped
+table after the entries that beat it). Exit status 0 when every kernel was measured, 1 otherwise, 2 without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scripts.gpu_process import Died, Worker, Workers, end_by_exception
+from scripts.gpu_setup import FOLDER, no_device
+from scripts.gpu_site import prepare
+
+if TYPE_CHECKING:
+    from posenc.bench.sweep import Setting
+    from posenc.kernels.triton_tiles import Tiling
+
+SECONDS = 80.0
+COMPILE_SHARE = 0.65
+"""Compiling and checking end after this share of the time."""
+
+PROCESSES = 8
+LENGTH, DTYPE = 32768, "bfloat16"
+SHAPES = {"32/8x128": {"prefill": 24, "decode": 11}, "32/8x64": {"prefill": 7, "decode": 3}}
+"""By heads: how many candidates of each kernel, beside the shipped tiling."""
+
+ROUNDS = {"prefill": 7, "decode": 30}
+LINES, RESULT, TILES = "sweep.jsonl", "sweep.json", "tiles.json"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compile, check, time, and write the table."""
+    chosen = parse(arguments)
+    end_by_exception()
+    prepare()
+    reason = no_device(chosen.device)
+    if reason is not None:
+        print(f"gpu_sweep: {reason}", file=sys.stderr)
+        return 2
+    sweep = Sweep(chosen.out, chosen.device, chosen.smoke, time.monotonic() + chosen.seconds)
+    try:
+        sweep.run(chosen.seconds)
+    except Died as error:
+        print(f"gpu_sweep: {error}", file=sys.stderr)
+    finally:
+        measured = sweep.write()
+    return 0 if measured else 1
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python3 -m scripts.gpu_sweep", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes")
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of its files [default: out/gpu/run]")
+    return parser.parse_args(arguments)
+
+
+class Sweep:
+    """Candidates of every kernel and shape, what is known of them, and the files of that."""
+
+    def __init__(self, out: Path, device: str, smoke: bool, ends: float) -> None:
+        self.out, self.device, self.ends = out, device, ends
+        self.shapes = {"4/2x16": {"prefill": 1, "decode": 1}} if smoke else SHAPES
+        self.length, self.dtype = (64, "float32") if smoke else (LENGTH, DTYPE)
+        self.processes = 2 if smoke else PROCESSES
+        self.rounds = {"prefill": 3, "decode": 3} if smoke else ROUNDS
+        self.facts: dict[str, Any] | None = None
+        self.good: dict[Setting, list[Tiling]] = {}
+        self.times: dict[Setting, list[list[float]]] = {}
+        out.mkdir(parents=True, exist_ok=True)
+        (out / LINES).unlink(missing_ok=True)
+
+    def run(self, seconds: float) -> None:
+        """Compile and check in many processes, then time in one."""
+        environment = {"TRITON_INTERPRET": "1"} if self.device == "cpu" else {}
+        names = [f"sweep-{number}" for number in range(self.processes)]
+        with Workers(names, self.out, environment) as workers:
+            self.facts = workers[names[0]].ask("posenc.bench.sweep:describe", seconds, device=self.device)
+            self._line({"facts": self.facts})
+            waiting = list(self._candidates())
+            self.good = {setting: [] for setting, _ in waiting}
+            self._say(f"{len(waiting)} candidates in {self.processes} processes")
+            ends = self.ends - (1 - COMPILE_SHARE) * seconds
+            order = {pair: number for number, pair in enumerate(waiting)}
+            turns = iter(waiting)
+            threads = [
+                threading.Thread(target=self._verify, args=(worker, turns, ends), daemon=True)
+                for worker in workers.values()
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            for setting, tilings in self.good.items():
+                tilings.sort(key=lambda tiling, setting=setting: order[setting, tiling])
+            for name in names[1:]:
+                workers.pop(name).end()
+            self._time(workers[names[0]])
+
+    def _candidates(self) -> Iterator[tuple[Setting, Tiling]]:
+        """All of them: what is likeliest of every kernel first."""
+        from posenc.bench.sweep import KERNELS, Setting, candidates
+
+        assert self.facts is not None
+        capability = tuple(self.facts["capability"])
+        for shape, most in self.shapes.items():
+            lists = []
+            for kernel in KERNELS:
+                setting = Setting(kernel, shape, self.length, self.dtype, self.device)
+                lists.append([(setting, tiling) for tiling in candidates(setting, capability, most[_kind(kernel)])])
+            for turn in range(max(map(len, lists))):
+                yield from (own[turn] for own in lists if turn < len(own))
+
+    def _verify(self, worker: Worker, turns: Iterator[tuple[Setting, Tiling]], ends: float) -> None:
+        """One process's share: whatever is next, until time is up."""
+        for setting, tiling in _shared(turns):
+            left = ends - time.monotonic()
+            if left <= 0:
+                return
+            about = {"setting": asdict(setting), "tiling": asdict(tiling)}
+            try:
+                found = worker.ask("posenc.bench.sweep:verify", left, **about)
+            except Died as error:
+                found = {"good": False, "problem": str(error)}
+            self._line({"checked": {**about, **found}})
+            if found["good"]:
+                self.good[setting].append(tiling)
+
+    def _time(self, worker: Worker) -> None:
+        """Rounds of all that are right, the first shape first; a kernel without its shipped tiling is left out."""
+        for setting, tilings in self.good.items():
+            if self._shipped(setting) not in tilings:
+                self._say(f"{setting.kernel} {setting.shape}: the shipped tiling is not right, or took too long")
+                continue
+            about = {"setting": asdict(setting), "tilings": [asdict(tiling) for tiling in tilings]}
+            for _ in range(self.rounds[_kind(setting.kernel)]):
+                if time.monotonic() > self.ends - 2:
+                    break
+                try:
+                    times = worker.ask("posenc.bench.sweep:one_round", self.ends - time.monotonic(), **about)
+                except Died as error:
+                    self._say(f"{setting.kernel} {setting.shape}: {error}")
+                    break
+                self.times.setdefault(setting, []).append(times)
+                self._line({"round": {**about, "seconds": times}})
+
+    def _shipped(self, setting: Setting) -> Tiling:
+        from posenc.bench.sweep import shipped
+
+        assert self.facts is not None
+        return shipped(setting, tuple(self.facts["capability"]))
+
+    def write(self) -> bool:
+        """The result and the table, of whatever was measured; True where that is every kernel."""
+        from posenc.bench.sweep import best
+        from posenc.files import replacing
+        from posenc.kernels.triton_tiles import TileTable
+
+        entries, kernels = [], []
+        for setting, rounds in self.times.items():
+            tilings = self.good[setting]
+            chosen, medians = best(rounds, tilings)
+            ratio = medians[tilings.index(chosen)] / medians[0]
+            if chosen != tilings[0]:
+                assert self.facts is not None
+                source = f"{RESULT}: {ratio:.2f} of the shipped tiling's time on {self.facts.get('gpu', 'the CPU')}"
+                entries.append(setting.entry(chosen, tuple(self.facts["capability"]), source))
+            all_medians = [{**asdict(t), "median": m} for t, m in zip(tilings, medians, strict=True)]
+            kernels.append({**asdict(setting), "best": asdict(chosen), "over_shipped": ratio, "tilings": all_medians})
+            print(f"{setting.kernel} {setting.shape}: {chosen}: {ratio:.2f} of the shipped tiling's time")
+        result = {"format": "posenc-sweep", "version": 1, "machine": self.facts, "kernels": kernels}
+        with replacing(self.out / RESULT) as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (self.out / TILES).unlink(missing_ok=True)
+        if entries:
+            TileTable.shipped().with_first(entries).write(self.out / TILES)
+        print(
+            f"written: {self.out / RESULT}" + (f", {self.out / TILES}" if entries else "; no tiling beat the shipped")
+        )
+        return bool(self.good) and set(self.times) == set(self.good)
+
+    def _line(self, entry: dict[str, Any]) -> None:
+        from posenc.bench import lines
+
+        lines.append(self.out / LINES, entry)
+
+    def _say(self, message: str) -> None:
+        print(f"sweep: {message}", file=sys.stderr, flush=True)
+
+
+LOCK = threading.Lock()
+
+
+def _shared(turns: Iterator[tuple[Setting, Tiling]]) -> Iterator[tuple[Setting, Tiling]]:
+    """What is left of an iterator that several threads read."""
+    while True:
+        with LOCK:
+            pair = next(turns, None)
+        if pair is None:
+            return
+        yield pair
+
+
+def _kind(kernel: str) -> str:
+    return "prefill" if kernel == "prefill" else "decode"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
