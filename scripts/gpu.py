@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from posenc.bench.results import Check
 
 ALSO_TESTED = ("reference",)
+SMOKE_TEST = "test_an_empty_batch"
+"""Of the tests, what --smoke runs."""
+
 MINUTES = 8.0
 CHECKS_SHARE = 0.35
 """Tests and canary of all backends run side by side and end after this share of the time."""
@@ -127,7 +130,7 @@ def check(chosen: argparse.Namespace, file: Path, workers: Workers) -> None:
     canary, left = Canary(chosen.folder, chosen.device, chosen.smoke), ends - time.monotonic()
     aside = threading.Thread(target=canary.run, args=(usable, left), daemon=True)
     aside.start()
-    tests = gpu_tests.check(tested, chosen.device, left, chosen.folder)
+    tests = gpu_tests.check(tested, chosen.device, left, chosen.folder, SMOKE_TEST if chosen.smoke else "")
     aside.join()
     for item in (*tests, *canary.checks.values()):
         lines.append(file, {"check": item.model_dump()})

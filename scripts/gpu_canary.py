@@ -93,6 +93,7 @@ class Canary:
     def run(self, workers: dict[str, Worker], seconds: float) -> list[Check]:
         """What was found of every backend, by its process."""
         ends = time.monotonic() + seconds
+        self.seconds = seconds
         self.folder.mkdir(parents=True, exist_ok=True)
         threads = [
             threading.Thread(target=self._cases, args=(name, worker, ends), daemon=True)
@@ -133,9 +134,9 @@ class Canary:
             if not verdict["good"]:
                 problem = problem or f"{verdict['case']}: {verdict['text']}"
         skipped = len(cases) - passed - failed
-        self.checks[name] = Check(
-            backend=name, kind="canary", passed=passed, failed=failed, skipped=skipped, problem=problem
-        )
+        facts = {"passed": passed, "failed": failed, "skipped": skipped, "problem": problem}
+        stopped = self.seconds if skipped and time.monotonic() >= ends else None
+        self.checks[name] = Check(backend=name, kind="canary", **facts, stopped_after=stopped)
 
     def _say(self, name: str, entry: dict[str, Any]) -> None:
         from posenc.bench import lines

@@ -110,9 +110,13 @@ class Plan:
         tiles = self.folder / "tiles.json"
         self.environment["POSENC_TRITON_TILES"] = str(tiles)
         words = ("scripts.gpu_canary", *small, "--backend", "triton", "--seconds", "30", "--folder", str(self.folder))
+        if self.smoke:
+            self.environment["TRITON_INTERPRET"] = "1"
+            words = (*words, "--lengths", "64", "--case", "lampe")
         if not self.step(Step("canary of the tiles", words, 40)):
             del self.environment["POSENC_TRITON_TILES"]
             self._note("the swept tiles are not used\n")
+        self.environment.pop("TRITON_INTERPRET", None)
 
     def step(self, step: Step) -> bool:
         """Run a step within its limit and that of the plan; True where it went well."""

@@ -63,8 +63,10 @@ def operators() -> dict[str, str]:
     """xformers' forward operators and why each refuses heads of 128 channels in bfloat16, empty where it takes them."""
     try:
         import torch
-        from xformers.ops import fmha
 
+        from posenc.plugins import backends
+
+        fmha = backends()["xformers"].backend.fmha
         x = torch.zeros(1, 16, 8, 128, dtype=torch.bfloat16, device="cuda" if torch.cuda.is_available() else "cpu")
         inputs = fmha.Inputs(query=x, key=x, value=x)
         return {op.NAME: "; ".join(op.not_supported_reasons(inputs)) for op in fmha.ALL_FW_OPS}

@@ -15,8 +15,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "out" / "gpu" / "site"
 WHEELS = ROOT / ".wheels"
-LIBRARIES = SITE / "nvidia" / "cuda_runtime" / "lib"
-"""The CUDA 12 runtime, which xformers' wheel wants beside a torch for CUDA 13."""
 
 
 def main() -> int:
@@ -39,9 +37,6 @@ def prepare() -> None:
     given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys((*paths, *given)))
     sys.path[:0] = [path for path in paths if path not in sys.path]
-    if LIBRARIES.exists():  # read by the loader when a process begins: of use to the processes started from here
-        libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
-        os.environ["LD_LIBRARY_PATH"] = os.pathsep.join(dict.fromkeys((str(LIBRARIES), *filter(None, libraries))))
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ class Sweep:
         self.rounds = {"prefill": 3, "decode": 3} if smoke else ROUNDS
         self.facts: dict[str, Any] | None = None
         self.good: dict[Setting, list[Tiling]] = {}
+        self.problems: dict[tuple[Setting, Tiling], str] = {}
         self.times: dict[Setting, list[list[float]]] = {}
         out.mkdir(parents=True, exist_ok=True)
         (out / LINES).unlink(missing_ok=True)
@@ -140,12 +141,15 @@ class Sweep:
             self._line({"checked": {**about, **found}})
             if found["good"]:
                 self.good[setting].append(tiling)
+            else:
+                self.problems[setting, tiling] = found.get("problem") or f"its output is off by {found['output']:.2g}"
 
     def _time(self, worker: Worker) -> None:
         """Rounds of all that are right, the first shape first; a kernel without its shipped tiling is left out."""
         for setting, tilings in self.good.items():
             if self._shipped(setting) not in tilings:
-                self._say(f"{setting.kernel} {setting.shape}: the shipped tiling is not right, or took too long")
+                problem = self.problems.get((setting, self._shipped(setting)), "time was up")
+                self._say(f"{setting.kernel} {setting.shape}: not timed, for the shipped tiling: {problem}")
                 continue
             about = {"setting": asdict(setting), "tilings": [asdict(tiling) for tiling in tilings]}
             for _ in range(self.rounds[_kind(setting.kernel)]):

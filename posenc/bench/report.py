@@ -175,8 +175,10 @@ def _of_canary(check: Check) -> str:
 
 
 def _verdict(check: Check) -> str:
+    rest = "not declared" if check.kind == "tests" else "not run"
+    stopped = "" if check.stopped_after is None else f"; stopped after {check.stopped_after:.0f} s, before all had run"
     problem = f"; {check.problem}" if check.problem else ""
-    return f"{check.passed} passed, {check.failed} failed, {check.skipped} not declared{problem}"
+    return f"{check.passed} passed, {check.failed} failed, {check.skipped} {rest}{stopped}{problem}"
 
 
 def describe_machine(machine: Machine) -> str:

@@ -108,10 +108,12 @@ class Check(_Strict):
     failed: NonNegativeInt
     skipped: NonNegativeInt
     problem: str | None = None
+    stopped_after: float | None = None
+    """Seconds after which it was stopped, where that left something unchecked."""
 
     @property
     def good(self) -> bool:
-        """True when tests ran and all were right."""
+        """True when something was checked and all of it was right."""
         return self.passed > 0 and not self.failed and self.problem is None
 
 

@@ -20,11 +20,11 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         setup = (kind_shown(row.kind, row.cache), row.shape, row.strategy, row.backend)
         lines.setdefault(setup, {})[row.length] = row
-    body = [[*SETUP, *map(_tokens, lengths), "goal", "cudnn"]]
-    for setup, by_length in lines.items():
+    body: list[list[str]] = [[*SETUP, *map(_tokens, lengths), "goal", "cudnn"]]
+    for about, by_length in lines.items():
         longest = by_length[max(by_length)]
         cells = [_cell(by_length[length]) if length in by_length else "" for length in lengths]
-        body.append([*setup, *cells, _limit(by_length), _cudnn(longest)])
+        body.append([*about, *cells, _limit(by_length), _cudnn(longest)])
     widths = [max(len(line[column]) for line in body) for column in range(len(body[0]))]
     count = len(SETUP)
     shown = [
