@@ -91,11 +91,11 @@ bench-full: $(INSTALLED) ## the same with more rounds, and memory throughout (an
 
 # On a machine without network whose Python has torch, transformers, triton and pytest: carry the folder that
 # make gpu-wheels fills, and say make gpu PYTHON=python3. No .venv is made then. Without make, run what this target runs.
-gpu: $(if $(PYTHON),,$(INSTALLED)) ## tests and times of every GPU backend (8 minutes on a GPU), into docs/results
+# docs/gpu.md has the plan for a first run, which also sweeps tiles: python3 -m scripts.gpu_plan --out FOLDER
+gpu: $(if $(PYTHON),,$(INSTALLED)) ## checks and times of every GPU backend (8 minutes on a GPU), into docs/results
 ifdef PYTHON
-	@if [ -d $(WHEELS) ]; then \
-	    "$(PYTHON)" -m pip install --quiet --no-index --no-deps --upgrade --target out/gpu/site $(WHEELS)/*.whl; fi
-	PYTHONPATH=$(CURDIR):$(CURDIR)/plugins:$(CURDIR)/adapters:$(CURDIR)/out/gpu/site "$(PYTHON)" -m scripts.gpu
+	@if [ -d $(WHEELS) ]; then "$(PYTHON)" -m scripts.gpu_site; fi
+	"$(PYTHON)" -m scripts.gpu
 else
 	$(BIN)/python -m scripts.gpu
 endif

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from scripts import gpu_tests
 from scripts.gpu_canary import BACKENDS, CPU_BACKENDS, Canary
+from scripts.gpu_canary import FILE as CANARY_LINES
 from scripts.gpu_process import Workers, end_by_exception
 from scripts.gpu_setup import FOLDER, facts, no_device, unusable
 from scripts.gpu_site import ROOT, prepare
@@ -92,12 +93,17 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.only == "times":
         collect.forget_times(chosen.folder)
     else:
-        file.unlink(missing_ok=True)
+        for stale in (file, chosen.folder / CANARY_LINES):
+            stale.unlink(missing_ok=True)
     with Workers(chosen.backend or (BACKENDS if chosen.device == "cuda" else CPU_BACKENDS), chosen.folder) as workers:
         if chosen.only != "times":
             check(chosen, file, workers)
-        if chosen.only == "checks":
-            return 0 if good(collect.checks(chosen.folder)) else 1
+            if chosen.only == "checks":
+                return 0 if good(collect.checks(chosen.folder)) else 1
+        else:  # wait until all have imported, and see that they still can
+            for name, reason in unusable(workers, chosen.device).items():
+                if name not in collect.unusable(chosen.folder):
+                    lines.append(file, {"unusable": {"backend": name, "reason": reason}})
         for name in collect.unusable(chosen.folder):
             workers.pop(name, None)
         try:

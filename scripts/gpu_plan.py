@@ -79,13 +79,15 @@ class Plan:
     """Steps that work in one folder, and copies of their files in another."""
 
     def __init__(self, out: Path, folder: Path, smoke: bool, seconds: float) -> None:
-        self.out, self.folder, self.smoke = out, folder, smoke
+        self.out, self.folder, self.smoke = out, folder.resolve(), smoke
         self.began = time.monotonic()
         self.ends = self.began + seconds - RESERVE
         self.verdicts: list[tuple[str, str, float]] = []
-        self.environment = {"TRITON_CACHE_DIR": str(folder / "triton")}
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        self.environment = {"TRITON_CACHE_DIR": str(self.folder / "triton")}
+        folder.mkdir(parents=True, exist_ok=True)
+        for pattern in (*KEPT, "*.log", "step-*.txt", "results/*"):  # of a run before
+            for file in folder.glob(pattern):
+                file.unlink()
         out.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> None:

@@ -76,10 +76,7 @@ def operators() -> dict[str, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print it as JSON."""
-    parser = argparse.ArgumentParser(prog="python3 -m scripts.gpu_setup", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="of the CPU")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write it there as well")
-    chosen = parser.parse_args(arguments)
+    chosen = parse(arguments)
     prepare()
     device = "cpu" if chosen.smoke else "cuda"
     reason = no_device(device)
@@ -99,8 +96,17 @@ def main(arguments: list[str] | None = None) -> int:
     text = json.dumps(found, indent=1)
     print(text)
     if chosen.out is not None:
+        chosen.out.parent.mkdir(parents=True, exist_ok=True)
         chosen.out.write_text(text + "\n")
     return 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python3 -m scripts.gpu_setup", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="of the CPU")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write it there as well")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Every script for GPUs calls ``prepare``, so that none needs make or a PYTHONPATH
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -17,8 +18,9 @@ SITE = ROOT / "out" / "gpu" / "site"
 WHEELS = ROOT / ".wheels"
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Install the carried wheels."""
+    parse(arguments)
     wheels = sorted(map(str, WHEELS.glob("*.whl")))
     if not wheels:
         print(
@@ -29,6 +31,12 @@ def main() -> int:
     status = subprocess.run([sys.executable, "-m", "pip", "install", *options, *wheels]).returncode
     print(f"gpu_site: {len(wheels)} wheels {'installed' if status == 0 else 'NOT installed'}")
     return status
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line, which has no options."""
+    description = (__doc__ or "").splitlines()[0]
+    return argparse.ArgumentParser(prog="python3 -m scripts.gpu_site", description=description).parse_args(arguments)
 
 
 def prepare() -> None:

@@ -153,8 +153,8 @@ def _poisoned(
 
 
 @contextmanager
-def poisoned(device: str) -> Iterator[None]:
-    """Memory that is handed out holds NaN.
+def poisoned(device: str, size: int = POISON) -> Iterator[None]:
+    """Memory that is handed out holds NaN, ``size`` bytes of it on a GPU.
 
     On a GPU it is what torch's allocator keeps for the next tensors: large and small blocks are taken, filled and
     given back. All bits set is NaN in every floating dtype. On the CPU torch itself fills new tensors.
@@ -163,7 +163,7 @@ def poisoned(device: str) -> Iterator[None]:
         gc.collect()
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info()
-        large = torch.full((min(POISON, free // 4),), 255, dtype=torch.uint8, device=device)
+        large = torch.full((min(size, free // 4),), 255, dtype=torch.uint8, device=device)
         small = [torch.full((SMALL_BLOCK,), 255, dtype=torch.uint8, device=device) for _ in range(64)]
         del large, small
         yield

@@ -1,8 +1,8 @@
 """Times and memory on a GPU.
 
 ``attention`` is timed by CUDA events around each call. ``query`` is a few microseconds of work behind many of Python,
-so all sides are recorded as CUDA graphs and replayed: that is the kernels' time, without Python's. Where a side cannot
-be recorded, all are timed by events, and the row says so.
+so all sides are recorded as CUDA graphs and replayed: that is the kernels' time, without Python's. Where one of the
+two cannot be recorded, all are timed by events, and the row says so.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ GRAPH_CALLS = 10
 
 def measure(
     case: Case, pair: Pair, baselines: Sides, rounds: int, seconds: float
-) -> tuple[Timing, Literal["events", "graph"]]:
-    """Times of all sides in turns, and the clock that they were read from."""
+) -> tuple[Timing, Literal["events", "graph"], dict[str, str]]:
+    """Times of all sides in turns, the clock that they were read from, and baselines that it cannot time."""
     first = (events(pair.plain), events(pair.remapped))
-    recorded = _recorded(pair, baselines) if case.kind == "query" else None
-    if recorded is not None:
-        return alternate(first, *recorded, rounds, seconds, replayed), "graph"
-    for call in baselines.values():
-        call()  # to warm up, as the others are
-    return alternate(first, pair, baselines, rounds, seconds, events), "events"
+    recorded = _recorded({"plain": pair.plain, "remapped": pair.remapped}) if case.kind == "query" else None
+    if recorded is None:
+        for call in baselines.values():
+            call()  # to warm up, as the others are
+        return alternate(first, pair, baselines, rounds, seconds, events), "events", {}
+    alone = {name: _recorded({name: call}) for name, call in baselines.items()}
+    able = {name: found[name] for name, found in alone.items() if found is not None}
+    refused = dict.fromkeys(baselines.keys() - able.keys(), "it cannot be recorded as a CUDA graph")
+    return alternate(first, Pair(**recorded), able, rounds, seconds, replayed), "graph", refused
 
 
 def events(call: Callable[[], object]) -> float:
@@ -52,10 +55,10 @@ def replayed(call: Callable[[], object]) -> float:
     return events(call) / GRAPH_CALLS
 
 
-def _recorded(pair: Pair, baselines: Sides) -> tuple[Pair, Sides] | None:
+def _recorded(sides: Sides) -> dict[str, Callable[[], torch.Tensor]] | None:
+    """All of the sides as graphs, or None where one cannot be recorded."""
     try:
-        both = Pair(record(pair.plain), record(pair.remapped))
-        return both, {name: record(call) for name, call in baselines.items()}
+        return {name: record(call) for name, call in sides.items()}
     except RuntimeError:  # a copy from the host, or an allocation that a graph cannot hold
         torch.cuda.synchronize()
         return None

@@ -77,11 +77,11 @@ def on_gpu(case: Case, settings: Settings) -> Row:
     with torch.no_grad():
         pair = build(case)
         alone, refused = baselines(pair)
-        measured, clock = cuda.measure(case, pair, alone, settings.rounds, settings.seconds)
+        measured, clock, unable = cuda.measure(case, pair, alone, settings.rounds, settings.seconds)
         peaks = None
         if settings.memory:
             peaks = Memory(plain=cuda.peak_bytes(pair.plain), remapped=cuda.peak_bytes(pair.remapped))
-    return row(case, measured, peaks, clock=clock, refused=refused)
+    return row(case, measured, peaks, clock=clock, refused=refused | unable)
 
 
 def on_cpu(case: Case, settings: Settings) -> Row:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,14 @@ def words_of(line: str) -> list[str]:
 
 
 def parse(line: str) -> None:
-    """A command of posenc exists, and its options are understood."""
-    program, verb, *rest = words_of(line)
+    """A command of posenc, or of scripts/ for GPUs inside of its wrappers, exists, and its options are understood."""
+    words = words_of(line)
+    if "python3" in words:
+        _, dash, module, *rest = words[words.index("python3") :]
+        assert (dash, module[:11]) == ("-m", "scripts.gpu"), f"{line!r}: nothing that can be checked"
+        import_module(module).parse(rest)
+        return
+    program, verb, *rest = words
     assert program == "posenc", f"{line!r}: only a command of posenc can be checked without being run"
     with click.Context(group) as outer:
         command = group.get_command(outer, verb)
