@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from posenc.bench.results import Check
 
 TESTS = ("tests/contract/test_backends.py", "tests/devices")
-MERCY = 8.0
-"""Seconds in which pytest must report after it was told to stop."""
+OUTCOME = re.compile(r"^(?:.*::\S+|\[gw\d+\] \[ *\d+%\]) (PASSED|FAILED|ERROR|SKIPPED)\b", re.MULTILINE)
+"""How ``pytest -v`` says what became of a test, alone and under pytest-xdist."""
 
 PROCESSES = 4
 """pytest's own, per backend, where pytest-xdist is there."""
@@ -40,7 +41,7 @@ def check(names: tuple[str, ...], device: str, seconds: float, folder: Path, onl
         report, log = folder / f"tests-{name}.xml", folder / f"tests-{name}.log"
         report.unlink(missing_ok=True)
         words = f"[{name} and {only}" if only else f"[{name}"
-        options = ["-k", words, f"--junitxml={report}", "-p", "no:cacheprovider"]
+        options = ["-vv", "-k", words, f"--junitxml={report}", "-p", "no:cacheprovider"]
         if find_spec("xdist") and device == "cuda":
             options += ["-n", str(PROCESSES)]
         with log.open("w") as file:
@@ -50,37 +51,46 @@ def check(names: tuple[str, ...], device: str, seconds: float, folder: Path, onl
                 env={**os.environ, "POSENC_TEST_DEVICE": device, "OMP_NUM_THREADS": "1"},
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,  # to end pytest's own processes with it
             )
     ends = time.monotonic() + seconds
-    stopped = set()
+    found = []
     try:
         for name, process in started.items():
+            stopped = None
             try:
                 process.wait(max(0.0, ends - time.monotonic()))
             except subprocess.TimeoutExpired:
-                stopped.add(name)
-                process.send_signal(signal.SIGINT)  # pytest then reports what has run
-        for name in stopped:
-            with suppress(subprocess.TimeoutExpired):
-                started[name].wait(MERCY)
+                stopped = seconds
+                _end(process)
+            found.append(verdict(name, folder, stopped))
     finally:
         for process in started.values():
-            process.kill()  # interrupted, or deaf: no test outlives this
-            process.wait()
-    return [verdict(name, folder / f"tests-{name}.xml", seconds if name in stopped else None) for name in started]
+            _end(process)  # interrupted: no test outlives this
+    return found
 
 
-def verdict(name: str, report: Path, stopped_after: float | None) -> Check:
-    """What pytest's report says of a backend."""
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def verdict(name: str, folder: Path, stopped_after: float | None) -> Check:
+    """What pytest says of a backend: its report, or the lines of its log where it was stopped before that."""
     from posenc.bench.results import Check
 
+    report, log = folder / f"tests-{name}.xml", folder / f"tests-{name}.log"
+    problem = None
     try:
         suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
+        counts = [int(suite.get(key, 0)) for key in ("failures", "errors", "skipped", "tests")]
+        failed, skipped = counts[0] + counts[1], counts[2]
+        passed = counts[3] - failed - skipped
     except (OSError, ElementTree.ParseError, StopIteration):
-        problem = f"pytest left no report: see tests-{name}.log"
-        return Check(backend=name, passed=0, failed=0, skipped=0, problem=problem, stopped_after=stopped_after)
-    tests, failed, errors, skipped = (int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped"))
-    failed += errors
-    return Check(
-        backend=name, passed=tests - failed - skipped, failed=failed, skipped=skipped, stopped_after=stopped_after
-    )
+        words = Counter(OUTCOME.findall(log.read_text(errors="replace") if log.exists() else ""))
+        passed, failed, skipped = words["PASSED"], words["FAILED"] + words["ERROR"], words["SKIPPED"]
+        if stopped_after is None:
+            problem = f"pytest left no report: see {log.name}"
+    facts = {"passed": passed, "failed": failed, "skipped": skipped, "problem": problem}
+    return Check(backend=name, **facts, stopped_after=stopped_after)

@@ -75,11 +75,34 @@ def test_every_backend_has_its_own_tests_run(suite, tmp_path: Path):
     )
     (check,) = gpu_tests.check(("right",), "cpu", 120.0, tmp_path)
     assert (check.backend, check.passed, check.failed, check.good) == ("right", 1, 0, True)
-    report = tmp_path / "tests-wrong.xml"
-    assert not gpu_tests.verdict("wrong", report, None).good  # there is none
-    report.write_text('<testsuites><testsuite tests="5" failures="1" errors="1" skipped="1"/></testsuites>')
-    check = gpu_tests.verdict("wrong", report, 80.0)
-    assert (check.passed, check.failed, check.skipped, check.stopped_after, check.good) == (2, 2, 1, 80.0, False)
+    assert not gpu_tests.verdict("wrong", tmp_path, None).good  # there is no report
+    text = '<testsuites><testsuite tests="5" failures="1" errors="1" skipped="1"/></testsuites>'
+    (tmp_path / "tests-wrong.xml").write_text(text)
+    check = gpu_tests.verdict("wrong", tmp_path, None)
+    assert (check.passed, check.failed, check.skipped, check.good) == (2, 2, 1, False)
+
+
+ALONE = """\
+tests/contract/test_backends.py::TestRegistered::test_empty[triton] PASSED [ 10%]
+tests/devices/test_devices.py::test_a_model[triton-lampe] FAILED         [ 20%]
+tests/devices/test_devices.py::test_a_model[triton-dca]
+"""
+SIDE_BY_SIDE = """\
+4 workers [9 items]
+tests/devices/test_devices.py::test_a_model[triton-lampe]
+[gw1] [ 11%] PASSED tests/contract/test_backends.py::TestRegistered::test_empty[triton]
+[gw0] [ 22%] FAILED tests/devices/test_devices.py::test_a_model[triton-lampe]
+"""
+
+
+@pytest.mark.parametrize("log", [ALONE, SIDE_BY_SIDE])
+def test_tests_that_were_stopped_count_as_far_as_they_came(log: str, tmp_path: Path):
+    (tmp_path / "tests-triton.log").write_text(log)
+    check = gpu_tests.verdict("triton", tmp_path, 80.0)
+    assert (check.passed, check.failed, check.stopped_after) == (1, 1, 80.0)
+    assert not check.good
+    (tmp_path / "tests-triton.log").write_text(log.replace("FAILED", "PASSED"))
+    assert gpu_tests.verdict("triton", tmp_path, 80.0).good
 
 
 def test_every_goal_is_measured():
