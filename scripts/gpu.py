@@ -13,6 +13,8 @@ and times were measured, 1 when a check failed or nothing could be measured, 2 w
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 import threading
 import time
@@ -106,6 +108,7 @@ def run(chosen: argparse.Namespace) -> int:
                     lines.append(file, {"unusable": {"backend": name, "reason": reason}})
         for name in collect.unusable(chosen.folder):
             workers.pop(name, None)
+        lines.append(file, {"command": command(chosen)})
         try:
             timing = Timing(file, workers, ends)
             for name in workers:
@@ -117,6 +120,16 @@ def run(chosen: argparse.Namespace) -> int:
         finally:  # also when it is stopped
             status = write(chosen.folder, chosen)
     return status
+
+
+def command(chosen: argparse.Namespace) -> str:
+    """The command line that repeats the run; of files and folders no more than their names."""
+    tiles = os.environ.get("POSENC_TRITON_TILES")
+    words = [f"POSENC_TRITON_TILES={Path(tiles).name}"] if tiles else []
+    words += ["python3", "-m", "scripts.gpu"]
+    words += ["--device", chosen.device, "--smoke"] if chosen.smoke else []
+    words += [word for name in chosen.backend or () for word in ("--backend", name)]
+    return shlex.join([*words, *(() if chosen.minutes == MINUTES else ("--minutes", f"{chosen.minutes:g}"))])
 
 
 def check(chosen: argparse.Namespace, file: Path, workers: Workers) -> None:
@@ -163,7 +176,6 @@ def write(folder: Path, chosen: argparse.Namespace) -> int:
     from posenc.bench import collect, results, summary
     from posenc.bench.report import describe_machine, write_report
 
-    command = "python3 -m scripts.gpu" + (" --device cpu --smoke" if chosen.smoke else "")
     checks, left_out = collect.checks(folder), collect.left_out(folder)
     for line in left_out:
         print(f"not measured: {line}")
@@ -173,7 +185,7 @@ def write(folder: Path, chosen: argparse.Namespace) -> int:
     if not collect.rows(folder):
         print("gpu: nothing was measured", file=sys.stderr)
         return 1
-    result = collect.collect(folder, command)
+    result = collect.collect(folder)
     results.prepare(chosen.out)
     print(describe_machine(result.machine))
     print(f"written: {results.save(result, chosen.out)}")

@@ -1,8 +1,8 @@
 """A result made of the JSON lines of a run, whether the run came to its end or not.
 
 Lines are appended by ``scripts.gpu`` as things happen, each an object with one of these keys: ``facts`` (the machine),
-``check`` (what the tests or the canary of a backend gave), ``unusable`` (a backend, and why it cannot run), ``row`` (a
-case's times), ``left_out`` (a case's backend, and why it was not measured), ``ended`` (the load after it).
+``check`` (what the tests or the canary of a backend gave), ``unusable`` (a backend, and why it cannot run), ``command``,
+``row`` (a case's times), ``left_out`` (a case's backend, and why it was not measured), ``ended`` (the load after it).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FILE = "gpu.jsonl"
 CUT_SHORT = "the run was cut short: what it had not reached is not listed"
 
 
-def collect(folder: Path, command: str) -> Result:
+def collect(folder: Path) -> Result:
     """The result of a folder's lines.
 
     Raises
@@ -42,7 +42,7 @@ def collect(folder: Path, command: str) -> Result:
     return Result(
         format="posenc-bench",
         version=1,
-        command=command,
+        command=next(line["command"] for line in found if "command" in line),
         machine=Machine(**facts),
         rows=measured,
         checks=tuple(checks(folder)),

@@ -26,12 +26,13 @@ GRAPH_CALLS = 10
 def measure(
     case: Case, pair: Pair, baselines: Sides, rounds: int, seconds: float
 ) -> tuple[Timing, Literal["events", "graph"], dict[str, str]]:
-    """Times of all sides in turns, the clock that they were read from, and baselines that it cannot time."""
+    """Times of all sides in turns, the clock that they were read from, and baselines that it cannot time.
+
+    Baselines have been called before, as :func:`posenc.bench.baselines.baselines` does.
+    """
     first = (events(pair.plain), events(pair.remapped))
     recorded = _recorded({"plain": pair.plain, "remapped": pair.remapped}) if case.kind == "query" else None
     if recorded is None:
-        for call in baselines.values():
-            call()  # to warm up, as the others are
         return alternate(first, pair, baselines, rounds, seconds, events), "events", {}
     alone = {name: _recorded({name: call}) for name, call in baselines.items()}
     able = {name: found[name] for name, found in alone.items() if found is not None}

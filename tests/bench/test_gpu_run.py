@@ -83,6 +83,8 @@ def test_the_others_pass_their_canary_and_tests(ran: Ran):
     assert {name for name, kind in good if kind == "canary"} == {"cpu_flash", "crashing"}
     assert {name for name, kind in good if kind == "tests"} == {"cpu_flash", "crashing", "unwritten"}
     assert "absent: no backend of that name is registered" in ran.result.left_out
+    backends = " ".join(f"--backend {name}" for name in ("cpu_flash", "unwritten", "crashing", "absent"))
+    assert ran.result.command == f"python3 -m scripts.gpu --device cpu --smoke {backends}"
 
 
 def test_every_row_has_its_baselines(ran: Ran):
@@ -116,7 +118,7 @@ def test_what_was_measured_before_a_kill_is_a_result(ran: Ran, tmp_path: Path):
     rows = [number for number, line in enumerate(lines_of_it) if '"row"' in line]
     killed = [*lines_of_it[: rows[2]], lines_of_it[rows[2]][:50]]  # in the middle of writing the third
     (tmp_path / collect.FILE).write_text("".join(killed))
-    found = collect.collect(tmp_path, "made up")
+    found = collect.collect(tmp_path)
     assert found.rows == ran.result.rows[:2]
     assert collect.CUT_SHORT in found.left_out
     assert collect.CUT_SHORT not in ran.result.left_out
