@@ -1,8 +1,9 @@
 """A result made of the JSON lines of a run, whether the run came to its end or not.
 
 Lines are appended by ``scripts.gpu`` as things happen, each an object with one of these keys: ``facts`` (the machine),
-``check`` (what the tests or the canary of a backend gave), ``unusable`` (a backend, and why it cannot run), ``command``,
-``row`` (a case's times), ``left_out`` (a case's backend, and why it was not measured), ``ended`` (the load after it).
+``check`` (what the tests or the canary of a backend gave), ``unusable`` (a backend, and why it cannot run),
+``command``, ``row`` (a case's times), ``left_out`` (a case's backend, and why it was not measured), ``ended`` (the load
+after it).
 """
 
 from __future__ import annotations
