@@ -98,7 +98,7 @@ class Plan:
             self.step(Step("install", ("scripts.gpu_site",), 60))
             prepare()
         setup = ("scripts.gpu_setup", "--out", str(self.folder / "setup.json"), *small[2:])
-        self.step(Step("versions", setup, 60))
+        self.step(Step("versions", setup, 75))
         gpu = ("scripts.gpu", *small, "--folder", folder, "--out", results)
         self.step(Step("checks", (*gpu, "--only", "checks", "--minutes", "1.5"), 100))
         self.step(Step("sweep", ("scripts.gpu_sweep", *small, "--out", folder, "--seconds", "80"), 95))

@@ -17,7 +17,7 @@ from scripts.gpu_site import ROOT, prepare
 
 FOLDER = ROOT / "out" / "gpu" / "run"
 
-SECONDS = 60.0
+SECONDS = 70.0
 XFORMERS = "xformers-operators"
 """The process that lists xformers' operators."""
 
