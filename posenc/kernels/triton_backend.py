@@ -114,7 +114,7 @@ class TritonBackend(AttentionBackend):
         scales = Scales.of(scale, softcap)
         with on_device(device):
             if q_len <= DECODE_QUERIES:
-                tables = decode_tables(plan, q_len, rotary, device)
+                tables = decode_tables([plan], [q_len], rotary, device)
                 self._decode(q_BHLD, k_BHLD, v_BHLD, out_BHLD, lse_BHL, tables, rotary, scales, kept)
                 return out_BHLD, lse_BHL
             rotated = prefill_tables(plan, q_len, rotary, device)
@@ -147,10 +147,10 @@ class TritonBackend(AttentionBackend):
             return super().attend_rows(q_BHLD, k_BHLD, v_BHLD, plans, rotary, scale=scale, mask=mask, **soft)
         rotary.check_width(q_BHLD.shape[-1])
         out_BHLD, lse_BHL = _outputs(q_BHLD, v_BHLD)
-        from posenc.kernels.triton_plan import Scales, request_tables
+        from posenc.kernels.triton_plan import Scales, decode_tables
 
         with on_device(q_BHLD.device):
-            tables = request_tables(plans, [q_len] * len(plans), rotary, q_BHLD.device)
+            tables = decode_tables(plans, [q_len] * len(plans), rotary, q_BHLD.device)
             scales = Scales.of(scale, softcap)
             self._decode(q_BHLD, k_BHLD, v_BHLD, out_BHLD, lse_BHL, tables, rotary, scales, None)
         return out_BHLD, lse_BHL
@@ -197,10 +197,10 @@ class TritonBackend(AttentionBackend):
         q_1HTD = q_THD.transpose(0, 1)[None]
         out_1HTD, lse_1HT = _outputs(q_1HTD, v_PHKD)
         from posenc.kernels.triton_decode import decode
-        from posenc.kernels.triton_plan import Scales, request_tables
+        from posenc.kernels.triton_plan import Scales, decode_tables
 
         with on_device(q_THD.device):
-            tables = request_tables(plans, counts, rotary, q_THD.device, ragged=True)
+            tables = decode_tables(plans, counts, rotary, q_THD.device, ragged=True)
             decode(
                 q_1HTD, k_PHKD, v_PHKD, out_1HTD, lse_1HT, tables, rotary, Scales.of(scale, softcap),
                 self._tiling("decode_raw", q_1HTD, v_PHKD), block_table_NM=block_table_NM,

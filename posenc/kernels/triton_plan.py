@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -130,10 +131,20 @@ def prefill_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch
     return remembered(plan.memo, key, lambda: _prefill_tables(plan, q_len, rotary, device))
 
 
-def decode_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch.device) -> DecodeTables:
-    """Tables for the decode kernel, worked out once."""
-    key = ("triton decode", q_len, rotary, str(device))
-    return remembered(plan.memo, key, lambda: request_tables([plan], [q_len], rotary, device))
+def decode_tables(
+    plans: Sequence[PositionPlan],
+    counts: Sequence[int],
+    rotary: Rotary,
+    device: torch.device,
+    *,
+    ragged: bool = False,
+) -> DecodeTables:
+    """Tables for the decode kernel, as :func:`request_tables` makes them, worked out once for all layers."""
+    first, *others = plans
+    # The others are kept with the tables, so that no plan that comes later can have the identity of one of them.
+    key = ("triton decode", tuple(counts), rotary, str(device), ragged, tuple(map(id, others)))
+    make = partial(request_tables, plans, counts, rotary, device, ragged=ragged)
+    return remembered(first.memo, key, lambda: (make(), others))[0]
 
 
 def _prefill_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch.device) -> PrefillTables | None:

@@ -16,7 +16,7 @@ from posenc.testing.tensors import Call, check_result, tensors
 
 pytest.importorskip("triton", reason="triton is made for Linux only")
 
-from posenc.kernels import triton_decode, triton_prefill, triton_rotate
+from posenc.kernels import triton_decode, triton_plan, triton_prefill, triton_rotate
 from posenc.kernels.kept import KeptKeys
 from posenc.kernels.triton_angles import LEAST, angles, key_angles, whole_positions
 from posenc.kernels.triton_backend import TritonBackend
@@ -204,6 +204,23 @@ class TestPages:
         for call, own, own_lse in zip(calls, out.split(counts), lse.split(counts), strict=True):
             if len(own):
                 check_result("pages", call, own.transpose(0, 1)[None], own_lse.T[None], 2e-5)
+
+
+def test_layers_share_the_tables_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    real = triton_plan.request_tables
+    monkeypatch.setattr(
+        triton_plan, "request_tables", lambda *args, **kw: (made.append(len(args[0])), real(*args, **kw))[1]
+    )
+    rotary, chosen = Rotary.from_theta(1e4, 8), backend(tma=False)
+    roots = [strategy.plan(20, 30) for strategy in PLANS.values()]
+    for total in (21, 22):
+        plans = [root.prefix(total) for root in roots]
+        q, k, v = tensors(plans[0], 1, (2, 1), 8, batch=len(plans), device=DEVICE)
+        for _ in range(3):
+            chosen.attend_rows(q, k, v, plans, rotary, scale=0.3, mask=None)
+    chosen.attend_rows(q, k, v, [plans[0], *plans[:0:-1]], rotary, scale=0.3, mask=None)
+    assert made == [4, 4, 4]
 
 
 class TestAngles:
