@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -89,7 +88,7 @@ class TritonBackend(AttentionBackend):
             return f"it takes at most {MOST_HEADS} heads of all batch rows together, not {heads}"
         if not _installed():
             return "triton is not installed (Linux: pip install 'posenc[triton]')"
-        return _unsuited(q_BHLD.device) if q_BHLD.device.type == "cuda" else _interpreter_problem()
+        return _unsuited(q_BHLD.device) if q_BHLD.device.type == "cuda" else None
 
     def attend(
         self,
@@ -247,16 +246,6 @@ def _outputs(q_BHLD: Tensor, v_BHLD: Tensor) -> tuple[Tensor, Tensor]:
 @cache
 def _installed() -> bool:
     return find_spec("triton") is not None
-
-
-@cache
-def _interpreter_problem() -> str | None:
-    """Why the interpreter fails here: until 3.7 it made integers of arrays of one element, an error in numpy 2.4."""
-    triton, numpy = version("triton"), version("numpy")
-    old, strict = (tuple(int(part) for part in found.split(".")[:2]) for found in (triton, numpy))
-    if old >= (3, 7) or strict < (2, 4):
-        return None
-    return f"the interpreter of triton {triton} cannot run with numpy {numpy}: pip install 'numpy<2.4', or triton 3.7"
 
 
 @cache

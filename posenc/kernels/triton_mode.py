@@ -3,6 +3,34 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
+from typing import Any
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 """Triton's interpreter runs kernels on the CPU, slowly: it proves them right. Read once, and as Triton does."""
+
+MENDED = (3, 7)
+"""The release of Triton whose interpreter runs beside numpy 2.4 and later."""
+
+
+def mend_interpreter(interpreter: Any) -> None:
+    """Have the interpreter of an older Triton make integers of arrays of one element by way of a scalar.
+
+    Those of 3.6 and before hand ``int`` the array itself, which numpy 2.4 made an error: no loop over a bound that a
+    kernel has computed could run. Newer ones are left alone.
+
+    Parameters
+    ----------
+    interpreter : module
+        ``triton.runtime.interpreter``.
+    """
+    if tuple(int(part) for part in version("triton").split(".")[:2]) >= MENDED:
+        return
+    stock = interpreter._patch_lang_tensor
+
+    def patch(tensor: Any, *scope: Any) -> None:
+        stock(tensor, *scope)
+        set_attribute = scope[0].set_attr if scope else setattr
+        set_attribute(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    interpreter._patch_lang_tensor = patch

@@ -19,9 +19,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from posenc.kernels.triton_mode import INTERPRETED
+from posenc.kernels.triton_mode import INTERPRETED, mend_interpreter
 from posenc.kernels.triton_tiles import Tiling
 from posenc.rope import Rotary
+
+if INTERPRETED:
+    from triton.runtime import interpreter
+
+    mend_interpreter(interpreter)
 
 SMALLEST = 16
 """Least extent of a tile in ``tl.dot``."""

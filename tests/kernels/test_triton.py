@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +20,8 @@ from posenc.testing.tensors import Call, check_result, tensors
 
 pytest.importorskip("triton", reason="triton is made for Linux only")
 
-from posenc.kernels import triton_backend, triton_decode
+from posenc.kernels import triton_backend, triton_decode, triton_mode
 from posenc.kernels.triton_angles import LEAST
-from posenc.kernels.triton_backend import TritonBackend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEADS = ((3, 3), (6, 2), (4, 1), (8, 1), (7, 1))
@@ -189,20 +189,22 @@ def test_what_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     posenc.attention(q, q, q, plan, rotary)
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="about the interpreter")
-def test_an_interpreter_that_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton 3.6 made integers of arrays of one element, which numpy 2.4 made an error."""
-    plan, q = banded_plan(9), torch.randn(1, 2, 9, 8)
-    for triton, numpy, refused in (("3.6.0", "2.5.2", True), ("3.6.0", "2.3.5", False), ("3.7.1", "2.5.2", False)):
-        versions = {"triton": triton, "numpy": numpy}
-        monkeypatch.setattr(triton_backend, "version", versions.__getitem__)
-        triton_backend._interpreter_problem.cache_clear()
-        reason = TritonBackend().refuses(q, q, q, None)
-        assert (reason is not None) == refused
-        if refused:
-            with pytest.raises(posenc.BackendError, match=r"triton 3\.6\.0 cannot run with numpy 2\.5\.2: pip install"):
-                posenc.attention(q, q, q, plan, Rotary.from_theta(1e4, 8), backend="triton")
-    triton_backend._interpreter_problem.cache_clear()
+def test_an_older_interpreter_is_mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.6 makes integers of arrays of one element, which is an error from numpy 2.4 on."""
+    for release, mended in (("3.6.0", True), ("3.7.1", False)):
+        monkeypatch.setattr(triton_mode, "version", {"triton": release}.__getitem__)
+        scope = SimpleNamespace(set_attr=setattr)
+        stock = SimpleNamespace(
+            _patch_lang_tensor=lambda tensor, scope: scope.set_attr(tensor, "__index__", lambda x: int(x.handle.data))
+        )
+        triton_mode.mend_interpreter(stock)
+        scalar = type("Scalar", (), {"handle": SimpleNamespace(data=np.array([[3]]))})
+        stock._patch_lang_tensor(scalar, scope)
+        if mended:
+            assert list(range(scalar())) == [0, 1, 2]  # type: ignore[call-overload]
+        else:
+            with pytest.raises(TypeError):
+                range(scalar())  # type: ignore[call-overload]
 
 
 def without_interpreter(*arguments: str, **variables: str) -> str:
