@@ -1,10 +1,14 @@
-"""Launching on the GPU that holds the tensors, which need not be the current one."""
+"""What launching a kernel on a GPU asks for: the right current device, and tensors that it can load."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
+
+LOADED = 16
+"""Bytes of one load: where a tensor begins, and each of its rows, has to be a multiple."""
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:
@@ -18,3 +22,15 @@ def on_device(device: torch.device) -> AbstractContextManager[object]:
 def capturing(device: torch.device) -> bool:
     """Whether what is launched now is recorded in a CUDA graph, where nothing may wait for the GPU."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def loadable(x: Tensor) -> bool:
+    """Whether channels are side by side, and every row of them begins at a multiple of 16 bytes."""
+    strides = (stride * x.element_size() for stride in x.stride()[:-1])
+    return x.stride(-1) == 1 and not any(start % LOADED for start in (x.data_ptr(), *strides))
+
+
+def aligned(x: Tensor) -> Tensor:
+    """The tensor where it is loadable, else a contiguous copy."""
+    # contiguous() would keep the strides of dimensions of one.
+    return x if loadable(x) else x.clone(memory_format=torch.contiguous_format)

@@ -92,7 +92,7 @@ def _by_position(rotary: Rotary, low: int, high: int, device: torch.device) -> t
         if known[2] <= low and high <= known[2] + len(known[0]):
             return known
         low, high = min(low, known[2]), max(high, known[2] + len(known[0]))
-        del rotary.memo[key]
+        rotary.memo.pop(key, None)
     first, stop = -_roomy(-low), _roomy(high)
     return remembered(rotary.memo, key, lambda: (*rotary.tables(np.arange(first, stop), device=device), first))
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from posenc.backend import AttentionBackend, BackendCapabilities
-from posenc.kernels.devices import on_device
+from posenc.kernels.devices import aligned, on_device
 from posenc.kernels.kept import KeptKeys
 from posenc.kernels.triton_mode import INTERPRETED
 from posenc.kernels.triton_tiles import Kernel, TileTable, Tiling, in_force
@@ -120,8 +120,8 @@ class TritonBackend(AttentionBackend):
             if rotated is None:
                 return out_BHLD.zero_(), lse_BHL.fill_(float("-inf"))
             tiling = self._tiling("prefill", q_BHLD, v_BHLD)
-            if tiling.tma and not takes_descriptor(v_BHLD):
-                v_BHLD = v_BHLD.contiguous() if v_BHLD.shape[-1] * v_BHLD.element_size() % 16 == 0 else v_BHLD
+            if tiling.tma:
+                v_BHLD = aligned(v_BHLD)
                 tiling = replace(tiling, tma=takes_descriptor(v_BHLD))
             prefill(q_BHLD, k_BHLD, v_BHLD, out_BHLD, lse_BHL, rotated, rotary, scales, tiling)
         return out_BHLD, lse_BHL

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from posenc.kernels.devices import loadable
 from posenc.kernels.triton_mode import INTERPRETED
 from posenc.kernels.triton_parts import Shape, finished, online_softmax, stages_that_fit
 from posenc.kernels.triton_plan import Copied, PrefillTables, Scales
@@ -28,9 +29,6 @@ from posenc.rope import Rotary
 
 WAVES = 16
 """Programs per processor that a launch keeps when heads are done in several launches, to hold fewer rotated rows."""
-
-TMA_BYTES = 16
-"""What addresses and strides of a descriptor are multiples of."""
 
 
 def prefill(
@@ -103,14 +101,8 @@ def _rotated(x_BHLD: Tensor, parts: tuple[Copied, ...], shape: Shape) -> Tensor:
 
 
 def takes_descriptor(x_BHLD: Tensor) -> bool:
-    """Whether the tensor memory accelerator can read a tensor as it lies."""
-    *strides, channel = x_BHLD.stride()
-    size = x_BHLD.element_size()
-    return (
-        channel == 1
-        and x_BHLD.data_ptr() % TMA_BYTES == 0
-        and all(stride > 0 and stride * size % TMA_BYTES == 0 for stride in strides)
-    )
+    """Whether the tensor memory accelerator can read a tensor as it lies: expanded dimensions are beyond it."""
+    return loadable(x_BHLD) and 0 not in x_BHLD.stride()
 
 
 def descriptor(x_BHLD: Tensor, rows: int, channels: int) -> TensorDescriptor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from posenc.backend import AttentionBackend
 from posenc.kernels.bands import Call, schedule
-from posenc.kernels.devices import on_device
+from posenc.kernels.devices import aligned, on_device
 from posenc.kernels.kept import KeptKeys
 from posenc.kernels.merge import merge
 from posenc.kernels.rotated import layout, rotated_keys, rotated_queries
@@ -24,9 +24,6 @@ from posenc.rope import Rotary
 
 ALIGNMENT = 8
 """The kernels load channels in blocks of this many."""
-
-LOADED = 16
-"""Bytes of one load: where a tensor begins, and each of its rows, has to be a multiple."""
 
 WIDEST = 256
 """Most channels of a head that flash attention takes."""
@@ -137,15 +134,7 @@ def _for_kernel(x_BHLD: Tensor, width: int) -> Tensor:
     """[B, L, H, D] with zero channels up to ``width``; a view where nothing is missing and the kernel can load it."""
     missing = width - x_BHLD.shape[-1]
     x = F.pad(x_BHLD, (0, missing)) if missing else x_BHLD
-    if not loadable(x):
-        x = x.clone(memory_format=torch.contiguous_format)  # contiguous() keeps the strides of dimensions of one
-    return x.transpose(1, 2)
-
-
-def loadable(x: Tensor) -> bool:
-    """Whether channels are side by side, and every row of them begins at a multiple of 16 bytes."""
-    strides = (stride * x.element_size() for stride in x.stride()[:-1])
-    return x.stride(-1) == 1 and not any(start % LOADED for start in (x.data_ptr(), *strides))
+    return aligned(x).transpose(1, 2)
 
 
 def _rows_of(part: Part, call: Call, rows: slice) -> Part:

@@ -21,10 +21,10 @@ import posenc
 import posenc.testing
 from posenc.kernels import windowed, xformers_library, xformers_segments
 from posenc.kernels.bands import Band, schedule
-from posenc.kernels.devices import on_device
+from posenc.kernels.devices import loadable, on_device
 from posenc.kernels.kept import KeptKeys
 from posenc.kernels.torch_flash import TorchFlashBackend
-from posenc.kernels.windowed import WindowedBackend, _for_kernel, loadable
+from posenc.kernels.windowed import WindowedBackend, _for_kernel
 from posenc.kernels.xformers_library import NEEDED, find_fmha
 from posenc.kernels.xformers_segments import XformersBackend
 from posenc.plan import PositionPlan
