@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from posenc.bench.cases import Case
     from posenc.bench.results import Check
 
-BACKENDS = ("triton", "torch_flash", "xformers")
+BACKENDS = ("triton", "torch_flash", "xformers", "flash_attn_4")
 CPU_BACKENDS = ("cpu_flash", "reference")
 FILE = "canary.jsonl"
 SECONDS = 60.0
