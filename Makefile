@@ -19,7 +19,7 @@ BENCH = $(BIN)/posenc bench --out docs/results
 OTHERS := -s rope -s leaky_rerope -s dpe -s lm_infinite -s streaming_llm -s linear -s dynamic -s ntk -s yarn -s llama3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-smollm2 test test-lm-eval test-versions lint format docs package calibrate calibrate-qwen3 bench bench-full gpu gpu-wheels results results-tiny results-smollm2 \
+.PHONY: help demo demo-smollm2 test test-lm-eval test-versions lint format docs package calibrate calibrate-qwen3 bench bench-full gpu gpu-smoke gpu-wheels results results-tiny results-smollm2 \
     results-page clean
 
 help: ## show this list
@@ -99,6 +99,9 @@ ifdef PYTHON
 else
 	$(BIN)/python -m scripts.gpu
 endif
+
+gpu-smoke: $(INSTALLED) ## every step of docs/gpu.md on tiny shapes and the CPU (a minute), into out/gpu/kept
+	$(BIN)/python -m scripts.gpu_plan --out out/gpu/kept --smoke --no-install
 
 gpu-wheels: $(INSTALLED) ## what such a machine lacks (GPU_LACKS, for Python GPU_PYTHON) and posenc itself, into .wheels
 	rm -rf $(WHEELS)

@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parse(arguments)
     end_by_exception()
     prepare()
-    plan = Plan(chosen.out, chosen.folder, chosen.smoke, chosen.seconds)
+    plan = Plan(chosen.out, chosen.folder, chosen.smoke, chosen.seconds, install=not chosen.no_install)
     try:
         plan.run()
     finally:
@@ -70,6 +70,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m scripts.gpu_plan", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of what is worth keeping")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes on the CPU")
+    parser.add_argument("--no-install", action="store_true", help="this Python has all that it needs: leave .wheels alone")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of all steps together [default: 460]")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the steps work [default: out/gpu/run]")
     return parser.parse_args(arguments)
@@ -78,8 +79,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 class Plan:
     """Steps that work in one folder, and copies of their files in another."""
 
-    def __init__(self, out: Path, folder: Path, smoke: bool, seconds: float) -> None:
+    def __init__(self, out: Path, folder: Path, smoke: bool, seconds: float, *, install: bool = True) -> None:
         self.out, self.folder, self.smoke = out, folder.resolve(), smoke
+        self.install = install and bool(list(WHEELS.glob("*.whl")))
         self.began = time.monotonic()
         self.ends = self.began + seconds - RESERVE
         self.verdicts: list[tuple[str, str, float]] = []
@@ -94,7 +96,7 @@ class Plan:
         """The steps in order."""
         small = ("--device", "cpu", "--smoke") if self.smoke else ()
         folder, results = str(self.folder), str(self.folder / "results")
-        if list(WHEELS.glob("*.whl")):
+        if self.install:
             self.step(Step("install", ("scripts.gpu_site",), 60))
             prepare()
         setup = ("scripts.gpu_setup", "--out", str(self.folder / "setup.json"), *small[2:])
