@@ -70,7 +70,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m scripts.gpu_plan", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of what is worth keeping")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes on the CPU")
-    parser.add_argument("--no-install", action="store_true", help="this Python has all that it needs: leave .wheels alone")
+    parser.add_argument("--no-install", action="store_true", help="this Python has all it needs: leave .wheels alone")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of all steps together [default: 460]")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the steps work [default: out/gpu/run]")
     return parser.parse_args(arguments)
