@@ -38,6 +38,9 @@ KERNELS = (
 )
 PRODUCT = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)\b")
 LOCAL = re.compile(r"\b(LDL|STL)\b")
+BUFFERS = re.compile(r"local_alloc : \(\) -> !ttg\.memdesc<(\d+)x\d+(?:x\d+)*x(?:bf16|f16|f32|i32),")
+"""How many blocks a buffer in shared memory holds, of those that loops load ahead into."""
+
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?);")
 JUMP = re.compile(r"\bBRA\b.*?0x([0-9a-f]+)")
 
@@ -103,7 +106,7 @@ def compiled(kernel: JITFunction, case: str, *args: Any, grid: tuple[int, ...], 
         "stages": made.metadata.num_stages,
         "products": len(PRODUCT.findall(sass)),
         "tma": "UTMALDG" in sass,
-        "copies_ahead": "UTMALDG" in sass or "LDGSTS" in sass,
+        "buffers": min(map(int, BUFFERS.findall(made.asm["ttgir"])), default=0),
     }
     print(json.dumps(facts), flush=True)
 
@@ -121,6 +124,11 @@ def main(capability: int, dim: int = 128, dtype: str = "bfloat16") -> None:
         shapes = ((32, q_len), (8, 2048), (8, 2048))
         q, k, v = (torch.empty(1, heads, tokens, dim, dtype=getattr(torch, dtype)) for heads, tokens in shapes)
         TritonBackend().attend(q, k, v, plan, rotary, scale=1.0, mask=None, kept=kept)
+    for kernel in KERNELS:
+        kernel.run = partial(compiled, kernel, "decode paged")
+    q_THD, k_PHKD = (torch.empty(shape, dtype=getattr(torch, dtype)) for shape in ((2, 32, dim), (300, 8, 16, dim)))
+    table_NM = torch.zeros((2, 128), dtype=torch.int32)
+    TritonBackend().attend_paged(q_THD, k_PHKD, k_PHKD, table_NM, (1, 1), (plan, plan), rotary, scale=1.0)
 
 
 if __name__ == "__main__":

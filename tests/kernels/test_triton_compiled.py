@@ -27,16 +27,13 @@ def test_the_kernels_compile(capability: int, tmp_path: Path) -> None:
         assert kernel["spills_in_loops"] == 0, f"registers are spilled in a loop: {kernel}"
         assert kernel["shared"] <= SHARED[capability], kernel
     (prefill,) = (x for x in found if x["kernel"] == "prefill_kernel")
-    kept, raw = (only(found, f"decode {keys}") for keys in ("kept", "raw"))
+    kept, raw, paged = (only(found, f"decode {keys}") for keys in ("kept", "raw", "paged"))
     assert prefill["loops"] >= 3  # before, among and after the keys that all queries of a block attend
-    for kernel in (prefill, kept, raw):
+    for kernel in (prefill, kept, raw, paged):
         assert kernel["products"] > 0, f"no tensor cores: {kernel}"
-        assert kernel["copies_ahead"], f"keys are not fetched ahead: {kernel}"
+        assert kernel["buffers"] >= 2, f"the next block is not fetched while one is used: {kernel}"
     assert prefill["tma"] == (capability >= 90)
-    assert max(kept["registers"], raw["registers"]) <= 200  # two programs share a processor
-    # What decoding holds of keys and values on the way: two blocks at least, or it would wait for each.
-    assert kept["shared"] >= 2 * 64 * 2 * 128 * 2
-    assert raw["shared"] >= 2 * 32 * 2 * 128 * 2
+    assert max(x["registers"] for x in (kept, raw, paged)) <= 200  # two programs share a processor
 
 
 def only(found: list[dict[str, Any]], case: str) -> dict[str, Any]:
