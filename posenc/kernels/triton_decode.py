@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from posenc.kernels.triton_launch import launch_options, processors
 from posenc.kernels.triton_parts import Shape, angles_of, finished, online_softmax, padded, rotated_rows
 from posenc.kernels.triton_plan import REQUEST, DecodeTables, Scales
-from posenc.kernels.triton_prefill import launch_options, processors
 from posenc.kernels.triton_tiles import Tiling
 from posenc.rope import Rotary
 

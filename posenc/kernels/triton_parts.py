@@ -20,7 +20,6 @@ import triton.language as tl
 from torch import Tensor
 
 from posenc.kernels.triton_mode import INTERPRETED, mend_interpreter
-from posenc.kernels.triton_tiles import Tiling
 from posenc.rope import Rotary
 
 if INTERPRETED:
@@ -30,9 +29,6 @@ if INTERPRETED:
 
 SMALLEST = 16
 """Least extent of a tile in ``tl.dot``."""
-
-RESERVED = 2048
-"""Bytes of shared memory that the compiler takes for barriers and reductions."""
 
 
 @dataclass(frozen=True)
@@ -96,19 +92,6 @@ def _shape(
 def padded(count: int) -> int:
     """The next extent that a tile may have."""
     return max(SMALLEST, 1 << (count - 1).bit_length())
-
-
-def stages_that_fit(tiling: Tiling, shape: Shape, itemsize: int, most_bytes: int) -> int:
-    """``num_stages``: those of the tiling, or as many as shared memory holds beside the queries.
-
-    Parameters
-    ----------
-    itemsize, most_bytes : int
-        Bytes of an element, and of the shared memory of a block.
-    """
-    block = tiling.keys * (shape.width + shape.value_tile) * itemsize
-    free = most_bytes - tiling.rows * shape.width * itemsize - RESERVED
-    return max(1, min(tiling.stages, free // block))
 
 
 @triton.jit

@@ -10,18 +10,14 @@ two.
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from posenc.kernels.devices import loadable
-from posenc.kernels.triton_mode import INTERPRETED
-from posenc.kernels.triton_parts import Shape, finished, online_softmax, stages_that_fit
+from posenc.kernels.triton_launch import launch_options, processors
+from posenc.kernels.triton_parts import Shape, finished, online_softmax
 from posenc.kernels.triton_plan import Copied, PrefillTables, Scales
 from posenc.kernels.triton_rotate import rotate
 from posenc.kernels.triton_tiles import Tiling
@@ -108,30 +104,6 @@ def takes_descriptor(x_BHLD: Tensor) -> bool:
 def descriptor(x_BHLD: Tensor, rows: int, channels: int) -> TensorDescriptor:
     """Tiles of ``rows`` tokens of one head; what lies outside of the tensor is read as zeros."""
     return TensorDescriptor(x_BHLD, list(x_BHLD.shape), list(x_BHLD.stride()), [1, 1, rows, channels])
-
-
-def launch_options(tiling: Tiling, shape: Shape, like: Tensor) -> dict[str, int]:
-    """How the compiler schedules a kernel whose tiles hold elements of a tensor."""
-    if INTERPRETED:
-        return {}
-    stages = stages_that_fit(tiling, shape, like.element_size(), shared_memory(like.device))
-    return {"num_warps": tiling.warps, "num_stages": stages}
-
-
-@cache
-def processors(device: torch.device) -> int:
-    """Streaming multiprocessors of a GPU; for the interpreter, enough to make splits."""
-    return 8 if INTERPRETED else int(_properties(device).multi_processor_count)
-
-
-@cache
-def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that a block can have."""
-    return int(_properties(device).shared_memory_per_block_optin)
-
-
-def _properties(device: torch.device) -> Any:
-    return torch.cuda.get_device_properties(device)
 
 
 @triton.jit(do_not_specialize=["q_rows", "k_rows", "q_len", "n_segments"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="triton is made for Linux only")
 
 from posenc.bench import sweep
 from posenc.bench.sweep import Setting, candidates, shipped

@@ -112,11 +112,25 @@ def test_heads_in_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launches == [4, 2]
 
 
+def test_rotated_rows_take_about_one_copy_of_the_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LaMPE on an H100 at 32,768 tokens and 32/8 heads: two long segments, half of the heads at a time."""
+    monkeypatch.setattr(triton_prefill, "processors", lambda device: 132)
+    plan, device = posenc.strategy("lampe", window=8192, mapping=6144).plan(32768), torch.device("cpu")
+    tables = triton_plan.prefill_tables(plan, 32768, Rotary.from_theta(1e4, 16), device)
+    assert tables is not None
+    tiling = TileTable.shipped().tiling("prefill", capability=(9, 0), dtype=torch.bfloat16, head_dim=128)
+    q = torch.empty(1, 32, 32768, 128, device="meta")
+    at_once = triton_prefill._heads_at_once(q, 8, tables, tiling)
+    copies = sum(copied.count for copied in tables.queries) / 32768
+    assert 1.9 < copies < 2
+    assert copies * at_once / 8 <= 1
+
+
 def test_heads_share_a_look_up_of_their_angles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three key heads and nine query heads, in programs of eight."""
+    """Three key heads and 18 query heads, in programs of eight."""
     monkeypatch.setattr(triton_rotate, "MANY_ROWS", 1)
     plan, rotary = PLANS["dca"].plan(40), Rotary.from_theta(1e4, 8)
-    q, k, v = tensors(plan, 40, (9, 3), 8, device=DEVICE)
+    q, k, v = tensors(plan, 40, (18, 3), 8, batch=1, device=DEVICE)
     call = Call(q, k, v, plan, rotary, 0.3)
     check_result("triton", call, *run(backend(tma=False), call), 2e-5)
 
