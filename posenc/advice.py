@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from posenc.plan import PositionPlan
-from posenc.positions import PositionStrategy
-
-NOTHING_MEANT = "rope"
-"""The strategy that leaves every position alone on purpose."""
+from posenc.positions import IdentityStrategy, PositionStrategy
 
 
 def concerns(strategy: PositionStrategy, plan: PositionPlan) -> dict[str, str]:
@@ -28,7 +25,7 @@ def concerns(strategy: PositionStrategy, plan: PositionPlan) -> dict[str, str]:
     window, prompt = strategy.window, plan.prompt
     if window is None or prompt <= window or strategy.capabilities.changes_frequencies:
         return {}
-    if strategy.name == NOTHING_MEANT:
+    if isinstance(strategy, IdentityStrategy):
         return {}
     if plan.prefix(prompt).is_identity:
         return {

@@ -1,7 +1,7 @@
 """A cache that forgets the keys its strategy never attends again: bounded memory in endless generation.
 
 What stays is the beginning of every row and its nearest tokens, joined as if the text between them had
-never been there. A strategy with :class:`~posenc.positions.Retention` plans that shorter text exactly as it
+never been there. A strategy with :class:`~posenc.params.Retention` plans that shorter text exactly as it
 plans the whole one, so plans, records and masks stay as short as the cache.
 
 Shape letters: B batch, H heads, L new tokens, K slots that stay, T slots before some are dropped, D head_dim.
@@ -18,7 +18,8 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from posenc.errors import CacheMismatchError, InvalidConfigError, UnsupportedModelError
-from posenc.positions import PositionStrategy, Retention
+from posenc.params import Retention
+from posenc.positions import PositionStrategy
 from posenc.record import CacheRecord, Row
 from posenc.schedule import Schedule
 

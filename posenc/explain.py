@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from posenc.plan import PositionPlan, Segment
+from posenc.plan import PositionPlan
+from posenc.segment import Segment
 
 
 def sample_distances(total: int, rows: int = 12) -> list[int]:

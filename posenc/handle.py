@@ -16,6 +16,7 @@ from posenc import continuous
 from posenc.adapter import EVERY_FAMILY, ArchitectureAdapter, LayerFacts
 from posenc.attachment import Attachment
 from posenc.busy import alone
+from posenc.composed import ComposedStrategy
 from posenc.config import CacheMode, Config, NamedParams, load_config, read_config
 from posenc.errors import InvalidConfigError, InvalidInputError, UnsupportedModelError
 from posenc.fingerprint import fingerprint
@@ -27,13 +28,15 @@ from posenc.hooks import (
     register_with_transformers,
     uninstall,
 )
-from posenc.plan import Lengths, PositionPlan
+from posenc.params import Retention
+from posenc.plan import PositionPlan
 from posenc.plugins import adapters, backends
 from posenc.plugins import strategy as named_strategy
-from posenc.positions import ComposedStrategy, PositionStrategy, Retention
+from posenc.positions import IdentityStrategy, PositionStrategy
 from posenc.probe import check_structure, execution_device, probe
 from posenc.rope import Rotary
 from posenc.schedule import Planner, fitted
+from posenc.segment import Lengths
 from posenc.selftest import check_attention, check_identity, forward_of_fixed_tokens
 from posenc.stock import STOCK_IMPLEMENTATIONS
 from posenc.trace import trace
@@ -398,7 +401,7 @@ def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
         findings = probe(model, decoder, attachment.adapter, STEP)
         check_attention(decoder, findings.calls, attachment.original)
         attachment.facts, attachment.rotaries = findings.facts, findings.rotaries
-        attachment.planner = Planner(named_strategy("rope"))
+        attachment.planner = Planner(IdentityStrategy())
         install(model, decoder, attachment)
         check_identity(decoder, expected, attachment.adapter)
         bases = _own_frequencies(decoder, attachment)

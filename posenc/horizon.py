@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from posenc.adapter import LENGTH_DEPENDENT, LayerFacts, RotarySource, rope_type
 from posenc.attachment import Attachment
 from posenc.own_frequencies import Base
-from posenc.plan import IntArray, PositionPlan
+from posenc.plan import PositionPlan
 from posenc.record import CacheRecord, Row, Spans, join_spans
 from posenc.rope import Rotary
 from posenc.schedule import KEPT_PLANS, Schedule
+from posenc.segment import IntArray
 from posenc.stock import StockAttention, stock_attention
 
 logger = logging.getLogger("posenc")

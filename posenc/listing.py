@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from posenc.plugins import Registry
+from posenc.registry import Registry
 
 
 def listing(registry: Registry[Any]) -> tuple[list[str], list[list[str]]]:
@@ -17,11 +17,5 @@ def listing(registry: Registry[Any]) -> tuple[list[str], list[list[str]]]:
         rows = [[i.name, i.summary, ", ".join(i.capabilities.devices), i.distribution] for i in registry.values()]
     else:
         columns = ["name", "kind", "summary", "paper", "distribution"]
-        rows = [[i.name, _kind(i), i.summary, i.paper, i.distribution] for i in registry.values()]
+        rows = [[i.name, i.kind, i.summary, i.paper, i.distribution] for i in registry.values()]
     return columns, rows
-
-
-def _kind(info: Any) -> str:
-    from posenc.cli._strategy import kind_of
-
-    return kind_of(info)

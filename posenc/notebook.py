@@ -11,7 +11,7 @@ from posenc.errors import PosencError
 if TYPE_CHECKING:
     from posenc.handle import Handle
     from posenc.plan import PositionPlan
-    from posenc.plugins import Registry
+    from posenc.registry import Registry
 
 
 def plan_html(plan: PositionPlan) -> str:

@@ -15,7 +15,7 @@ from posenc.dispatch import attention
 from posenc.errors import UnsupportedModelError
 from posenc.layers import Call
 from posenc.plan import PositionPlan
-from posenc.plugins import strategy
+from posenc.positions import IdentityStrategy
 from posenc.probe import as_measured, execution_device, name_of
 from posenc.rope import Rotary
 from posenc.stock import stock_attention
@@ -98,7 +98,7 @@ def check_attention(decoder: nn.Module, calls: list[Call], implementation: str) 
     UnsupportedModelError
         If it is not.
     """
-    plan = strategy("rope").plan(TOKENS)
+    plan = IdentityStrategy().plan(TOKENS)
     generator = torch.Generator().manual_seed(0)
     for call in calls:
         where = f"{type(decoder).__name__}, layer {name_of(decoder, call.module)}"

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from posenc.dispatch import attention
 from posenc.errors import InvalidConfigError
-from posenc.plugins import BackendInfo, PluginRecord, StrategyInfo, backends, plugin_records, strategies, strategy
+from posenc.plugins import PluginRecord, backends, plugin_records, strategies, strategy
+from posenc.registry import BackendInfo, StrategyInfo
 from posenc.rope import Rotary
 from posenc.schedule import Planner
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 import posenc
-from posenc.bench.cases import STRATEGIES, Case, Heads, row_lengths
-from posenc.bench.model import SHAPES, RowByRow, make_model, padded_batch
+from posenc.bench.cases import SHAPES, STRATEGIES, Case, Heads, row_lengths
+from posenc.bench.model import RowByRow, make_model, padded_batch
 from posenc.kernels.cpu_flash import flash
 from posenc.kernels.flash_calls import plan_calls
 from posenc.kernels.merge import merge_into

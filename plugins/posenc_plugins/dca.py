@@ -10,8 +10,9 @@ from pydantic import Field, PositiveInt
 
 from posenc.calibrate.grid import parts
 from posenc.errors import InvalidConfigError
-from posenc.plan import Lengths, Segment
-from posenc.positions import Capabilities, PositionStrategy, RemapParams
+from posenc.params import Capabilities, RemapParams
+from posenc.positions import PositionStrategy
+from posenc.segment import Lengths, Segment
 
 
 class DualChunkParams(RemapParams):

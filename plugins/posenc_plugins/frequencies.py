@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from posenc.errors import InvalidConfigError
-from posenc.positions import Params
+from posenc.params import Params
 
 if TYPE_CHECKING:
     from posenc.positions import PositionStrategy

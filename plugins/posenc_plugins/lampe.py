@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from posenc.calibrate.grid import parts
-from posenc.plan import IntArray, Lengths, PositionPlan, Segment
-from posenc.positions import Capabilities, PositionStrategy, RemapParams
+from posenc.params import Capabilities, RemapParams
+from posenc.plan import PositionPlan
+from posenc.positions import PositionStrategy
+from posenc.segment import IntArray, Lengths, Segment
 from posenc_plugins.lampe_mapping import (
     OFFICIAL_SHORT,
     PROFILE_WINDOWS,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field, PositiveFloat
 
 from posenc.errors import InvalidConfigError
-from posenc.positions import Capabilities, FrequencyStrategy
+from posenc.params import Capabilities
+from posenc.positions import FrequencyStrategy
 from posenc_plugins.frequencies import FrequencyParams, scaled_as_transformers, starting_point
 
 if TYPE_CHECKING:

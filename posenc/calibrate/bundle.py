@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from posenc.calibrate.grid import Candidate
 from posenc.calibrate.record import Calibration, damaged, parse
+from posenc.calibrate.search import Candidate
 from posenc.calibrate.sweep import Point, Sweep
 from posenc.evaluate.perplexity import Mean
 from posenc.files import plain, replacing

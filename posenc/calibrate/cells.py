@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from posenc.calibrate.corpus import Corpus
-from posenc.calibrate.grid import Candidate
+from posenc.calibrate.search import Candidate
 from posenc.errors import InvalidInputError
 from posenc.evaluate.models import Loaded
 from posenc.evaluate.perplexity import Mean, measure

@@ -11,8 +11,10 @@ from posenc.calibrate.record import CLEAR, Calibration, Choice, check_same_model
 from posenc.errors import InvalidConfigError
 from posenc.fingerprint import Fingerprint
 from posenc.plugins import strategies
+from posenc.plugins import strategy as named_strategy
+from posenc.positions import IdentityStrategy, PositionStrategy
 
-NATIVE = "rope"
+NATIVE = IdentityStrategy.name
 
 
 class Pick(BaseModel):
@@ -23,6 +25,12 @@ class Pick(BaseModel):
     strategy: str
     params: dict[str, Any] = {}
     because: str
+
+    def make(self, window: int | None) -> PositionStrategy:
+        """The strategy that this recommends, for a pretraining window."""
+        if self.strategy == NATIVE:
+            return IdentityStrategy(window=window, **self.params)
+        return named_strategy(self.strategy, window=window, **self.params)
 
     def __str__(self) -> str:
         return f"{self.strategy}({', '.join(f'{key}={value}' for key, value in self.params.items())})"

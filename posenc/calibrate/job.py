@@ -12,16 +12,17 @@ from pathlib import Path
 from posenc.calibrate import curve
 from posenc.calibrate.cells import Cells
 from posenc.calibrate.corpus import Corpus, check_apart, draw
-from posenc.calibrate.grid import Candidate, candidates
 from posenc.calibrate.record import Calibration, Choice, ModelRecord, Score, Settings, Texts
+from posenc.calibrate.search import Candidate, candidates
 from posenc.calibrate.sweep import STOPPING, Sweep, sweep
 from posenc.errors import InvalidInputError
 from posenc.evaluate.models import Loaded
 from posenc.evaluate.perplexity import Mean, check_lengths
 from posenc.fingerprint import Fingerprint, fingerprint
+from posenc.positions import IdentityStrategy
 from posenc.provenance import versions
 
-NATIVE = "rope"
+NATIVE = IdentityStrategy.name
 FITTED = "lampe"
 """The strategy whose mapping length is a function of the input's length."""
 CELLS = "cells"
@@ -130,7 +131,7 @@ def prepare(loaded: Loaded, asked: Asked) -> Job:
         name: {length: candidates(name, found.window, length) for length in sorted(asked.lengths)}
         for name in asked.strategies
     }
-    apply(loaded.model, NATIVE).remove()  # a model that posenc cannot serve is refused now
+    apply(loaded.model, IdentityStrategy()).remove()  # a model that posenc cannot serve is refused now
     vocabulary = int(loaded.model.get_input_embeddings().weight.shape[0])
 
     def drawn(sources: Sequence[str]) -> Corpus:

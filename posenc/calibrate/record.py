@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from posenc.errors import InvalidConfigError
-from posenc.files import expanded, replacing
+from posenc.files import expanded, read_yaml, replacing
 from posenc.fingerprint import Fingerprint
 
 if TYPE_CHECKING:
@@ -186,9 +186,13 @@ def read(path: str | Path) -> Calibration:
     InvalidConfigError
         If it cannot be read, is something else, or was written by another version.
     """
-    from posenc.config import read_yaml
-
     return parse(read_yaml(path), source=str(path))
+
+
+def load(path: str | Path) -> Any:
+    """A calibration file, or the plain data of any other YAML file; raises as :func:`read` does."""
+    data = read_yaml(path)
+    return parse(data, source=str(path)) if is_calibration(data) else data
 
 
 def parse(data: Any, *, source: str) -> Calibration:

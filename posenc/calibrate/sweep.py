@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posenc.calibrate.cells import Cells
-from posenc.calibrate.grid import Candidate
+from posenc.calibrate.search import Candidate
 from posenc.evaluate.perplexity import Mean
 
 FIRST_ROUND = 8

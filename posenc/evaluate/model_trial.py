@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from posenc.evaluate.models import TINY, load
+from posenc.positions import IdentityStrategy
 
 PROMPT = 200
 NEW = 8
@@ -41,7 +42,7 @@ def failures() -> dict[str, str | None]:
     model = loaded.model
     with loaded.threads(), torch.no_grad():
         stock = _run(model)
-        with apply(model, "rope"):
+        with apply(model, IdentityStrategy()):
             identity = _run(model)
         with apply(model, "rerope", **REMAP):
             remap = _run(model)

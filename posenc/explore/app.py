@@ -7,11 +7,11 @@ from typing import Any
 
 from flask import Flask, Response, render_template, request
 
-from posenc.cli._strategy import kind_of
 from posenc.errors import InvalidInputError, PosencError
 from posenc.explore.controls import controls, read
 from posenc.explore.view import look
-from posenc.plugins import strategies
+from posenc.plugins import OWN_DISTRIBUTION, strategies, strategy_info
+from posenc.positions import IdentityStrategy
 
 POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; form-action 'self'; base-uri 'none'"
 
@@ -45,7 +45,7 @@ def make_app(*, name: str, window: int, prompt: int) -> Flask:
 def render(entries: Mapping[str, str]) -> tuple[str, int]:
     """The page for what somebody entered, and its status: 400 with a message where it cannot be planned."""
     found = strategies()
-    chosen = entries.get("strategy", "rope")
+    chosen = entries.get("strategy", IdentityStrategy.name)
     shown: dict[str, Any] = {"view": None, "error": None}
     try:
         params = found[chosen].params
@@ -53,17 +53,17 @@ def render(entries: Mapping[str, str]) -> tuple[str, int]:
         shown["view"] = look(chosen, params=read(entries, params), **lengths)
     except PosencError as error:
         shown["error"] = str(error)
-    info = found[chosen] if chosen in found else found["rope"]
+    info = found[chosen] if chosen in found else strategy_info(IdentityStrategy, OWN_DISTRIBUTION)
     kinds: dict[str, list[str]] = {"positions": [], "frequencies": []}
     for each in found.values():
-        kinds[kind_of(each)].append(each.name)
+        kinds[each.kind].append(each.name)
     text = render_template(
         "page.html",
         info=info,
         kinds=kinds,
         controls=controls(info.params),
         entries=entries,
-        kind=kind_of(info),
+        kind=info.kind,
         **shown,
     )
     return text, 200 if shown["error"] is None else 400

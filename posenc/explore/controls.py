@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 
 from posenc.errors import InvalidConfigError
-from posenc.positions import RemapParams
+from posenc.params import RemapParams
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from posenc.kernels.memo import remembered
 from posenc.kernels.rotated import layout
 from posenc.kernels.tiles import SHORT_RUN, blocks_of, runs
-from posenc.plan import IntArray, PositionPlan
+from posenc.plan import PositionPlan
+from posenc.segment import IntArray
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posenc.plan import Segment
 from posenc.rope import Rotary
+from posenc.segment import Segment
 
 AHEAD = 32
 """Keys that are rotated beyond those a segment reads, where they are there already: the next steps will read them."""

@@ -25,8 +25,9 @@ from posenc.kernels.kept import KeptKeys
 from posenc.kernels.memo import remembered
 from posenc.kernels.merge import merge_all
 from posenc.kernels.rotated import KeyCopy, Layout, Work, checked, compute_dtype, key_tables, layout, query_tables
-from posenc.plan import PositionPlan, Positions
+from posenc.plan import PositionPlan
 from posenc.rope import Rotary
+from posenc.segment import Positions
 
 flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 

@@ -17,8 +17,9 @@ from posenc.errors import BackendError
 from posenc.kernels.devices import capturing
 from posenc.kernels.kept import KeptKeys
 from posenc.kernels.memo import remembered
-from posenc.plan import IntArray, PositionPlan, Positions, Segment
+from posenc.plan import PositionPlan
 from posenc.rope import Rotary
+from posenc.segment import IntArray, Positions, Segment
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from posenc.plan import IntArray
+from posenc.segment import IntArray
 
 Kind = Literal["full", "lower", "masked"]
 

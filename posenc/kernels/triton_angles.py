@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from posenc.kernels.memo import remembered
-from posenc.plan import Interpolation, Positions, Segment
 from posenc.rope import Rotary
+from posenc.segment import Interpolation, Positions, Segment
 
 LEAST = 4096
 """Positions that a table has at least: it is made anew when it is outgrown."""

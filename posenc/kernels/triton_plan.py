@@ -23,8 +23,9 @@ from torch import Tensor
 from posenc.kernels.memo import remembered
 from posenc.kernels.rotated import KeyCopy, layout
 from posenc.kernels.triton_angles import Angles, angles, key_angles
-from posenc.plan import PositionPlan, Positions
+from posenc.plan import PositionPlan
 from posenc.rope import Rotary
+from posenc.segment import Positions
 
 REQUEST = 8
 """Numbers of a request in the decode kernel's table, and of a segment."""

@@ -11,7 +11,7 @@ from typing import Any
 from posenc.calibrate import record
 from posenc.calibrate.bundle import parse_bundle
 from posenc.calibrate.sweep import Sweep
-from posenc.config import read_yaml
+from posenc.files import read_yaml
 from posenc.report.svg import Point
 from posenc.report.tables import with_error
 

@@ -10,9 +10,10 @@ from typing import Any
 import hypothesis
 from hypothesis import strategies as st
 
+from posenc.composed import ComposedStrategy
 from posenc.errors import PosencError
 from posenc.plan import PositionPlan
-from posenc.positions import ComposedStrategy, PositionStrategy
+from posenc.positions import PositionStrategy
 from posenc.testing.violation import violated
 
 Factory = PositionStrategy | Callable[..., PositionStrategy]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from posenc.calibrate import job as work
-from posenc.calibrate.grid import candidates
 from posenc.calibrate.record import write
+from posenc.calibrate.search import candidates
 from posenc.evaluate.models import Loaded
 
 WINDOW, VOCABULARY = 32, 60

@@ -7,7 +7,7 @@ import pytest
 
 import posenc
 from posenc.calibrate import curve
-from posenc.calibrate.grid import Candidate
+from posenc.calibrate.search import Candidate
 from posenc.calibrate.sweep import Point, Sweep
 from posenc.errors import InvalidInputError
 from posenc.evaluate.perplexity import Mean

@@ -17,8 +17,9 @@ import posenc
 from posenc.calibrate import job as work
 from posenc.calibrate.cells import Cells, plan_digest
 from posenc.calibrate.corpus import draw, read_source
-from posenc.calibrate.grid import BUDGET, Candidate, candidates
+from posenc.calibrate.grid import BUDGET
 from posenc.calibrate.record import Score
+from posenc.calibrate.search import Candidate, candidates
 from posenc.calibrate.sweep import STOP_ERRORS, STOP_NATS, paired, rounds, survivors, sweep
 from posenc.errors import InvalidConfigError, InvalidInputError, PluginError, UnknownNameError
 from posenc.evaluate.models import Loaded

@@ -10,7 +10,8 @@ import hypothesis
 import pytest
 
 import posenc
-from posenc.positions import ComposedStrategy, PositionStrategy
+from posenc.composed import ComposedStrategy
+from posenc.positions import PositionStrategy
 
 
 @pytest.fixture(scope="module", autouse=True)

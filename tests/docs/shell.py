@@ -28,7 +28,7 @@ import yaml
 from click.testing import CliRunner
 
 from posenc.calibrate.corpus import read_source
-from posenc.calibrate.grid import Candidate, candidates
+from posenc.calibrate.search import Candidate, candidates
 from posenc.cli._group import group
 from posenc.evaluate.texts import Text
 from scripts import micro

@@ -19,7 +19,7 @@ from posenc.cli._group import group
 from posenc.cost import cost
 from posenc.explore.app import make_app
 from posenc.explore.controls import controls, read
-from posenc.positions import Params
+from posenc.params import Params
 
 PROFILE = Path(posenc.__file__).parent / "profiles" / "tiny.yaml"
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import posenc
-from posenc.plan import Lengths, PositionPlan, Segment
+from posenc.plan import PositionPlan
 from posenc.positions import FrequencyStrategy
 from posenc.rope import Rotary
+from posenc.segment import Lengths, Segment
 from posenc.testing.generators import banded_plan
 from posenc.testing.tensors import Call, check_result, tensors
 

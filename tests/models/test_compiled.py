@@ -14,8 +14,8 @@ from transformers import CompileConfig, DynamicCache, StaticCache
 from transformers.cache_utils import Cache, StaticLayer
 
 import posenc
+from posenc.composed import ComposedStrategy
 from posenc.horizon import ATTRIBUTE, Horizon
-from posenc.positions import ComposedStrategy
 from posenc.record import ATTRIBUTE as RECORD
 from posenc.schedule import KEPT_PLANS, Planner, Schedule
 from posenc.testing import judge

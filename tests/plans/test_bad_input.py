@@ -145,7 +145,7 @@ def test_unknown_strategies_suggest_the_nearest(typed: str, meant: str) -> None:
 
 
 def test_strategies_are_registered_with_what_people_need_to_know() -> None:
-    from posenc.positions import Params
+    from posenc.params import Params
 
     for name, info in posenc.strategies().items():
         assert info.name == name

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 import posenc
+from posenc.composed import ComposedStrategy
 from posenc.config import Config, read_config
-from posenc.positions import ComposedStrategy
 
 
 def write(folder: Path, content: Any) -> Path:

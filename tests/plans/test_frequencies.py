@@ -14,7 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import posenc
 from posenc import Rotary
-from posenc.positions import ComposedStrategy
+from posenc.composed import ComposedStrategy
 
 WINDOW, THETA, DIM = 512, 10000.0, 32
 RAMP = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}

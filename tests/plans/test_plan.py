@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import posenc
-from posenc.plan import Lengths, PositionPlan, Segment
+from posenc.plan import PositionPlan
+from posenc.segment import Lengths, Segment
 
 some = settings(deadline=None, max_examples=60)
 
