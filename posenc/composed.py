@@ -14,7 +14,7 @@ from posenc.positions import PositionStrategy
 from posenc.segment import Lengths, Segment
 
 if TYPE_CHECKING:
-    from posenc.fingerprint import Fingerprint
+    from posenc.checkpoint import Fingerprint
     from posenc.rope import Rotary
 
 

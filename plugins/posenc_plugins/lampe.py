@@ -30,7 +30,7 @@ from posenc_plugins.lampe_mapping import (
 )
 
 if TYPE_CHECKING:
-    from posenc.fingerprint import Fingerprint
+    from posenc.checkpoint import Fingerprint
 
 logger = logging.getLogger("posenc")
 

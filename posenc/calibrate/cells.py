@@ -17,11 +17,11 @@ from typing import Any
 
 from posenc.calibrate.corpus import Corpus
 from posenc.calibrate.search import Candidate
+from posenc.checkpoint import Fingerprint
 from posenc.errors import InvalidInputError
 from posenc.evaluate.models import Loaded
 from posenc.evaluate.perplexity import Mean, measure
 from posenc.files import replacing
-from posenc.fingerprint import Fingerprint
 from posenc.positions import PositionStrategy
 from posenc.provenance import versions
 from posenc.quiet import quiet

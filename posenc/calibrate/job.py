@@ -15,10 +15,11 @@ from posenc.calibrate.corpus import Corpus, check_apart, draw
 from posenc.calibrate.record import Calibration, Choice, ModelRecord, Score, Settings, Texts
 from posenc.calibrate.search import Candidate, candidates
 from posenc.calibrate.sweep import STOPPING, Sweep, sweep
+from posenc.checkpoint import Fingerprint
 from posenc.errors import InvalidInputError
 from posenc.evaluate.models import Loaded
 from posenc.evaluate.perplexity import Mean, check_lengths
-from posenc.fingerprint import Fingerprint, fingerprint
+from posenc.fingerprint import fingerprint
 from posenc.positions import IdentityStrategy
 from posenc.provenance import versions
 
@@ -208,8 +209,8 @@ def run(job: Job, folder: Path, step: Callable[[str, int], None] = lambda descri
         if reporting is not None:
             own = reporting.losses(candidate, length, len(reporting.corpus.documents))
             reported[length][label] = own
-            report = Score.of(own, reported[length]["native"])
-        return Choice(params=candidate.params, tried=tried, calibration=Score.of(losses, native[length]), report=report)
+            report = score_of(own, reported[length]["native"])
+        return Choice(params=candidate.params, tried=tried, calibration=score_of(losses, native[length]), report=report)
 
     strategies = {
         name: {
@@ -244,8 +245,8 @@ def run(job: Job, folder: Path, step: Callable[[str, int], None] = lambda descri
         tail=None if fit is None else fit.tail,
         confidence=None if fit is None else fit.confidence,
         fitted=fitted,
-        native={length: Score.of(losses, losses) for length, losses in native.items()},
-        native_report={length: Score.of(own["native"], own["native"]) for length, own in reported.items()},
+        native={length: score_of(losses, losses) for length, losses in native.items()},
+        native_report={length: score_of(own["native"], own["native"]) for length, own in reported.items()},
         strategies=strategies,
     )
     return Outcome(calibration, sweeps, reported)
@@ -266,3 +267,19 @@ def _fit(job: Job, sweeps: dict[str, dict[int, Sweep]]) -> curve.Fit | None:
         return None
     beyond = [found for length, found in sorted(sweeps[FITTED].items()) if length > job.window]
     return curve.fit_curve(beyond or list(sweeps[FITTED].values()), job.window, seed=job.asked.seed)
+
+
+def score_of(losses: Mean, native: Mean) -> Score:
+    """Summarize the losses of the same documents; four decimals, far below their errors."""
+    gap = losses.minus(native)
+    return Score(
+        loss=round(losses.mean, 4),
+        standard_error=_known(losses.standard_error),
+        over_native=round(gap.mean, 4),
+        over_native_error=_known(gap.standard_error),
+        documents=len(losses.values),
+    )
+
+
+def _known(error: float) -> float | None:
+    return None if math.isnan(error) else round(error, 4)

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
+from posenc.checkpoint import Fingerprint
 from posenc.errors import InvalidConfigError
 from posenc.files import expanded, read_yaml, replacing
-from posenc.fingerprint import Fingerprint
-
-if TYPE_CHECKING:
-    from posenc.evaluate.perplexity import Mean
 
 FORMAT = "posenc-calibration"
 VERSION = 1
@@ -41,18 +38,6 @@ class Score(_Strict):
     over_native: float
     over_native_error: float | None
     documents: PositiveInt
-
-    @classmethod
-    def of(cls, losses: Mean, native: Mean) -> Score:
-        """Summarize the losses of the same documents; four decimals, far below their errors."""
-        gap = losses.minus(native)
-        return cls(
-            loss=round(losses.mean, 4),
-            standard_error=_known(losses.standard_error),
-            over_native=round(gap.mean, 4),
-            over_native_error=_known(gap.standard_error),
-            documents=len(losses.values),
-        )
 
     @property
     def perplexity(self) -> str:
@@ -245,7 +230,3 @@ def check_same_model(measured: Fingerprint, model: Fingerprint, *, source: str) 
             f"{source} was measured on another model. This model and that one differ in {'; '.join(differences)}. "
             "Run 'posenc calibrate' on this model, or pass parameters by value if you know that they fit."
         )
-
-
-def _known(error: float) -> float | None:
-    return None if math.isnan(error) else round(error, 4)

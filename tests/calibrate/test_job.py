@@ -18,7 +18,7 @@ from posenc.calibrate import job as work
 from posenc.calibrate.cells import Cells, plan_digest
 from posenc.calibrate.corpus import draw, read_source
 from posenc.calibrate.grid import BUDGET
-from posenc.calibrate.record import Score
+from posenc.calibrate.job import score_of
 from posenc.calibrate.search import Candidate, candidates
 from posenc.calibrate.sweep import STOP_ERRORS, STOP_NATS, paired, rounds, survivors, sweep
 from posenc.errors import InvalidConfigError, InvalidInputError, PluginError, UnknownNameError
@@ -141,7 +141,7 @@ def test_a_dropped_candidate_is_not_scored_any_further(loaded: Loaded, asked: wo
 
 def test_gaps_are_paired_over_the_documents_both_have():
     assert paired(Mean((3.0, 4.0)), Mean((1.0, 1.0, 9.0))) == (2.0, 3.0)
-    assert Score.of(Mean((1.0, 2.0)), Mean((1.5, 2.5))).over_native == -0.5
+    assert score_of(Mean((1.0, 2.0)), Mean((1.5, 2.5))).over_native == -0.5
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")

@@ -207,7 +207,7 @@ def test_lists_must_fit_the_model() -> None:
 
 def test_the_built_in_strategies_load_without_torch() -> None:
     code = (
-        "import sys, posenc_plugins; from posenc.positions import ComposedStrategy; "
+        "import sys, posenc_plugins; from posenc.composed import ComposedStrategy; "
         "required = {'auto': {'calibration': {'ranges': [{'up_to': 9, 'pick': {'strategy': 'dca', 'because': ''}}]}}}; "
         "[s(window=512, **required.get(s.name, {})).plan(2000) for s in posenc_plugins.STRATEGIES]; "
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"

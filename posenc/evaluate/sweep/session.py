@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from posenc.checkpoint import Fingerprint
 from posenc.composed import ComposedStrategy
 from posenc.config import Config, read_config
 from posenc.errors import InvalidInputError
@@ -18,7 +19,6 @@ from posenc.evaluate.tasks import read_task
 from posenc.evaluate.tasks.base import Source, Subject, Task
 from posenc.evaluate.texts import read_text
 from posenc.files import plain
-from posenc.fingerprint import Fingerprint
 from posenc.positions import PositionStrategy
 from posenc.quiet import quiet
 
