@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from posenc.calibrate.grid import factor_grid
+from posenc.calibration.candidates import factor_grid
 from posenc.errors import InvalidConfigError
 from posenc.positions import FrequencyStrategy
 from posenc_plugins.frequencies import FrequencyParams, known_window, scaled_by_type, starting_point
