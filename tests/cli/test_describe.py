@@ -276,7 +276,7 @@ def test_a_refusal_is_no_failure(run):
 
 def test_doctor_says_why_the_operators_of_xformers_cannot_load(run, monkeypatch: pytest.MonkeyPatch):
     """Also without a GPU, where the backend is refused for that."""
-    from posenc.kernels.windowed.backend import xformers_library
+    from posenc.kernels.windowed import xformers_library
 
     monkeypatch.setattr(xformers_library, "operators_problem", lambda: "no runtime; pip install it")
     shown = run("doctor").stdout

@@ -31,8 +31,8 @@ def test_hooks_run_the_tools_of_lint_without_network() -> None:
     assert all(hook["language"] == "system" for hook in hooks)
     used = {re.sub(r"^\.venv/bin/| --.*", "", hook["entry"]) for hook in hooks}
     lint = (ROOT / "Makefile").read_text(encoding="utf-8").split("\nlint:")[1].split("\n\n")[0]
-    assert used == {"ruff check", "ruff format", "mypy", "codespell"}
-    assert used == set(re.findall(r"\$\(BIN\)/([a-z]+(?: [a-z]+)?)", lint))
+    assert used == {"ruff check", "ruff format", "mypy", "lint-imports", "codespell"}
+    assert used == set(re.findall(r"\$\(BIN\)/([a-z-]+(?: [a-z]+)?)", lint))
     assert any(requirement.startswith("pre-commit") for requirement in PROJECT["optional-dependencies"]["dev"])
 
 
