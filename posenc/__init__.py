@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from posenc.backend import AttentionBackend, BackendCapabilities
     from posenc.checkpoint import rotary_of, window_of
     from posenc.config import Config, load_config
-    from posenc.dispatch import attention
     from posenc.errors import (
         BackendError,
         CacheMismatchError,
@@ -27,9 +26,10 @@ if TYPE_CHECKING:
         UnknownNameError,
         UnsupportedModelError,
     )
-    from posenc.handle import Handle, apply, attached
+    from posenc.hf.handle import Handle, apply, attached
+    from posenc.hf.hub import from_pretrained
     from posenc.hookspecs import hookimpl
-    from posenc.hub import from_pretrained
+    from posenc.kernels.dispatch import attention
     from posenc.params import Capabilities, RemapParams, Retention
     from posenc.plan import PositionPlan
     from posenc.plugins import adapters, backends, strategies, strategy

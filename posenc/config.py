@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from posenc.composed import ComposedStrategy
 from posenc.errors import InvalidConfigError
 from posenc.files import read_yaml
 from posenc.params import explain_validation
+from posenc.planning.composed import ComposedStrategy
 from posenc.plugins import strategies
 from posenc.plugins import strategy as make_strategy
 from posenc.positions import PositionStrategy

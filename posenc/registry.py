@@ -102,5 +102,5 @@ class Registry(dict[str, T]):
         return self[name]
 
     def _repr_html_(self) -> str:
-        shown: str = import_module("posenc.notebook").registry_html(self)  # the core imports no tool
+        shown: str = import_module("posenc.display.notebook").registry_html(self)  # the core imports no tool
         return shown

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from posenc.errors import InvalidInputError
+from posenc.rope_types import geometric
 from posenc.segment import Interpolation
 
 Style = Literal["half", "interleaved"]
@@ -89,7 +90,7 @@ class Rotary:
         """Plain RoPE frequencies ``theta ** (-2 c / dim)`` (Su et al. 2021, RoFormer, section 3.2.2)."""
         if dim < 2 or dim % 2:
             raise InvalidInputError(f"dim must be even and at least 2, got {dim}.")
-        inv_freq = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
+        inv_freq = geometric(theta, dim)
         return cls(inv_freq, theta=float(theta), **kwargs)
 
     def __eq__(self, other: object) -> bool:

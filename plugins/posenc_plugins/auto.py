@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from posenc.calibrate.choice import Pick, Range, Table, find_profile, no_calibration, read_table
+from posenc.calibration.recommend import Pick, Range, Table, find_profile, no_calibration, read_table
 from posenc.params import Capabilities, RemapParams
 from posenc.plan import PositionPlan
 from posenc.positions import PositionStrategy
@@ -20,7 +20,7 @@ from posenc.segment import Lengths, Segment
 from posenc.trace import trace
 
 if TYPE_CHECKING:
-    from posenc.fingerprint import Fingerprint
+    from posenc.checkpoint import Fingerprint
     from posenc.rope import Rotary
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from posenc.calibrate.grid import parts
+from posenc.calibration.candidates import parts
 from posenc.errors import InvalidConfigError
 from posenc.params import Capabilities, RemapParams
 from posenc.positions import PositionStrategy

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from posenc.calibrate.grid import factor_grid
+from posenc.calibration.candidates import factor_grid
 from posenc.params import Capabilities
 from posenc.positions import FrequencyStrategy
 from posenc_plugins.frequencies import FrequencyParams, known_window, rebased, starting_point

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
-from posenc.calibrate.grid import parts
+from posenc.calibration.candidates import parts
 from posenc.params import Capabilities, RemapParams
 from posenc.plan import PositionPlan
 from posenc.positions import PositionStrategy
@@ -30,7 +30,7 @@ from posenc_plugins.lampe_mapping import (
 )
 
 if TYPE_CHECKING:
-    from posenc.fingerprint import Fingerprint
+    from posenc.checkpoint import Fingerprint
 
 logger = logging.getLogger("posenc")
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from posenc.calibrate.record import Calibration, check_same_model, load
+from posenc.calibration.file import Calibration, check_same_model, load
+from posenc.checkpoint import Fingerprint
 from posenc.errors import InvalidConfigError
-from posenc.fingerprint import Fingerprint
 
 
 class Curve(BaseModel):

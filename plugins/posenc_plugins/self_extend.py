@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
-from posenc.calibrate.grid import compressions, parts
+from posenc.calibration.candidates import compressions, parts
 from posenc.params import Capabilities, RemapParams
 from posenc.positions import PositionStrategy, log_length_scale
 from posenc.segment import Lengths, Segment

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from posenc.calibrate.grid import parts
+from posenc.calibration.candidates import parts
 from posenc.params import Capabilities, RemapParams, Retention
 from posenc.positions import PositionStrategy
 from posenc.segment import Lengths, Segment

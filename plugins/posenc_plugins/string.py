@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from posenc.calibrate.grid import parts
+from posenc.calibration.candidates import parts
 from posenc.params import Capabilities, RemapParams
 from posenc.positions import PositionStrategy
 from posenc.segment import Lengths, Segment

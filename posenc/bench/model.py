@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import posenc
 from posenc.bench.cases import SHAPES, Case, row_lengths
 from posenc.bench.timing import Pair
+from posenc.hf.transformers_names import cache_argument
 from posenc.rope import Rotary
-from posenc.transformers_names import cache_argument
 
 
 def build(case: Case) -> Pair:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from posenc.adapter import EVERY_FAMILY, ArchitectureAdapter
 from posenc.errors import PluginError, PosencError
-from posenc.handle import Handle, apply, attached
+from posenc.hf.handle import Handle, apply, attached
 from posenc.plugins import adapter_info, adapters, strategy
 from posenc.positions import IdentityStrategy
 from posenc.testing.judge import dense_logits

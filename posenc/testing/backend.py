@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from posenc.backend import AttentionBackend
-from posenc.dispatch import attention
 from posenc.errors import BackendError, InvalidConfigError, PluginError
+from posenc.kernels.dispatch import attention
 from posenc.plan import PositionPlan
 from posenc.plugins import backend_info, strategies
 from posenc.positions import FrequencyStrategy

@@ -10,9 +10,9 @@ from typing import Any
 import hypothesis
 from hypothesis import strategies as st
 
-from posenc.composed import ComposedStrategy
 from posenc.errors import PosencError
 from posenc.plan import PositionPlan
+from posenc.planning.composed import ComposedStrategy
 from posenc.positions import PositionStrategy
 from posenc.testing.violation import violated
 

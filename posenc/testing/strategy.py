@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
 
-from posenc.composed import ComposedStrategy
 from posenc.errors import InvalidConfigError, PluginError
 from posenc.params import RemapParams
+from posenc.planning.composed import ComposedStrategy
 from posenc.plugins import strategy_info
 from posenc.positions import FrequencyStrategy, PositionStrategy
 from posenc.testing import invariants

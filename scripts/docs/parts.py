@@ -12,7 +12,8 @@ from pathlib import Path
 import click
 
 import posenc
-from posenc.calibrate import choice, record
+from posenc.calibration import file as record
+from posenc.calibration import recommend as choice
 from posenc.cli import show
 from posenc.cli._group import group
 

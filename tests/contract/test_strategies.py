@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 
 import posenc
-from posenc.composed import ComposedStrategy
+from posenc.planning.composed import ComposedStrategy
 from posenc.positions import PositionStrategy
 
 

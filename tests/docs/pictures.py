@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import posenc
-from posenc.kernels.bands import schedule
-from posenc.kernels.flash_calls import plan_calls
-from posenc.kernels.one_query import query_calls
+from posenc.kernels.cpu.calls import plan_calls
+from posenc.kernels.cpu.decode import query_calls
 from posenc.kernels.rotated import layout
-from posenc.kernels.triton_plan import decode_tables
+from posenc.kernels.triton.tables import decode_tables
+from posenc.kernels.windowed.bands import schedule
 from tests.docs.collect import ROOT
 
 
