@@ -133,6 +133,27 @@ def test_the_navigation_holds_every_page() -> None:
     assert shelf <= set(sources.outside(sorted(DOCS.rglob("*.md")), ROOT))
 
 
+def test_the_architecture_is_one_screen() -> None:
+    assert len(read("architecture.md").splitlines()) <= 64
+
+
+def test_the_architecture_leads_to_every_page_of_the_internals() -> None:
+    pages = {path.relative_to(DOCS).as_posix() for path in (DOCS / "internals").glob("*.md")}
+    assert {page for page in pages if f"]({page})" not in read("architecture.md")} == set()
+
+
+def test_every_decision_is_dated_and_listed() -> None:
+    rows = re.findall(r"^\| (\d{4}-\d\d-\d\d) \| \[(.+)\]\((.+)\) \|$", read("decisions/index.md"), re.MULTILINE)
+    assert rows
+    assert [date for date, *_ in rows] == sorted(date for date, *_ in rows)
+    pages = {path.name for path in (DOCS / "decisions").glob("*.md")} - {"index.md"}
+    assert {name for *_, name in rows} == pages
+    for date, title, name in rows:
+        page = read(f"decisions/{name}")
+        assert page.startswith(f"# {title}\n\n**Date.** {date}\n")
+        assert re.findall(r"^\*\*(\w+)\.\*\*", page, re.MULTILINE) == ["Date", "Context", "Decision", "Consequences"]
+
+
 def test_a_page_with_an_unknown_part_is_refused() -> None:
     with pytest.raises(KeyError, match="no_such_part"):
         parts.fill("<!-- posenc: no_such_part lampe -->")

@@ -43,7 +43,7 @@ def test_hooks_catch_what_lint_catches(tmp_path: Path) -> None:
         shutil.copy(ROOT / name, tmp_path)
     file = tmp_path / "bad.py"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    environment |= {"SKIP": "mypy", "PRE_COMMIT_HOME": str(tmp_path / "home")}
+    environment |= {"SKIP": "mypy,lint-imports", "PRE_COMMIT_HOME": str(tmp_path / "home")}
 
     def results(text: str) -> dict[str, str]:
         file.write_text(text, encoding="utf-8")
