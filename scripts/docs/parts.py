@@ -83,7 +83,7 @@ def frequencies(name: str) -> str:
     for number, (old, new) in enumerate(zip(base.inv_freq.tolist(), changed.inv_freq.tolist(), strict=True)):
         length = 2 * 3.141592653589793 / old
         rows.append([number, f"{length:.4g}", f"{window / length:.3g}", f"{old / new:.4g}"])
-    shown = table(["frequency", "wavelength in tokens", "turns in the window", "divided by"], rows)
+    shown = table(["frequency", "wavelength in tokens", "rotations in the window", "divided by"], rows)
     factor = changed.attention_scaling / base.attention_scaling
     return f"{shown}\n\ncos and sin are multiplied by {factor:.5g}, logits by its square, {factor**2:.5g}."
 
@@ -99,11 +99,11 @@ def measured(name: str) -> str:
     found = _rows_of_results((ROOT / "docs" / "results" / "results.md").read_text(encoding="utf-8"), name)
     if not found:
         raise LookupError(f"docs/results/results.md has no row of {name!r}: measure it with benchmarks/main.yaml")
-    return "\n\n".join(found) + "\n\nMore of them, with standard errors, are in [results](../results/results.md)."
+    return "\n\n".join(found) + "\n\n[All results](../results/results.md) have more numbers, with standard errors."
 
 
 def picks() -> str:
-    """What ``auto`` takes on the shipped model, with the scores of its pick on the text that had no say."""
+    """The picks of ``auto`` on the shipped model, with their scores on the text that was not used for the choice."""
     profile = ROOT / "posenc" / "profiles" / "tiny.yaml"
     calibration = record.read(profile)
     rows = []
@@ -114,8 +114,8 @@ def picks() -> str:
         taken = native if alone else calibration.strategies[pick.strategy][length].report.perplexity
         rows.append([length, f"`{pick}`", taken, native])
     text = calibration.texts.report[0].name
-    shown = table(["prompt up to", "pick", "perplexity of the pick", "of the model alone"], rows)
-    return f"Perplexity on `{text}`, which had no say in the choice, ± standard error (`make calibrate`):\n\n{shown}"
+    shown = table(["prompt up to", "pick", "perplexity of the pick", "of the unmodified model"], rows)
+    return f"Perplexity on `{text}`, which was not used for the choice, ± standard error (`make calibrate`):\n\n{shown}"
 
 
 def _rows_of_results(text: str, name: str) -> list[str]:

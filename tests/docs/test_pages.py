@@ -94,7 +94,7 @@ def test_every_entry_of_the_reference_is_documented(line: str) -> None:
     assert found.__doc__, f"{line} has no docstring"
 
 
-def test_every_error_has_its_cause_and_cure() -> None:
+def test_every_error_has_its_cause_and_fix() -> None:
     page = sections(read("errors.md"))
     kinds = {
         name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == "posenc.errors"
@@ -105,10 +105,10 @@ def test_every_error_has_its_cause_and_cure() -> None:
         kinds |= {name for name, bases in named if kinds & set(re.findall(r"\w+", bases))}
     assert set(page) == kinds
     for name in kinds:
-        cause, cure = page[name].split("**Cure.**")
+        cause, fix = page[name].split("**Fix.**")
         assert cause.strip().startswith("**Cause.**")
         assert len(cause) > 60
-        assert len(cure) > 40
+        assert len(fix) > 40
         assert name in posenc.__all__
 
 
