@@ -23,7 +23,8 @@ from posenc.evaluate.calibrate.job import score_of
 from posenc.evaluate.calibrate.search import Candidate, candidates
 from posenc.evaluate.calibrate.sweep import STOP_ERRORS, STOP_NATS, paired, rounds, survivors, sweep
 from posenc.evaluate.models import Loaded
-from posenc.evaluate.perplexity import Mean, measure
+from posenc.evaluate.scores import Mean
+from posenc.evaluate.tasks.perplexity import document_losses
 from posenc.positions import PositionStrategy
 from tests.calibration.conftest import WINDOW, make_text
 
@@ -41,8 +42,8 @@ def test_a_cell_is_the_perplexity_of_the_same_documents(loaded: Loaded, asked: w
     candidate = Candidate("rerope", {"window_size": 7}, WINDOW)
     found = cells.losses(candidate, 64, 5)
     with posenc.apply(loaded.model, "rerope", window_size=7):
-        expected = measure(loaded.model, job.corpus.documents[:5], 64, asked.scored)
-    assert found == expected.losses
+        expected = tuple(document_losses(loaded.model, job.corpus.documents[:5], 64, asked.scored))
+    assert found.values == expected
     assert cells.losses(candidate, 64, 9).values[:5] == found.values
 
 
@@ -204,7 +205,7 @@ def test_a_model_that_overflows_is_named(loaded: Loaded, asked: work.Asked, tmp_
     from posenc.evaluate.calibrate import cells as module
 
     cells = cells_of(work.prepare(loaded, asked), tmp_path)
-    monkeypatch.setattr(module, "measure", lambda *_, **__: type("P", (), {"losses": Mean((float("nan"),))}))
+    monkeypatch.setattr(module, "document_losses", lambda *_: [float("nan")])
     with pytest.raises(InvalidInputError, match="not a finite number"):
         cells.losses(Candidate("rope", {}, WINDOW), 32, 1)
     assert not list(cells.folder.iterdir())

@@ -238,7 +238,7 @@ def test_demo_into_a_folder_that_cannot_be(run, small_model: Path, text: Path, t
         "demo", "--model", small_model, "--config", config, "--text", text, "--documents", 2, "--out", text / "out"
     )
     assert result.exit_code == 2
-    assert "cannot be created (Not a directory)" in result.stderr
+    assert "cannot be written (Not a directory)" in result.stderr
 
 
 def test_demo_options_of_the_other_job(run):

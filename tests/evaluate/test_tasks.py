@@ -12,11 +12,11 @@ import pytest
 
 import posenc
 from posenc.errors import InvalidConfigError, InvalidInputError
-from posenc.evaluate import perplexity
 from posenc.evaluate.models import TINY, load
 from posenc.evaluate.shared_prefill import SharedPrefill
 from posenc.evaluate.tasks import TASKS, read_task
 from posenc.evaluate.tasks.base import Sample, Source, Subject, over_documents
+from posenc.evaluate.tasks.perplexity import document_losses
 from posenc.evaluate.tasks.questions import Question, QuestionTask
 from posenc.evaluate.texts import Text, read_text
 
@@ -159,7 +159,7 @@ class Oracle:
     def install(self, task: QuestionTask, monkeypatch: pytest.MonkeyPatch, length: int) -> list[Sample]:
         by_prompt = {}
         for document in range(task.documents):
-            for question in task.questions(SOURCE, length, np.random.default_rng([0, document])):
+            for question in task.questions(SOURCE, length, task.random(length, 0, document)):
                 by_prompt[question.prompt.tobytes()] = question
 
         def answer(reader: Any, prompt: np.ndarray, new_tokens: int) -> list[int]:
@@ -167,7 +167,7 @@ class Oracle:
             return [ord(character) for character in said][:new_tokens]
 
         monkeypatch.setattr(SharedPrefill, "answer", answer)
-        return task.measure(SimpleNamespace(loaded=SimpleNamespace(model=None), handle=None), SOURCE, length, 0)
+        return list(task.measure(SimpleNamespace(loaded=SimpleNamespace(model=None), handle=None), SOURCE, length, 0))
 
 
 @pytest.mark.parametrize("kind", ASKED)
@@ -191,9 +191,9 @@ def test_answers_are_scored_per_reference(kind: str, rule: Any, score: float | N
 
 @pytest.mark.parametrize("kind", sorted(TASKS))
 def test_a_length_without_room_and_a_text_too_short(kind: str):
-    task = read_task({"task": kind}, source="t").fitted([60])
+    task = read_task({"task": kind}, source="t").fitted([20])
     with pytest.raises(InvalidInputError, match=r"\d+"):
-        task.check(SOURCE, 60, 0)
+        task.check(SOURCE, 20, 0)
     if kind not in ("common_words", "frequent_words"):
         with pytest.raises(InvalidInputError, match="has 30000 tokens"):
             task.fitted([40_000]).check(SOURCE, 40_000, 0)
@@ -217,18 +217,18 @@ def test_wrong_settings(value: Any, said: str):
         read_task(value, source="suite")
 
 
-def test_the_perplexity_task_is_the_verbs():
+def test_perplexity_is_the_loss_of_the_documents_ends():
     loaded = load(TINY)
     source = Source(loaded.tokenizer, read_text())
     task = read_task({"task": "perplexity", "documents": 3, "scored": 16}, source="t").fitted([64, 128])
     with posenc.apply(loaded.model, "rope") as handle:
         subject = Subject(loaded, handle)
-        short, long = (task.measure(subject, source, length, 0) for length in (64, 128))
-        other = task.measure(subject, source, 64, 1)
+        short, long = (list(task.measure(subject, source, length, 0)) for length in (64, 128))
+        other = list(task.measure(subject, source, 64, 1))
         documents = task.cut(source, 64, 0)  # type: ignore[attr-defined]
         assert documents.shape == (3, 128)
-        wanted = perplexity.measure(loaded.model, documents, 64, 16).losses.values
-    assert tuple(sample.score for sample in short) == wanted
+        expected = list(document_losses(loaded.model, documents, 64, 16))
+    assert [sample.score for sample in short] == expected
     assert [sample.score for sample in short] != [sample.score for sample in long]
     assert [sample.score for sample in short] != [sample.score for sample in other]
 
@@ -238,7 +238,7 @@ def test_the_shipped_model_finds_spans_inside_its_window():
     source = Source(loaded.tokenizer, read_text())
     task = read_task({"task": "spans", "documents": 2}, source="t")
     with posenc.apply(loaded.model, "rope") as handle:
-        samples = task.measure(Subject(loaded, handle), source, 256, 0)
+        samples = list(task.measure(Subject(loaded, handle), source, 256, 0))
     assert {sample.depth for sample in samples} == {0.1, 0.3, 0.5, 0.7, 0.9}
     assert over_documents(samples).mean > 0.6
 

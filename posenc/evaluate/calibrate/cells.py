@@ -19,7 +19,9 @@ from posenc.errors import InvalidInputError
 from posenc.evaluate.calibrate.corpus import Corpus
 from posenc.evaluate.calibrate.search import Candidate
 from posenc.evaluate.models import Loaded
-from posenc.evaluate.perplexity import Mean, measure
+from posenc.evaluate.scores import Mean
+from posenc.evaluate.tasks.base import Subject
+from posenc.evaluate.tasks.perplexity import document_losses
 from posenc.files import replacing
 from posenc.params import Fingerprint
 from posenc.positions import PositionStrategy
@@ -99,14 +101,12 @@ class Cells:
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:24]
 
     def _measure(self, candidate: Candidate, length: int, start: int, stop: int) -> tuple[float, ...]:
-        from posenc.hf.handle import apply
-
         documents = self.corpus.documents[start:stop]
-        with quiet(), self.loaded.threads(), apply(self.loaded.model, candidate.made):  # bad ones are tried on purpose
-            found = measure(
-                self.loaded.model, documents, length, self.scored, lambda _: self.skip(candidate, length, 1)
-            )
-        losses = found.losses.values
+        losses: tuple[float, ...] = ()
+        with quiet(), Subject.under(self.loaded, candidate.made):  # bad candidates are tried on purpose
+            for loss in document_losses(self.loaded.model, documents, length, self.scored):
+                losses = (*losses, loss)
+                self.skip(candidate, length, 1)
         if not all(map(math.isfinite, losses)):
             raise InvalidInputError(
                 f"{candidate} at {length} tokens: the model's loss is not a finite number. Its weights or its dtype "

@@ -17,7 +17,8 @@ from posenc.evaluate.calibrate.corpus import Corpus, check_apart, draw
 from posenc.evaluate.calibrate.search import Candidate, candidates
 from posenc.evaluate.calibrate.sweep import STOPPING, Sweep, sweep
 from posenc.evaluate.models import Loaded
-from posenc.evaluate.perplexity import Mean, check_lengths
+from posenc.evaluate.scores import Mean
+from posenc.evaluate.tasks.perplexity import check_lengths
 from posenc.hf.fingerprint import fingerprint
 from posenc.params import Fingerprint
 from posenc.positions import IdentityStrategy

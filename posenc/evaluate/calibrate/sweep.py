@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from posenc.evaluate.calibrate.cells import Cells
 from posenc.evaluate.calibrate.search import Candidate
-from posenc.evaluate.perplexity import Mean
+from posenc.evaluate.scores import Mean
 
 FIRST_ROUND = 8
 STOP_ERRORS = 3.0

@@ -135,17 +135,15 @@ class Session:
         PosencError
             If the strategy does not fit the model.
         """
-        from posenc.hf.handle import apply
-
         config, task = read_config(cell.config, source=cell.label), read_task(cell.task, source=cell.label)
         found = self.cell(cell.label, cell.model, config, task, cell.length, cell.seed)
         if found.id != cell.id:
             changed = ", ".join(key for key in cell.identity if cell.identity[key] != found.identity.get(key))
             raise InvalidInputError(f"{cell.label}: {changed} changed since this sweep was started. Start it again.")
         loaded = self.loaded(cell.model)
-        with quiet(), loaded.threads(), apply(loaded.model, config) as handle:  # the numbers say it
+        with quiet(), Subject.under(loaded, config) as subject:  # a strategy's warnings are not needed beside its score
             source = self.source(cell.model, task.text)
-            samples = task.measure(Subject(loaded, handle), source, cell.length, cell.seed)
+            samples = list(task.measure(subject, source, cell.length, cell.seed))
         return CellResult(id=cell.id, identity=cell.identity, samples=rounded(samples))
 
     def fingerprint(self, model: ModelSpec) -> Fingerprint:

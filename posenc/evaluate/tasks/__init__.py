@@ -11,18 +11,20 @@ from posenc.errors import InvalidConfigError
 from posenc.evaluate.tasks.base import Task
 from posenc.evaluate.tasks.counting import CommonWords, FrequentWords
 from posenc.evaluate.tasks.needles import MultiKey, MultiQuery, MultiValue, SingleNeedle
-from posenc.evaluate.tasks.passkey import Passkey
-from posenc.evaluate.tasks.prose import Perplexity
-from posenc.evaluate.tasks.spans import Spans
+from posenc.evaluate.tasks.passkey import Passkey, SinglePasskey
+from posenc.evaluate.tasks.perplexity import SlidingPerplexity
+from posenc.evaluate.tasks.spans import SingleSpan, Spans
 from posenc.evaluate.tasks.variables import VariableTracking
 from posenc.params import explain_validation
 
 TASKS: dict[str, type[Task]] = {
     task.kind: task
     for task in (
-        Perplexity,
+        SlidingPerplexity,
         Spans,
+        SingleSpan,
         Passkey,
+        SinglePasskey,
         SingleNeedle,
         MultiKey,
         MultiValue,

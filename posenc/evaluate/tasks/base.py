@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from posenc.errors import InvalidInputError
 from posenc.evaluate import fingerprint
-from posenc.evaluate.models import Loaded
-from posenc.evaluate.perplexity import Mean
+from posenc.evaluate.scores import Mean
 from posenc.evaluate.texts import BUILT_IN, Text, tokenize
-from posenc.hf.handle import Handle
+
+if TYPE_CHECKING:
+    from posenc.config import Config
+    from posenc.evaluate.models import Loaded
+    from posenc.hf.handle import Handle
+    from posenc.positions import PositionStrategy
 
 
 class Sample(BaseModel):
@@ -90,6 +95,15 @@ class Subject:
     loaded: Loaded
     handle: Handle
 
+    @classmethod
+    @contextmanager
+    def under(cls, loaded: Loaded, strategy: Config | PositionStrategy) -> Iterator[Subject]:
+        """Apply a strategy inside the block; afterwards the model is as it was before."""
+        from posenc.hf.handle import apply
+
+        with loaded.threads(), apply(loaded.model, strategy) as handle:
+            yield cls(loaded, handle)
+
 
 class Task(BaseModel, ABC):
     """Settings of a task as they stand in a suite; subclasses are the kinds.
@@ -117,8 +131,8 @@ class Task(BaseModel, ABC):
         """Raise InvalidInputError if the task cannot be made at this length."""
 
     @abstractmethod
-    def measure(self, subject: Subject, source: Source, length: int, seed: int) -> list[Sample]:
-        """Score a model."""
+    def measure(self, subject: Subject, source: Source, length: int, seed: int) -> Iterable[Sample]:
+        """Score a model: one sample after the other, so that whoever asks can show how far it is."""
 
     @property
     def prefills(self) -> int:
