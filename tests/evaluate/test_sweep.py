@@ -27,7 +27,7 @@ from posenc.evaluate.sweep.results import Sweep, read_bundle, write_sweep
 from posenc.evaluate.sweep.run import Execution, Planned
 from posenc.evaluate.sweep.session import Session
 from posenc.evaluate.sweep.suite import make_cells, read_suite
-from posenc.evaluate.tasks import read_task
+from posenc.evaluate.tasks.read import read_task
 
 SMALL: dict[str, Any] = {
     "name": "small",

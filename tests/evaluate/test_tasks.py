@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 import posenc
-from posenc.errors import InvalidConfigError, InvalidInputError
+from posenc.errors import InvalidConfigError, InvalidInputError, UnknownNameError
 from posenc.evaluate.models import TINY, load
 from posenc.evaluate.shared_prefill import SharedPrefill
-from posenc.evaluate.tasks import TASKS, read_task
 from posenc.evaluate.tasks.base import Sample, Source, Subject, over_documents
 from posenc.evaluate.tasks.perplexity import document_losses
 from posenc.evaluate.tasks.questions import Question, QuestionTask
+from posenc.evaluate.tasks.read import read_task
 from posenc.evaluate.texts import Text, read_text
+from posenc.plugins import tasks
 
 
 class Characters:
@@ -39,7 +40,7 @@ class Characters:
 
 SOURCE = Source(Characters(), Text("dots", "." * 30_000))
 SETTINGS: dict[str, dict[str, Any]] = {"common_words": {"common": 4, "often": 12, "seldom": 2}}
-ASKED = sorted(kind for kind, task in TASKS.items() if issubclass(task, QuestionTask))
+QUESTIONS = sorted(name for name, info in tasks().items() if issubclass(info.factory, QuestionTask))
 
 
 def ask(kind: str, length: int, seed: int = 0, **settings: Any) -> tuple[QuestionTask, list[Question]]:
@@ -53,7 +54,7 @@ def text_of(question: Question) -> str:
     return Characters().decode(question.prompt)
 
 
-@pytest.mark.parametrize("kind", ASKED)
+@pytest.mark.parametrize("kind", QUESTIONS)
 @pytest.mark.parametrize("length", [2000, 4001])
 def test_prompts_have_their_size_and_hold_what_is_asked_for(kind: str, length: int):
     _, questions = ask(kind, length)
@@ -67,7 +68,7 @@ def test_prompts_have_their_size_and_hold_what_is_asked_for(kind: str, length: i
     assert len({len(question.prompt) for question in questions}) == 1
 
 
-@pytest.mark.parametrize("kind", ASKED)
+@pytest.mark.parametrize("kind", QUESTIONS)
 def test_prompts_follow_from_the_seed(kind: str):
     first, again, other = (ask(kind, 2500, seed)[1] for seed in (0, 0, 1))
     assert [text_of(question) for question in first] == [text_of(question) for question in again]
@@ -170,7 +171,7 @@ class Oracle:
         return list(task.measure(SimpleNamespace(loaded=SimpleNamespace(model=None), handle=None), SOURCE, length, 0))
 
 
-@pytest.mark.parametrize("kind", ASKED)
+@pytest.mark.parametrize("kind", QUESTIONS)
 @pytest.mark.parametrize(
     ("rule", "score"),
     [
@@ -189,7 +190,7 @@ def test_answers_are_scored_per_reference(kind: str, rule: Any, score: float | N
     assert over_documents(samples).values == pytest.approx((expected, expected))
 
 
-@pytest.mark.parametrize("kind", sorted(TASKS))
+@pytest.mark.parametrize("kind", sorted(tasks()))
 def test_a_length_without_room_and_a_text_too_short(kind: str):
     task = read_task({"task": kind}, source="t").fitted([20])
     with pytest.raises(InvalidInputError, match=r"\d+"):
@@ -202,19 +203,23 @@ def test_a_length_without_room_and_a_text_too_short(kind: str):
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("perplexty", "no task named 'perplexty'. Did you mean 'perplexity'"),
         ({"task": "passkey", "depth": 0.5}, "passkey|depth: no such key"),
         ({"task": "passkey", "depths": [0.5, 0.5]}, "depth comes twice"),
         ({"task": "passkey", "depths": [1.5]}, "less than or equal to 1"),
         ({"task": "needle_multikey", "keys": 1}, "keys"),
         ({"task": "spans", "documents": 0}, "documents"),
-        ({"text": "pydoc"}, "expected KIND"),
-        (3, "expected KIND"),
+        ({"text": "pydoc"}, "expected NAME"),
+        (3, "expected NAME"),
     ],
 )
 def test_wrong_settings(value: Any, said: str):
     with pytest.raises(InvalidConfigError, match=said):
         read_task(value, source="suite")
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(UnknownNameError, match=r"suite: no task named 'perplexty'\. Did you mean 'perplexity'\?"):
+        read_task("perplexty", source="suite")
 
 
 def test_perplexity_is_the_loss_of_the_documents_ends():

@@ -13,8 +13,8 @@ from posenc.errors import InvalidInputError
 from posenc.evaluate import fingerprint
 from posenc.evaluate.models import Loaded, ModelSpec, load
 from posenc.evaluate.sweep.results import CellResult, identify, rounded
-from posenc.evaluate.tasks import read_task
 from posenc.evaluate.tasks.base import Source, Subject, Task
+from posenc.evaluate.tasks.read import read_task
 from posenc.evaluate.texts import read_text
 from posenc.files import plain
 from posenc.params import Fingerprint
@@ -119,7 +119,7 @@ class Session:
             label=label,
             model=model,
             config=config.as_dict(),
-            task={"task": task.kind, **task.model_dump(mode="json")},
+            task={"task": task.name, **task.model_dump(mode="json")},
             length=length,
             seed=seed,
             identity=plain(identity),

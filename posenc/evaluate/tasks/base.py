@@ -106,18 +106,27 @@ class Subject:
 
 
 class Task(BaseModel, ABC):
-    """Settings of a task as they stand in a suite; subclasses are the kinds.
+    """Settings of a task as they stand in a suite; each subclass is one task.
 
-    ``version`` rises when the same settings give other prompts or scores: old results are then measured again.
+    Class attributes
+    ----------------
+    name, summary : str
+        What a suite calls the task, and one line for ``posenc list --tasks``.
+    metric : str
+        ``"loss"`` (nats per token) or ``"accuracy"`` (the share that is right).
+    version : int
+        Rises when the same settings give other prompts or scores: old results are then measured again.
+    unnamed : frozenset of str
+        Settings that :attr:`title` leaves out.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: ClassVar[str]
+    name: ClassVar[str]
+    summary: ClassVar[str]
     metric: ClassVar[Literal["loss", "accuracy"]] = "accuracy"
     version: ClassVar[int] = 1
     unnamed: ClassVar[frozenset[str]] = frozenset({"documents"})
-    """Settings that :attr:`title` leaves out."""
 
     text: str = Field(BUILT_IN, min_length=1)
     documents: PositiveInt = 4
@@ -141,11 +150,11 @@ class Task(BaseModel, ABC):
 
     def settings(self) -> dict[str, Any]:
         """Everything that determines what is asked, as plain data; the text goes by its content instead."""
-        return {"task": self.kind, "version": self.version, **self.model_dump(mode="json", exclude={"text"})}
+        return {"task": self.name, "version": self.version, **self.model_dump(mode="json", exclude={"text"})}
 
     @property
     def title(self) -> str:
-        """A name for tables: the kind, and the settings that are not the usual ones."""
+        """A name for tables: that of the task, and the settings that differ from their defaults."""
         given = self.model_dump(mode="json", exclude_defaults=True, exclude=set(self.unnamed))
         shown = ", ".join(f"{key}={value}" for key, value in given.items() if not isinstance(value, list))
-        return f"{self.kind} ({shown})" if shown else self.kind
+        return f"{self.name} ({shown})" if shown else self.name

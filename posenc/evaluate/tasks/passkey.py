@@ -26,7 +26,8 @@ class Passkey(QuestionTask):
     that differ in a name alone even inside their window, and the score would then tell of that.
     """
 
-    kind: ClassVar[str] = "passkey"
+    name: ClassVar[str] = "passkey"
+    summary: ClassVar[str] = "five digits at every depth, each of another thing"
 
     depths: Annotated[Depths, Field(max_length=len(THINGS))] = (0.1, 0.5, 0.9)
 
@@ -38,7 +39,7 @@ class Passkey(QuestionTask):
             for depth, name, key in zip(self.depths, names, keys, strict=True)
         ]
         asked = [QUESTION.format(name=name) for name in names]
-        prompts = hide(source, length, rng, what=self.kind, needles=needles, questions=asked)
+        prompts = hide(source, length, rng, what=self.name, needles=needles, questions=asked)
         references = [(Reference(key, depth),) for depth, key in zip(self.depths, keys, strict=True)]
         return [
             Question(prompt, expected, room_for(source, expected))
@@ -52,7 +53,8 @@ class SinglePasskey(QuestionTask):
     This is what ``posenc demo --model smollm2`` asks. Every length and depth has a key and a piece of prose of its own.
     """
 
-    kind: ClassVar[str] = "single_passkey"
+    name: ClassVar[str] = "single_passkey"
+    summary: ClassVar[str] = "one pass key of five digits at one depth"
 
     depth: Depth = 0.5
 
@@ -63,7 +65,7 @@ class SinglePasskey(QuestionTask):
         key = "".join(str(digit) for digit in rng.integers(1, 10, DIGITS))
         needles = [(self.depth, NEEDLE.format(name=PASS_KEY, key=key))]
         questions = [QUESTION.format(name=PASS_KEY)]
-        (prompt,) = hide(source, length, rng, what=self.kind, needles=needles, questions=questions)
+        (prompt,) = hide(source, length, rng, what=self.name, needles=needles, questions=questions)
         return [Question(prompt, (Reference(key, self.depth),), 2 * DIGITS)]
 
     def score(self, reference: Reference, answer: str) -> float:

@@ -29,7 +29,8 @@ class SlidingPerplexity(Task):
     read. Every length of a suite scores the same tokens: `longest` is the room kept before them.
     """
 
-    kind: ClassVar[str] = "perplexity"
+    name: ClassVar[str] = "perplexity"
+    summary: ClassVar[str] = "loss of the last tokens of windows of text"
     metric: ClassVar[Literal["loss", "accuracy"]] = "loss"
     unnamed: ClassVar[frozenset[str]] = frozenset({"documents", "longest"})
 

@@ -60,7 +60,7 @@ class _PlantedSpans(Task):
             free = starts[number] + SPAN
         if free > length - SPAN:
             raise InvalidInputError(
-                f"{self.kind}: {length} tokens have no room for spans of {SPAN} tokens at depths "
+                f"{self.name}: {length} tokens have no room for spans of {SPAN} tokens at depths "
                 f"{', '.join(f'{depth:g}' for depth in depths)}. Give fewer depths or longer lengths."
             )
         return starts
@@ -69,12 +69,13 @@ class _PlantedSpans(Task):
 class Spans(_PlantedSpans):
     """A random span at every depth of a document, each asked for by its first tokens after one prefill."""
 
-    kind: ClassVar[str] = "spans"
+    name: ClassVar[str] = "spans"
+    summary: ClassVar[str] = "continue a random span planted at every depth"
 
     documents: int = Field(8, ge=1)
 
     def check(self, source: Source, length: int, seed: int) -> None:
-        source.require(length, f"{self.kind} at {length} tokens")
+        source.require(length, f"{self.name} at {length} tokens")
         self.places(length, self.depths)
 
     def prompts(self, source: Source, length: int, seed: int) -> Iterator[tuple[Sequence[float], NDArray[np.int64]]]:
@@ -93,7 +94,8 @@ class SingleSpan(_PlantedSpans):
     the room kept before these, and is asked for the same spans.
     """
 
-    kind: ClassVar[str] = "single_span"
+    name: ClassVar[str] = "single_span"
+    summary: ClassVar[str] = "continue one random span per document, the depths taking turns"
     unnamed: ClassVar[frozenset[str]] = frozenset({"documents", "longest"})
 
     documents: int = Field(40, ge=1)
