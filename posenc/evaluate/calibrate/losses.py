@@ -1,8 +1,7 @@
-"""The losses of every document, kept in a folder, so that a killed run goes on where it stopped.
+"""The loss of every document under every candidate, measured once and kept in a folder.
 
-A cell is named by a hash of everything its numbers depend on: model, documents, length, versions and the plan
-itself. So candidates with the same plan (every one that is inactive at a length, say) share one cell, and
-a folder can be used again with other settings: what does not belong is not found.
+A cell is named by a hash of everything its numbers depend on: model, documents, length, versions and the plan itself.
+So candidates with the same plan (every one that is inactive at a length, say) share one cell.
 """
 
 from __future__ import annotations
@@ -13,26 +12,50 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from posenc.errors import InvalidInputError
 from posenc.evaluate.calibrate.corpus import Corpus
 from posenc.evaluate.calibrate.search import Candidate
+from posenc.evaluate.cells import CellStore, cell_id, read_json, validated
 from posenc.evaluate.models import Loaded
 from posenc.evaluate.scores import Mean
 from posenc.evaluate.tasks.base import Subject
 from posenc.evaluate.tasks.perplexity import document_losses
-from posenc.files import replacing
 from posenc.params import Fingerprint
 from posenc.positions import PositionStrategy
 from posenc.trace import quiet, versions
 
 FORMAT = 1
+DIGITS = 24
+"""Of a cell's name."""
+
+
+class LossCell(BaseModel):
+    """The file of one cell.
+
+    Parameters
+    ----------
+    candidate : str
+        The first candidate with this plan, for readers.
+    length : int
+        Tokens of each document.
+    losses : tuple of float
+        Of the first documents, in nats per token.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    candidate: str
+    length: int
+    losses: tuple[Annotated[float, Field(strict=True, allow_inf_nan=False)], ...]
 
 
 @dataclass
-class Cells:
-    """Scores documents, or reads what was scored before.
+class DocumentLosses:
+    """Measures losses, or reads what was measured before.
 
     Parameters
     ----------
@@ -56,10 +79,11 @@ class Cells:
     scored: int
     folder: Path
     step: Callable[[str, int], None] = lambda description, tokens: None
-    _known: dict[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
+    _cells: dict[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        self._same = {
+        self._store = CellStore(self.folder, _read_cell)
+        self._shared_identity = {
             "format": FORMAT,
             "model": self.fingerprint.model_dump(),
             "dtype": self.loaded.dtype,
@@ -68,37 +92,36 @@ class Cells:
             "versions": versions(),
         }
 
-    def losses(self, candidate: Candidate, length: int, count: int, *, before: int = 0) -> Mean:
-        """Loss of each of the first `count` documents, in nats per token; `before` of them were asked for already.
+    def of(self, candidate: Candidate, length: int, count: int, *, before: int = 0) -> Mean:
+        """Loss of each of the first `count` documents, in nats per token.
+
+        Parameters
+        ----------
+        before : int
+            Documents that an earlier call has reported as done.
 
         Raises
         ------
         InvalidInputError
-            If a cell's file is damaged or cannot be written, or a loss is not finite.
+            If the file of a cell is damaged or cannot be written, or a loss is not finite.
         """
         key = self.key(candidate, length)
-        known = self.known(key)
-        self.skip(candidate, length, min(len(known), count) - before)
-        if len(known) < count:
-            known = (*known, *self._measure(candidate, length, len(known), count))
-            self._save(key, candidate, length, known)
-        return Mean(known[:count])
+        losses = self._read(key)
+        self.skip(candidate, length, min(len(losses), count) - before)
+        if len(losses) < count:
+            losses = (*losses, *self._measure(candidate, length, len(losses), count))
+            self._write(key, candidate, length, losses)
+        return Mean(losses[:count])
 
     def skip(self, candidate: Candidate, length: int, documents: int) -> None:
-        """Report documents as done that need not be scored."""
+        """Report documents as done that need not be measured."""
         if documents > 0:
             self.step(f"{candidate} at {length}", documents * length)
 
-    def known(self, key: str) -> tuple[float, ...]:
-        """The losses a cell holds so far."""
-        if key not in self._known:
-            self._known[key] = self._read(key)
-        return self._known[key]
-
     def key(self, candidate: Candidate, length: int) -> str:
         """Name of a cell."""
-        data = {**self._same, "length": length, "plan": plan_digest(candidate.made, length)}
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:24]
+        identity = {**self._shared_identity, "length": length, "plan": plan_digest(candidate.made, length)}
+        return cell_id(identity, DIGITS)
 
     def _measure(self, candidate: Candidate, length: int, start: int, stop: int) -> tuple[float, ...]:
         documents = self.corpus.documents[start:stop]
@@ -115,27 +138,16 @@ class Cells:
         return losses
 
     def _read(self, key: str) -> tuple[float, ...]:
-        path = self.folder / f"{key}.json"
-        try:
-            losses = json.loads(path.read_text(encoding="utf-8"))["losses"]
-            if not (isinstance(losses, list) and all(isinstance(x, float) and math.isfinite(x) for x in losses)):
-                raise TypeError
-        except FileNotFoundError:
-            return ()
-        except OSError as error:
-            raise InvalidInputError(f"{path}: cannot be read ({error.strerror or error}).") from None
-        except (ValueError, KeyError, TypeError):
-            raise InvalidInputError(
-                f"{path}: damaged, or not a cell of posenc calibrate. Remove it and run again: "
-                "only this cell is measured again."
-            ) from None
-        return tuple(losses)
+        """The losses that a cell holds so far."""
+        if key not in self._cells:
+            cell = self._store.read(key)
+            self._cells[key] = () if cell is None else cell.losses
+        return self._cells[key]
 
-    def _save(self, key: str, candidate: Candidate, length: int, losses: tuple[float, ...]) -> None:
-        data: dict[str, Any] = {"candidate": str(candidate), "length": length, "losses": list(losses)}
-        with replacing(self.folder / f"{key}.json") as temporary:
-            temporary.write_text(json.dumps(data) + "\n", encoding="utf-8")
-        self._known[key] = losses
+    def _write(self, key: str, candidate: Candidate, length: int, losses: tuple[float, ...]) -> None:
+        cell = LossCell(candidate=str(candidate), length=length, losses=losses)
+        self._store.write(key, json.dumps(cell.model_dump()) + "\n")
+        self._cells[key] = losses
 
 
 def plan_digest(strategy: PositionStrategy, length: int) -> str:
@@ -153,3 +165,7 @@ def plan_digest(strategy: PositionStrategy, length: int) -> str:
         if plan.query_scale is not None:
             digest.update(plan.query_scale.tobytes())
     return digest.hexdigest()
+
+
+def _read_cell(path: Path) -> LossCell:
+    return validated(read_json(path, command="posenc calibrate"), LossCell, path)
