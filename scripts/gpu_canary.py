@@ -24,7 +24,7 @@ from scripts.gpu_setup import FOLDER, no_device, unusable
 from scripts.gpu_site import prepare
 
 if TYPE_CHECKING:
-    from posenc.bench.cases import Case
+    from posenc.bench.cases import BenchCase
     from posenc.bench.results import Check
 
 BACKENDS = ("triton", "torch_flash", "xformers", "flash_attn_4")
@@ -116,7 +116,7 @@ class Canary:
         passed = failed = deaths = 0
         problem = None
         every = canary.cases(name, self.device, self.lengths, self.heads, self.dtypes)
-        cases: list[Case] = [case for case in every if self.only in str(case)]
+        cases: list[BenchCase] = [case for case in every if self.only in str(case)]
         for case in cases:
             left = ends - time.monotonic()
             if left <= 0 or deaths > MOST_RESTARTS:

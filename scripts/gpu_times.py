@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from posenc.bench import machine, run
-from posenc.bench.cases import Case, Settings
+from posenc.bench.cases import BenchCase, BenchSettings
 from posenc.plugins import backends
 
 
@@ -28,7 +28,7 @@ def refusal(backend: str, device: str) -> str | None:
 
 def time_case(case: dict[str, Any], rounds: int, seconds: float) -> dict[str, Any]:
     """A row of a result file, and how many cores other work took meanwhile."""
-    asked, settings = Case(**case), Settings(rounds=rounds, seconds=seconds)
+    asked, settings = BenchCase(**case), BenchSettings(rounds=rounds, seconds=seconds)
     watch = machine.Watch()
     measure = run.on_gpu if asked.device == "cuda" else run.on_cpu
     row = measure(asked, settings)

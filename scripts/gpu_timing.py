@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from posenc.bench import lines
-from posenc.bench.cases import CACHES, CUDNN, STRATEGIES, Case, Settings, kind_shown
+from posenc.bench.cases import CACHES, CUDNN, STRATEGIES, BenchCase, BenchSettings, kind_shown
 from posenc.bench.goals import GPU_DTYPE, GPU_LENGTHS, GPU_SHAPES
-from posenc.bench.results import Row
+from posenc.bench.results import BenchRow
 from posenc.bench.summary import ratio
 from posenc.plugins import backends
 from scripts.gpu_process import Died, Workers
@@ -72,7 +72,7 @@ class Timing:
                 if reason is not None:
                     lines.append(self.file, {"left_out": {"backend": case.backend, "reason": reason}})
 
-    def _left_out(self, case: Case) -> str | None:
+    def _left_out(self, case: BenchCase) -> str | None:
         """Why a case is not begun, or None."""
         if case.backend in self.out:
             return self.out[case.backend]
@@ -84,7 +84,7 @@ class Timing:
             return "no time was left"
         return None
 
-    def _case(self, case: Case, settings: Settings) -> str | None:
+    def _case(self, case: BenchCase, settings: BenchSettings) -> str | None:
         """Measure a case; why it could not be, or None."""
         worker = self.workers[case.backend]
         options: dict[str, Any] = {"rounds": settings.rounds, "seconds": settings.seconds}
@@ -96,7 +96,7 @@ class Timing:
             self._say(f"{case}: {error}")
             return str(error)
         lines.append(self.file, found)
-        row = Row.model_validate(found["row"])
+        row = BenchRow.model_validate(found["row"])
         self.slow[_work(case)] += ratio(row) > FAR_OFF
         self._say(f"{case}: {_described(row)}")
         return None
@@ -105,15 +105,15 @@ class Timing:
         print(f"[{time.monotonic() - self.began:4.0f} s] {message}", file=sys.stderr, flush=True)
 
 
-def _work(case: Case) -> tuple[str, str, str]:
+def _work(case: BenchCase) -> tuple[str, str, str]:
     return case.backend, case.kind, case.cache
 
 
-def _shown(case: Case) -> str:
+def _shown(case: BenchCase) -> str:
     return kind_shown(case.kind, case.cache)
 
 
-def _described(row: Row) -> str:
+def _described(row: BenchRow) -> str:
     """The numbers of a case in one line."""
     parts = [f"{ratio(row):.2f} of flash alone" if row.baselines else "", f"{row.ratio:.2f} of plain"]
     cudnn = row.over(CUDNN)
@@ -122,14 +122,16 @@ def _described(row: Row) -> str:
     return ", ".join(filter(None, parts))
 
 
-def parts(names: tuple[str, ...], smoke: bool) -> list[Settings]:
+def parts(names: tuple[str, ...], smoke: bool) -> list[BenchSettings]:
     """What is timed, the most wanted first: time may run out."""
     keeping = tuple(name for name in names if name in backends() and backends()[name].capabilities.keeps_keys)
     if smoke:
-        tiny = Settings(strategies=(MAIN_STRATEGY,), lengths=(64, 128), heads=("4/2x16",), backends=names, rounds=3)
+        tiny = BenchSettings(
+            strategies=(MAIN_STRATEGY,), lengths=(64, 128), heads=("4/2x16",), backends=names, rounds=3
+        )
         query = replace(tiny, kinds=("query",), caches=("raw",))
         return [tiny, query, replace(query, backends=keeping, caches=("rotated",))]
-    base = Settings(
+    base = BenchSettings(
         strategies=(MAIN_STRATEGY,), dtypes=(GPU_DTYPE,), backends=names, device="cuda", rounds=9, seconds=1.5
     )
     others = tuple(name for name in STRATEGIES if name != MAIN_STRATEGY)

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 import posenc
-from posenc.bench.cases import SHAPES, STRATEGIES, Case, Heads, row_lengths
-from posenc.bench.model import RowByRow, make_model, padded_batch
+from posenc.bench.cases import SHAPES, STRATEGIES, BenchCase, Heads, row_lengths
+from posenc.bench.model import Prefill, make_model, padded_batch
+from posenc.bench.padded import RowByRow
 from posenc.kernels.cpu.backend import flash
 from posenc.kernels.cpu.calls import plan_calls
 from posenc.kernels.merge import merge_into
@@ -127,11 +128,11 @@ def padding(shape: str) -> None:
         return torch.zeros_like(q).transpose(1, 2), None
 
     AttentionInterface.register("no_attention", no_attention)
-    case = Case("padded", shape, "float32", torch.get_num_threads(), 2048, 512, "rope", "auto")
+    case = BenchCase("padded", shape, "float32", torch.get_num_threads(), 2048, 512, "rope", "auto")
     model = make_model(case)
     model.set_attn_implementation("no_attention")
     rows = [torch.ones((1, length), dtype=torch.long) for length in row_lengths(case)]
-    ratio = seconds(padded_batch(model, rows)) / seconds(RowByRow(model, rows))
+    ratio = seconds(padded_batch(model, rows)) / seconds(RowByRow([Prefill(model, row) for row in rows]))
     print("padded batch through a model without attention")
     print(f"  rows of {', '.join(str(row.shape[1]) for row in rows)} tokens  {ratio:.2f} times the rows alone")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import posenc
-from posenc.bench.cases import Case, Heads
+from posenc.bench.cases import BenchCase, Heads
 from posenc.bench.timing import Pair
 from posenc.kernels.rotated_key_cache import KeptKeys
 
@@ -92,7 +92,7 @@ class PlainQuery:
         return stock_rotate(self.q_BHLD, *self._tables), self._cache, self.v_BHLD
 
 
-def build(case: Case) -> Pair:
+def build(case: BenchCase) -> Pair:
     """Both sides of an ``attention`` or ``query`` case, on the same random tensors."""
     heads, dtype = Heads.parse(case.shape), getattr(torch, case.dtype)
     generator = torch.Generator(case.device).manual_seed(0)

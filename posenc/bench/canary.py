@@ -20,7 +20,7 @@ from torch import Tensor
 
 import posenc
 from posenc.bench.attention import THETA
-from posenc.bench.cases import STRATEGIES, WINDOW_SHARE, Case, Heads, kind_shown
+from posenc.bench.cases import STRATEGIES, WINDOW_SHARE, BenchCase, Heads, kind_shown
 from posenc.bench.sampled import Errors, aimed_queries, errors, expected_rows, sampled_rows
 from posenc.kernels.rotated_key_cache import KeptKeys
 from posenc.plan import PositionPlan
@@ -73,7 +73,7 @@ class Verdict:
         )
 
 
-def cases(backend: str, device: str, lengths: tuple[int, ...], heads: str, dtypes: tuple[str, ...]) -> list[Case]:
+def cases(backend: str, device: str, lengths: tuple[int, ...], heads: str, dtypes: tuple[str, ...]) -> list[BenchCase]:
     """The canary of one backend: its first dtype at every length, the others at the shortest length.
 
     What costs least and breaks most often comes first.
@@ -83,12 +83,12 @@ def cases(backend: str, device: str, lengths: tuple[int, ...], heads: str, dtype
     found = []
     for (length, dtype), strategy in product(sizes, STRATEGIES):
         facts = (heads, dtype, torch.get_num_threads(), length, length // WINDOW_SHARE, strategy, backend, device)
-        found += [Case("query", *facts, cache) for cache in caches]
-        found.append(Case("attention", *facts))
+        found += [BenchCase("query", *facts, cache) for cache in caches]
+        found.append(BenchCase("attention", *facts))
     return found
 
 
-def check(case: Case, seed: int = 0) -> Verdict:
+def check(case: BenchCase, seed: int = 0) -> Verdict:
     """Run one case and compare it."""
     heads, dtype = Heads.parse(case.shape), getattr(torch, case.dtype)
     generator = torch.Generator(case.device).manual_seed(seed)
@@ -134,14 +134,18 @@ def check(case: Case, seed: int = 0) -> Verdict:
 
 def report(case: dict[str, Any]) -> dict[str, Any]:
     """One case's verdict as plain data."""
-    verdict = check(Case(**case))
+    verdict = check(BenchCase(**case))
     if case["device"] == "cuda":
         torch.cuda.empty_cache()  # other processes need the memory
     return {**asdict(verdict), "good": verdict.good, "text": str(verdict)}
 
 
 def _poisoned(
-    case: Case, tensors: tuple[Tensor, Tensor, Tensor], plan: PositionPlan, rotary: posenc.Rotary, kept: KeptKeys | None
+    case: BenchCase,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    plan: PositionPlan,
+    rotary: posenc.Rotary,
+    kept: KeptKeys | None,
 ) -> tuple[Tensor, Tensor]:
     """The backend's output and logsumexp, where memory that it leaves unwritten is NaN."""
     with poisoned(case.device):

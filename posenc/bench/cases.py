@@ -55,7 +55,7 @@ WINDOW_SHARE = 4
 
 
 @dataclass(frozen=True)
-class Kind:
+class BenchKind:
     """One thing that can be measured.
 
     Parameters
@@ -74,20 +74,20 @@ class Kind:
 
 
 KINDS = {
-    "attention": Kind("attention of L queries over L raw keys", "rotation and one causal SDPA call", False),
-    "query": Kind(
+    "attention": BenchKind("attention of L queries over L raw keys", "rotation and one causal SDPA call", False),
+    "query": BenchKind(
         "attention of one query over L raw keys, with kept rotated ones where the backend can use them",
         "rotation of the new token, SDPA over L rotated keys",
         False,
     ),
-    "prefill": Kind("model forward of a prompt of L tokens", "the same model, not patched", True),
-    "decode": Kind("model forward of one token at L cached ones", "the same model, not patched", True),
-    "padded_attention": Kind(
+    "prefill": BenchKind("model forward of a prompt of L tokens", "the same model, not patched", True),
+    "decode": BenchKind("model forward of one token at L cached ones", "the same model, not patched", True),
+    "padded_attention": BenchKind(
         "one layer's attention of a patched model for a padded batch of 4 rows, the longest L tokens",
         "the same, row by row",
         False,
     ),
-    "padded": Kind(
+    "padded": BenchKind(
         "model forward of a padded batch of 4 rows, the longest L tokens", "the patched model, row by row", True
     ),
 }
@@ -128,7 +128,7 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchCase:
     """One comparison: a strategy against its baseline, everything else equal.
 
     Parameters
@@ -169,7 +169,7 @@ class Case:
         return strategy(self.strategy, window=self.window, **self.params)
 
     @property
-    def baseline(self) -> Case:
+    def baseline(self) -> BenchCase:
         """What this case shares with every other one that has the same baseline."""
         if self.kind in PADDED:  # its baseline is patched as well
             return self
@@ -190,13 +190,13 @@ def what_of(kind: str, cache: str) -> str:
     return KINDS[kind].what if cache == CACHES[0] else KINDS[kind].what.partition(", with kept")[0]
 
 
-def row_lengths(case: Case) -> list[int]:
+def row_lengths(case: BenchCase) -> list[int]:
     """Tokens of the rows of a padded batch, the longest first."""
     return [max(1, case.length * share // ROW_SHARES[0]) for share in ROW_SHARES]
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """One run: every combination of these is a case.
 
     Parameters
@@ -226,7 +226,7 @@ class Settings:
     device: str = "cpu"
     caches: tuple[str, ...] = CACHES[:1]
 
-    def cases(self) -> list[Case]:
+    def cases(self) -> list[BenchCase]:
         """All cases, those with the same baseline next to each other."""
         found = []
         for kind in self.kinds:
@@ -236,7 +236,9 @@ class Settings:
                 shapes, self.dtypes, self.threads, self.lengths, caches, self.backends, self.strategies
             ):
                 window = length // self.window_share
-                found.append(Case(kind, shape, dtype, threads, length, window, strategy, backend, self.device, cache))
+                found.append(
+                    BenchCase(kind, shape, dtype, threads, length, window, strategy, backend, self.device, cache)
+                )
         return found
 
     def check(self) -> None:
@@ -277,7 +279,7 @@ class Settings:
 
     def command(self) -> str:
         """The command line that repeats this run."""
-        default = Settings()
+        default = BenchSettings()
         words = ["posenc", "bench", *self.kinds]
         on_model = [KINDS[kind].of_model for kind in self.kinds]
         words += [word for name in self.strategies for word in ("--strategy", name)]

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from posenc.bench import lines
-from posenc.bench.results import Check, Machine, Result, Row
+from posenc.bench.results import BenchRow, Check, Machine, Result
 from posenc.errors import InvalidInputError
 from posenc.files import replacing
 
@@ -51,9 +51,9 @@ def collect(folder: Path) -> Result:
     )
 
 
-def rows(folder: Path) -> tuple[Row, ...]:
+def rows(folder: Path) -> tuple[BenchRow, ...]:
     """The times of a folder's lines."""
-    return tuple(Row.model_validate(line["row"]) for line in lines.read(folder / FILE) if "row" in line)
+    return tuple(BenchRow.model_validate(line["row"]) for line in lines.read(folder / FILE) if "row" in line)
 
 
 def checks(folder: Path) -> list[Check]:

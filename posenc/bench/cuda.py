@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from posenc.bench.cases import Case
+from posenc.bench.cases import BenchCase
 from posenc.bench.timing import Pair, Sides, Timing, alternate
 
 WARM_CALLS = 3
@@ -24,7 +24,7 @@ GRAPH_CALLS = 10
 
 
 def measure(
-    case: Case, pair: Pair, baselines: Sides, rounds: int, seconds: float
+    case: BenchCase, pair: Pair, baselines: Sides, rounds: int, seconds: float
 ) -> tuple[Timing, Literal["events", "graph"], dict[str, str]]:
     """Times of all sides in turns, the clock that they were read from, and baselines that it cannot time.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from posenc.bench.cases import CACHES, FLASH, MODEL, STRATEGIES
-from posenc.bench.results import Row
+from posenc.bench.results import BenchRow
 
 Measure = Literal["time", "memory", "rate", "alone", "MiB"]
 DTYPE = "float32"
@@ -35,7 +35,7 @@ class Goal:
 
     cache: str = CACHES[0]
 
-    def applies(self, row: Row) -> bool:
+    def applies(self, row: BenchRow) -> bool:
         """True for a row that is measured under the conditions of the goal."""
         if (self.kind, self.shape, self.length, self.cache) != (row.kind, row.shape, row.length, row.cache):
             return False
@@ -43,7 +43,7 @@ class Goal:
             return (row.device, row.dtype, row.backend) == ("cuda", GPU_DTYPE, self.gpu_backend)
         return (row.device, row.dtype, row.threads) == ("cpu", DTYPE, THREADS)
 
-    def value(self, row: Row) -> float | None:
+    def value(self, row: BenchRow) -> float | None:
         """The number that the limit is for, or None where it was not measured."""
         if self.measure == "memory":
             return row.memory_ratio

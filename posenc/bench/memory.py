@@ -22,7 +22,7 @@ from posenc.errors import PosencError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from posenc.bench.cases import Case
+    from posenc.bench.cases import BenchCase
     from posenc.bench.timing import Pair
 
 WARM_LENGTH = 256
@@ -34,7 +34,7 @@ def available() -> bool:
     return os.path.exists("/proc/self/statm")
 
 
-def peak_bytes(case: Case, side: str) -> int:
+def peak_bytes(case: BenchCase, side: str) -> int:
     """Bytes that one call of a side needs on top of its inputs.
 
     Parameters
@@ -60,7 +60,7 @@ def peak_bytes(case: Case, side: str) -> int:
     return int(json.loads(ran.stdout.splitlines()[-1]))
 
 
-def call_peak(case: Case, side: str) -> int:
+def call_peak(case: BenchCase, side: str) -> int:
     """The same, in this process, which must be a fresh one."""
     import torch
 
@@ -105,10 +105,10 @@ def _side(pair: Pair, side: str) -> Callable[[], Tensor]:
 
 
 def _main() -> None:
-    from posenc.bench.cases import Case
+    from posenc.bench.cases import BenchCase
 
     asked = json.load(sys.stdin)
-    print(call_peak(Case(**asked["case"]), asked["side"]))
+    print(call_peak(BenchCase(**asked["case"]), asked["side"]))
 
 
 if __name__ == "__main__":

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 import posenc
-from posenc.bench.cases import SHAPES, Case, row_lengths
+from posenc.bench.cases import SHAPES, BenchCase, row_lengths
+from posenc.bench.padded import RowByRow
 from posenc.bench.timing import Pair
 from posenc.hf.random_models import empty_cache, random_llama
 from posenc.hf.transformers_names import cache_argument
 from posenc.rope import Rotary
 
 
-def build(case: Case) -> Pair:
+def build(case: BenchCase) -> Pair:
     """Both sides of a ``prefill``, ``decode`` or ``padded`` case."""
     stock = make_model(case)
     patched = twin(stock)
@@ -33,10 +34,10 @@ def build(case: Case) -> Pair:
     if case.kind == "decode":
         return Pair(*decoders(stock, patched, tokens))
     rows = [tokens[:, :length] for length in row_lengths(case)]
-    return Pair(RowByRow(patched, rows), padded_batch(patched, rows))
+    return Pair(RowByRow([Prefill(patched, row) for row in rows]), padded_batch(patched, rows))
 
 
-def make_model(case: Case) -> Any:
+def make_model(case: BenchCase) -> Any:
     """A random model of the case's shape."""
     return random_llama(getattr(torch, case.dtype), **SHAPES[case.shape])
 
@@ -59,17 +60,6 @@ class Prefill:
         output = self.model(self.tokens_BL, attention_mask=self.mask_BL, use_cache=True, logits_to_keep=1)
         logits: Tensor = output.logits[:, -1]
         return logits
-
-
-@dataclass
-class RowByRow:
-    """Several prompts, one after the other."""
-
-    model: Any
-    rows: list[Tensor]
-
-    def __call__(self) -> Tensor:
-        return torch.cat([Prefill(self.model, row)() for row in self.rows])
 
 
 @dataclass

@@ -6,6 +6,7 @@ Shape letters: B batch, H heads, L tokens, D head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import posenc
 from posenc.adapter import LayerFacts, RotarySource
 from posenc.bench.attention import THETA
-from posenc.bench.cases import Case, Heads, row_lengths
+from posenc.bench.cases import BenchCase, Heads, row_lengths
 from posenc.bench.timing import Pair
 from posenc.hf.cache.record import empty_record
 from posenc.hf.own_frequencies import Base
@@ -42,15 +43,15 @@ class LayerAttention:
 
 @dataclass
 class RowByRow:
-    """The same rows, one after the other and without padding."""
+    """The rows of a padded batch one after the other, without padding; returns their outputs as one batch."""
 
-    rows: list[LayerAttention]
+    rows: Sequence[Callable[[], Tensor]]
 
     def __call__(self) -> Tensor:
         return torch.cat([row() for row in self.rows])
 
 
-def build(case: Case) -> Pair:
+def build(case: BenchCase) -> Pair:
     """Both sides of a ``padded_attention`` case, on the same random tensors."""
     heads, dtype, lengths = Heads.parse(case.shape), getattr(torch, case.dtype), row_lengths(case)
     generator = torch.Generator().manual_seed(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from posenc.bench.results import Result, Row
+from posenc.bench.results import BenchRow, Result
 from posenc.display.viz import COLOURS, FORMATS, MARKERS, new_figure, save
 from posenc.errors import InvalidInputError
 
@@ -26,7 +26,7 @@ def check_plot(path: Path) -> None:
 
 def plot_ratios(result: Result, path: Path) -> Path:
     """Draw medians, with bars from the lowest to the highest ratio of a round."""
-    panels: dict[str, list[Row]] = {}
+    panels: dict[str, list[BenchRow]] = {}
     for row in result.rows:
         title = f"{row.kind} {row.shape} {row.dtype}, {row.threads} threads, {row.backend}"
         panels.setdefault(title, []).append(row)

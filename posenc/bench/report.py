@@ -8,7 +8,7 @@ from pathlib import Path
 
 from posenc.bench.cases import CUDNN, FLASH, KINDS, kind_shown, what_of
 from posenc.bench.goals import DTYPE, GPU_DTYPE, GPU_TARGETS, TARGETS, THREADS, Goal, Target
-from posenc.bench.results import Check, Machine, Result, Row, read_folder
+from posenc.bench.results import BenchRow, Check, Machine, Result, read_folder
 from posenc.files import replacing
 
 PAGE = "performance.md"
@@ -213,12 +213,12 @@ def _baselines(result: Result) -> dict[str, str]:
     return {title: name for title, name in BASELINES.items() if any(name in row.baselines for row in result.rows)}
 
 
-def _over(row: Row, baseline: str) -> str:
+def _over(row: BenchRow, baseline: str) -> str:
     ratio = row.over(baseline)
     return NOTHING if ratio is None else f"{ratio:.2f}"
 
 
-def _line(row: Row) -> list[str]:
+def _line(row: BenchRow) -> list[str]:
     memory = [NOTHING] * 3
     if row.memory is not None:
         memory = [_mib(row.memory.plain), _mib(row.memory.remapped), NOTHING]

@@ -19,11 +19,11 @@ BUSY = 0.1
 """Other work on more than this share of the cores disturbs the times."""
 
 
-class _Strict(BaseModel):
+class _ResultModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Machine(_Strict):
+class Machine(_ResultModel):
     """What a run was measured on."""
 
     cpu: str
@@ -45,14 +45,14 @@ class Machine(_Strict):
         return self.other_cores is not None and self.other_cores > BUSY * self.cores
 
 
-class Memory(_Strict):
+class Memory(_ResultModel):
     """Peak bytes of one call beyond its inputs."""
 
     plain: NonNegativeInt
     remapped: NonNegativeInt
 
 
-class Row(_Strict):
+class BenchRow(_ResultModel):
     """One case and its times in seconds, one entry per round."""
 
     kind: str
@@ -99,7 +99,7 @@ class Row(_Strict):
         return self.memory.remapped / self.memory.plain if self.memory and self.memory.plain else None
 
 
-class Check(_Strict):
+class Check(_ResultModel):
     """What was checked of one backend before its times were measured: its correctness tests, or its canary's cases."""
 
     backend: str
@@ -117,14 +117,14 @@ class Check(_Strict):
         return self.passed > 0 and not self.failed and self.problem is None
 
 
-class Result(_Strict):
+class Result(_ResultModel):
     """One run."""
 
     format: Literal["posenc-bench"]
     version: Literal[1]
     command: str
     machine: Machine
-    rows: tuple[Row, ...] = Field(min_length=1)
+    rows: tuple[BenchRow, ...] = Field(min_length=1)
     checks: tuple[Check, ...] = ()
     left_out: tuple[str, ...] = ()
 

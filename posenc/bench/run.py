@@ -10,12 +10,12 @@ import torch
 
 from posenc.bench import cuda, machine, memory, timing
 from posenc.bench.baselines import baselines
-from posenc.bench.cases import Case, Settings
-from posenc.bench.results import Memory, Result, Row
+from posenc.bench.cases import BenchCase, BenchSettings
+from posenc.bench.results import BenchRow, Memory, Result
 from posenc.bench.sides import build
 
 
-def run(settings: Settings, step: Callable[[str], None]) -> Result:
+def run(settings: BenchSettings, step: Callable[[str], None]) -> Result:
     """Measure every case; times first, memory last, so that no child process disturbs a time.
 
     Parameters
@@ -26,7 +26,7 @@ def run(settings: Settings, step: Callable[[str], None]) -> Result:
     settings.check()
     cases = settings.cases()
     facts, watch = began(settings.device)
-    rows: list[Row] = []
+    rows: list[BenchRow] = []
     if settings.device == "cpu":
         timings = []
         threads = torch.get_num_threads()
@@ -39,7 +39,7 @@ def run(settings: Settings, step: Callable[[str], None]) -> Result:
         finally:
             torch.set_num_threads(threads)
         facts.update(ended(watch))
-        known: dict[Case, int] = {}  # the baseline's peak is the same for every strategy
+        known: dict[BenchCase, int] = {}  # the baseline's peak is the same for every strategy
         for case, measured in zip(cases, timings, strict=True):
             rows.append(row(case, measured, _peaks(case, known, step) if measures_memory(settings) else None))
     else:
@@ -64,7 +64,7 @@ def ended(watch: machine.Watch) -> dict[str, Any]:
     return {"other_cores": watch.other_cores(), "load_after": machine.load()}
 
 
-def on_gpu(case: Case, settings: Settings) -> Row:
+def on_gpu(case: BenchCase, settings: BenchSettings) -> BenchRow:
     """Times and memory of one case on the GPU, and the times of attention kernels alone beside it."""
     gc.collect()
     torch.cuda.empty_cache()
@@ -78,7 +78,7 @@ def on_gpu(case: Case, settings: Settings) -> Row:
     return row(case, measured, peaks, clock=clock, refused=refused | unable)
 
 
-def on_cpu(case: Case, settings: Settings) -> Row:
+def on_cpu(case: BenchCase, settings: BenchSettings) -> BenchRow:
     """The same on the CPU, in as many threads as torch has and without memory: for trying out what a GPU will do."""
     with torch.no_grad():
         pair = build(case)
@@ -87,17 +87,17 @@ def on_cpu(case: Case, settings: Settings) -> Row:
     return row(case, measured, None, refused=refused)
 
 
-def steps(settings: Settings) -> int:
+def steps(settings: BenchSettings) -> int:
     """How often ``run`` reports."""
     return len(settings.cases()) * (2 if settings.device == "cpu" and measures_memory(settings) else 1)
 
 
-def measures_memory(settings: Settings) -> bool:
+def measures_memory(settings: BenchSettings) -> bool:
     """True when memory is asked for and this system tells it."""
     return settings.memory and memory.available()
 
 
-def _peaks(case: Case, known: dict[Case, int], step: Callable[[str], None]) -> Memory:
+def _peaks(case: BenchCase, known: dict[BenchCase, int], step: Callable[[str], None]) -> Memory:
     if case.baseline not in known:
         known[case.baseline] = memory.peak_bytes(case.baseline, "plain")
     peaks = Memory(plain=known[case.baseline], remapped=memory.peak_bytes(case, "remapped"))
@@ -105,10 +105,10 @@ def _peaks(case: Case, known: dict[Case, int], step: Callable[[str], None]) -> M
     return peaks
 
 
-def row(case: Case, measured: timing.Timing, peaks: Memory | None, **facts: Any) -> Row:
+def row(case: BenchCase, measured: timing.Timing, peaks: Memory | None, **facts: Any) -> BenchRow:
     """A row of a result file."""
-    facts |= {key: getattr(case, key) for key in Case.__dataclass_fields__}
-    return Row(
+    facts |= {key: getattr(case, key) for key in BenchCase.__dataclass_fields__}
+    return BenchRow(
         **facts,
         params=case.params,
         first=measured.first,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from posenc.bench import attention, model, padded
-from posenc.bench.cases import KINDS, Case
+from posenc.bench.cases import KINDS, BenchCase
 from posenc.bench.timing import Pair
 
 
-def build(case: Case) -> Pair:
+def build(case: BenchCase) -> Pair:
     """Both sides of a case."""
     if case.kind == "padded_attention":
         return padded.build(case)

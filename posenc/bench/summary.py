@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 from posenc.bench.cases import CUDNN, FLASH, kind_shown
 from posenc.bench.goals import GPU_TARGETS, Goal
-from posenc.bench.results import Row
+from posenc.bench.results import BenchRow
 
 SETUP = ("kind", "shape", "strategy", "backend")
 MET, MISSED, NO_GOAL = "+", "-", " "
 TITLE = f"time over flash attention alone ({MET} goal met, {MISSED} missed); cuDNN's own at the longest measured"
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[BenchRow]) -> str:
     """A line per case but for its length, a column per length; plain text."""
     lengths = sorted({row.length for row in rows})
-    lines: dict[tuple[str, ...], dict[int, Row]] = {}
+    lines: dict[tuple[str, ...], dict[int, BenchRow]] = {}
     for row in rows:
         setup = (kind_shown(row.kind, row.cache), row.shape, row.strategy, row.backend)
         lines.setdefault(setup, {})[row.length] = row
@@ -37,28 +37,28 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([TITLE, *shown])
 
 
-def ratio(row: Row) -> float:
+def ratio(row: BenchRow) -> float:
     """Over flash attention alone, or over plain where that was not measured."""
     return row.over(FLASH) or row.ratio
 
 
-def _cell(row: Row) -> str:
+def _cell(row: BenchRow) -> str:
     marks = [MET if goal.met(value) else MISSED for goal, value in _goals(row)]
     mark = NO_GOAL if not marks else MISSED if MISSED in marks else MET
     return f"{ratio(row):.2f}{mark}"
 
 
-def _goals(row: Row) -> list[tuple[Goal, float]]:
+def _goals(row: BenchRow) -> list[tuple[Goal, float]]:
     goals = (goal for target in GPU_TARGETS for goal in target.goals if goal.applies(row))
     return [(goal, value) for goal in goals if (value := goal.value(row)) is not None]
 
 
-def _limit(by_length: dict[int, Row]) -> str:
+def _limit(by_length: dict[int, BenchRow]) -> str:
     limits = {f"{goal.limit:.2f}" for row in by_length.values() for goal, _ in _goals(row) if goal.measure == "alone"}
     return "/".join(sorted(limits))
 
 
-def _cudnn(row: Row) -> str:
+def _cudnn(row: BenchRow) -> str:
     """cuDNN's attention alone over torch's flash attention alone."""
     over_cudnn, over_flash = row.over(CUDNN), row.over(FLASH)
     return "" if over_cudnn is None or over_flash is None else f"{over_flash / over_cudnn:.2f}"

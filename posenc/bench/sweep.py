@@ -109,7 +109,7 @@ def _bytes(setting: Setting, tiling: Tiling) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class SweepWork:
     """One call that every tiling makes, and what it must return."""
 
     tensors: tuple[Tensor, Tensor, Tensor]
@@ -130,7 +130,7 @@ class Work:
 
 
 @cache
-def work(setting: Setting) -> Work:
+def work(setting: Setting) -> SweepWork:
     """The call of a setting, made once per process."""
     heads, dtype, length = Heads.parse(setting.shape), getattr(torch, setting.dtype), setting.length
     generator = torch.Generator(setting.device).manual_seed(0)
@@ -145,7 +145,7 @@ def work(setting: Setting) -> Work:
     aimed_queries(q, k, plan, rotary, rows, scale, 0)
     expected = expected_rows(q, k, v, plan, rotary, rows, scale)
     kept = KeptKeys() if setting.kernel == "decode_kept" else None
-    return Work((q, k, v), plan, rotary, kept, rows, expected)
+    return SweepWork((q, k, v), plan, rotary, kept, rows, expected)
 
 
 def backend_of(setting: Setting, tiling: Tiling) -> TritonBackend:
@@ -189,7 +189,7 @@ def timed_call(
     return (run, cuda.events) if setting.kernel == "prefill" else (cuda.record(run), cuda.replayed)
 
 
-def _output(case: Work, backend: TritonBackend) -> Tensor:
+def _output(case: SweepWork, backend: TritonBackend) -> Tensor:
     return case.call(backend)[0]
 
 

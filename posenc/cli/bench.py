@@ -71,14 +71,14 @@ def command(
         print_json({"file": str(page)}) if as_json else click.echo(f"written: {page}")
         return
 
-    from posenc.bench.cases import Settings
+    from posenc.bench.cases import BenchSettings
     from posenc.bench.results import is_file, prepare, save
     from posenc.bench.run import run, steps
 
     given = {key: value for key, value in choices.items() if value is not None and value != ()}
     if kinds:
         given["kinds"] = tuple(dict.fromkeys(kinds))
-    settings = Settings(**given)
+    settings = BenchSettings(**given)
     settings.check()
     if out is not None:
         prepare(out.parent if is_file(out) else out)

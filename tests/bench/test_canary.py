@@ -13,7 +13,7 @@ from torch import Tensor
 
 import posenc
 from posenc.bench import canary
-from posenc.bench.cases import STRATEGIES, Case
+from posenc.bench.cases import STRATEGIES, BenchCase
 from posenc.bench.sampled import aimed_queries, expected_rows, sampled_rows
 from posenc.kernels.cpu.backend import CpuFlashBackend
 from posenc.plan import PositionPlan
@@ -110,9 +110,9 @@ def test_a_mistake_at_the_border_of_any_segment_is_far_beyond_the_tolerance(name
     assert tried >= 4 * len(plan.segments)
 
 
-def case(**changes: object) -> Case:
+def case(**changes: object) -> BenchCase:
     facts = {"kind": "attention", "shape": "8/2x64", "dtype": "bfloat16", "threads": 1, "length": 512, "window": 128}
-    return Case(**{**facts, "strategy": "lampe", "backend": "cpu_flash", **changes})  # type: ignore[arg-type]
+    return BenchCase(**{**facts, "strategy": "lampe", "backend": "cpu_flash", **changes})  # type: ignore[arg-type]
 
 
 def test_bfloat16_stays_well_within_the_tolerance():

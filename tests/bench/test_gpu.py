@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from posenc.bench import collect, cuda, results, timing
-from posenc.bench.cases import Settings
+from posenc.bench.cases import BenchSettings
 from posenc.bench.goals import GPU_TARGETS, TARGETS
 from posenc.bench.report import describe_machine, page
 from posenc.bench.run import run
@@ -25,7 +25,7 @@ from scripts.gpu_process import Died
 from tests.bench.conftest import result, row
 
 
-def gpu_row(**changes: Any) -> results.Row:
+def gpu_row(**changes: Any) -> results.BenchRow:
     """A row of triton on a GPU: 0.88 of flash attention alone at 32k tokens, where the goal is 0.80."""
     facts = {
         "shape": "32/8x128",
@@ -131,13 +131,13 @@ class Answers:
     def ask(self, call: str, limit: float, *, case: dict[str, Any], **options: Any) -> dict[str, Any]:
         if self.problem is not None:
             raise Died(self.problem)
-        kept = {key: case[key] for key in case if key in results.Row.model_fields}
+        kept = {key: case[key] for key in case if key in results.BenchRow.model_fields}
         alone = {"flash": (0.1, 0.1, 0.1)}
         found = row(**kept, plain=(0.2,) * 3, remapped=(0.1 * self.ratio,) * 3, baselines=alone)
         return {"row": found.model_dump(mode="json"), "other_cores": 0.0}
 
 
-def timed(tmp_path: Path, seconds: float = 600, **workers: Answers) -> tuple[list[results.Row], list[str]]:
+def timed(tmp_path: Path, seconds: float = 600, **workers: Answers) -> tuple[list[results.BenchRow], list[str]]:
     """What is measured of some workers, and what is left out."""
     timing = gpu_timing.Timing(tmp_path / collect.FILE, workers, time.monotonic() + seconds)
     timing.measure(smoke=False)
@@ -189,7 +189,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("pretend")
 def test_a_run_on_a_gpu(monkeypatch):
-    settings = Settings(
+    settings = BenchSettings(
         kinds=("attention", "query"),
         strategies=("rerope",),
         lengths=(64,),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import posenc
-from posenc.bench.cases import KINDS, PADDED, Heads, Settings
+from posenc.bench.cases import KINDS, PADDED, BenchSettings, Heads
 from posenc.bench.model import make_model, twin
 from posenc.bench.sides import build
 from posenc.bench.timing import LEAST_ROUNDS, Pair, measure
@@ -88,7 +88,7 @@ def test_sides_take_turns():
 
 
 def test_cases_are_every_combination():
-    settings = Settings(
+    settings = BenchSettings(
         kinds=("attention", "prefill"), strategies=("rope", "dca"), lengths=(64, 128), heads=("4/2x16", "2/1x8")
     )
     cases = settings.cases()
