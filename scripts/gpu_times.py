@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from posenc.bench import machine, run
-from posenc.bench.cases import BenchCase, BenchSettings
+from posenc.bench.cases import BenchCase
+from posenc.bench.settings import BenchSettings
 from posenc.plugins import backends
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from posenc.bench import lines
-from posenc.bench.cases import CACHES, CUDNN, STRATEGIES, BenchCase, BenchSettings, kind_shown
+from posenc.bench.cases import CACHES, CUDNN, STRATEGIES, BenchCase, kind_shown
 from posenc.bench.goals import GPU_DTYPE, GPU_LENGTHS, GPU_SHAPES
 from posenc.bench.results import BenchRow
+from posenc.bench.settings import BenchSettings
 from posenc.bench.summary import ratio
 from posenc.plugins import backends
 from scripts.gpu_process import Died, Workers

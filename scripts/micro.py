@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 import posenc
-from posenc.bench.cases import SHAPES, STRATEGIES, BenchCase, Heads, row_lengths
+from posenc.bench.cases import STRATEGIES, BenchCase
 from posenc.bench.model import Prefill, make_model, padded_batch
 from posenc.bench.padded import RowByRow
+from posenc.bench.shapes import SHAPES, Heads, row_lengths
 from posenc.kernels.cpu.backend import flash
 from posenc.kernels.cpu.calls import plan_calls
 from posenc.kernels.merge import merge_into
@@ -131,7 +132,7 @@ def padding(shape: str) -> None:
     case = BenchCase("padded", shape, "float32", torch.get_num_threads(), 2048, 512, "rope", "auto")
     model = make_model(case)
     model.set_attn_implementation("no_attention")
-    rows = [torch.ones((1, length), dtype=torch.long) for length in row_lengths(case)]
+    rows = [torch.ones((1, length), dtype=torch.long) for length in row_lengths(case.length)]
     ratio = seconds(padded_batch(model, rows)) / seconds(RowByRow([Prefill(model, row) for row in rows]))
     print("padded batch through a model without attention")
     print(f"  rows of {', '.join(str(row.shape[1]) for row in rows)} tokens  {ratio:.2f} times the rows alone")

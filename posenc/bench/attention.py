@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import posenc
-from posenc.bench.cases import BenchCase, Heads
+from posenc.bench.cases import BenchCase
+from posenc.bench.shapes import Heads
 from posenc.bench.timing import Pair
 from posenc.kernels.rotated_key_cache import KeptKeys
 

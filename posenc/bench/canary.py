@@ -20,8 +20,9 @@ from torch import Tensor
 
 import posenc
 from posenc.bench.attention import THETA
-from posenc.bench.cases import STRATEGIES, WINDOW_SHARE, BenchCase, Heads, kind_shown
+from posenc.bench.cases import STRATEGIES, WINDOW_SHARE, BenchCase, kind_shown
 from posenc.bench.sampled import Errors, aimed_queries, errors, expected_rows, sampled_rows
+from posenc.bench.shapes import Heads
 from posenc.kernels.rotated_key_cache import KeptKeys
 from posenc.plan import PositionPlan
 from posenc.plugins import backends

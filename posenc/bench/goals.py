@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from posenc.bench.cases import CACHES, FLASH, MODEL, STRATEGIES
+from posenc.bench.cases import CACHES, FLASH, STRATEGIES
 from posenc.bench.results import BenchRow
+from posenc.bench.shapes import MODEL
 
 Measure = Literal["time", "memory", "rate", "alone", "MiB"]
 DTYPE = "float32"

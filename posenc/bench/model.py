@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import posenc
-from posenc.bench.cases import SHAPES, BenchCase, row_lengths
+from posenc.bench.cases import BenchCase
 from posenc.bench.padded import RowByRow
+from posenc.bench.shapes import SHAPES, row_lengths
 from posenc.bench.timing import Pair
 from posenc.hf.random_models import empty_cache, random_llama
 from posenc.hf.transformers_names import cache_argument
@@ -33,7 +34,7 @@ def build(case: BenchCase) -> Pair:
         return Pair(Prefill(stock, tokens), Prefill(patched, tokens))
     if case.kind == "decode":
         return Pair(*decoders(stock, patched, tokens))
-    rows = [tokens[:, :length] for length in row_lengths(case)]
+    rows = [tokens[:, :length] for length in row_lengths(case.length)]
     return Pair(RowByRow([Prefill(patched, row) for row in rows]), padded_batch(patched, rows))
 
 

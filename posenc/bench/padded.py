@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import posenc
 from posenc.adapter import LayerFacts, RotarySource
 from posenc.bench.attention import THETA
-from posenc.bench.cases import BenchCase, Heads, row_lengths
+from posenc.bench.cases import BenchCase
+from posenc.bench.shapes import Heads, row_lengths
 from posenc.bench.timing import Pair
 from posenc.hf.cache.record import empty_record
 from posenc.hf.own_frequencies import Base
@@ -53,7 +54,7 @@ class RowByRow:
 
 def build(case: BenchCase) -> Pair:
     """Both sides of a ``padded_attention`` case, on the same random tensors."""
-    heads, dtype, lengths = Heads.parse(case.shape), getattr(torch, case.dtype), row_lengths(case)
+    heads, dtype, lengths = Heads.parse(case.shape), getattr(torch, case.dtype), row_lengths(case.length)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(len(lengths), count, case.length, heads.dim, generator=generator, dtype=dtype)

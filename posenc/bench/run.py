@@ -10,8 +10,9 @@ import torch
 
 from posenc.bench import cuda, machine, memory, timing
 from posenc.bench.baselines import baselines
-from posenc.bench.cases import BenchCase, BenchSettings
+from posenc.bench.cases import BenchCase
 from posenc.bench.results import BenchRow, Memory, Result
+from posenc.bench.settings import BenchSettings
 from posenc.bench.sides import build
 
 

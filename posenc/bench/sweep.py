@@ -22,8 +22,9 @@ import posenc
 from posenc.bench import cuda
 from posenc.bench.attention import THETA
 from posenc.bench.canary import LSE_TOLERANCES, ROWS, TOLERANCES, poisoned
-from posenc.bench.cases import WINDOW_SHARE, Heads
+from posenc.bench.cases import WINDOW_SHARE
 from posenc.bench.sampled import aimed_queries, errors, expected_rows, sampled_rows
+from posenc.bench.shapes import Heads
 from posenc.bench.timing import wall
 from posenc.kernels.rotated_key_cache import KeptKeys
 from posenc.kernels.triton.backend import TritonBackend

@@ -71,9 +71,9 @@ def command(
         print_json({"file": str(page)}) if as_json else click.echo(f"written: {page}")
         return
 
-    from posenc.bench.cases import BenchSettings
     from posenc.bench.results import is_file, prepare, save
     from posenc.bench.run import run, steps
+    from posenc.bench.settings import BenchSettings
 
     given = {key: value for key, value in choices.items() if value is not None and value != ()}
     if kinds:

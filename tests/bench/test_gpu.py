@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from posenc.bench import collect, cuda, results, timing
-from posenc.bench.cases import BenchSettings
 from posenc.bench.goals import GPU_TARGETS, TARGETS
 from posenc.bench.report import describe_machine, page
 from posenc.bench.run import run
+from posenc.bench.settings import BenchSettings
 from posenc.errors import InvalidInputError
 from scripts import gpu, gpu_canary, gpu_tests, gpu_timing
 from scripts.gpu_process import Died

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import posenc
-from posenc.bench.cases import KINDS, PADDED, BenchSettings, Heads
+from posenc.bench.cases import KINDS, PADDED
 from posenc.bench.model import make_model, twin
+from posenc.bench.settings import BenchSettings
+from posenc.bench.shapes import Heads
 from posenc.bench.sides import build
 from posenc.bench.timing import LEAST_ROUNDS, Pair, measure
 from posenc.errors import InvalidInputError
