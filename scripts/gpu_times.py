@@ -14,8 +14,7 @@ from posenc.plugins import backends
 
 def describe(device: str) -> dict[str, Any]:
     """Facts of the machine for a result."""
-    facts, _ = run.began(device)
-    return facts
+    return run.machine_facts(device)
 
 
 def refusal(backend: str, device: str) -> str | None:

@@ -1,6 +1,8 @@
-"""Attention of one layer of a patched model for a padded batch: what padding costs where remapping happens.
+"""The ``padded_attention`` case: the attention of one layer of a patched model for a padded batch.
 
-A whole model computes its linear layers on padding too, patched or not; ``padded`` measures that.
+It measures what padding costs in the remapped attention alone. A whole model also computes its linear layers on
+padding, patched or not; ``padded`` measures that.
+
 Shape letters: B batch, H heads, L tokens, D head_dim.
 """
 
@@ -27,7 +29,7 @@ from posenc.planning.planner import Planner
 
 @dataclass
 class LayerAttention:
-    """The attention of some left-padded rows, as a layer of a patched model asks for it; the last tokens' outputs."""
+    """The attention of left-padded rows as a layer of a patched model runs it; returns the last tokens' outputs."""
 
     step: Step
     module: nn.Module
@@ -53,7 +55,7 @@ class RowByRow:
 
 
 def build(case: BenchCase) -> Pair:
-    """Both sides of a ``padded_attention`` case, on the same random tensors."""
+    """Build both sides of a ``padded_attention`` case, on the same random tensors."""
     heads, dtype, lengths = Heads.parse(case.shape), getattr(torch, case.dtype), row_lengths(case.length)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
@@ -62,17 +64,17 @@ def build(case: BenchCase) -> Pair:
     )
     planner = Planner(case.make_strategy())
 
-    def layer(chosen: slice, longest: int) -> LayerAttention:
-        own = (x[chosen, :, case.length - longest :] for x in (q, k, v))
+    def layer(rows: slice, longest: int) -> LayerAttention:
+        tensors = (x[rows, :, case.length - longest :] for x in (q, k, v))
         module = nn.Module()
-        return LayerAttention(_step(planner, module, lengths[chosen], heads.dim, case.backend), module, *own)
+        return LayerAttention(_step(planner, module, lengths[rows], heads.dim, case.backend), module, *tensors)
 
-    rows = [layer(slice(row, row + 1), length) for row, length in enumerate(lengths)]
-    return Pair(RowByRow(rows), layer(slice(None), case.length))
+    single_rows = [layer(slice(row, row + 1), length) for row, length in enumerate(lengths)]
+    return Pair(RowByRow(single_rows), layer(slice(None), case.length))
 
 
 def _step(planner: Planner, module: nn.Module, lengths: list[int], dim: int, backend: str) -> Step:
-    """The step of a forward on an empty cache, for rows padded on the left to the longest."""
+    """The step of a forward with an empty cache, for rows that are padded on the left to the longest."""
     ids_BL = torch.arange(max(lengths)).expand(len(lengths), -1)
     padding_B1 = max(lengths) - torch.tensor(lengths)[:, None]
     real_BL = ids_BL >= padding_B1

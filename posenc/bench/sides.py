@@ -1,4 +1,4 @@
-"""The two sides of a case, whatever its kind."""
+"""Build the two sides of a case of any kind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from posenc.bench.timing import Pair
 
 
 def build(case: BenchCase) -> Pair:
-    """Both sides of a case."""
+    """Build both sides of a case."""
     if case.kind == "padded_attention":
         return padded.build(case)
     return model.build(case) if KINDS[case.kind].of_model else attention.build(case)

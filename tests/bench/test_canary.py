@@ -14,7 +14,7 @@ from torch import Tensor
 import posenc
 from posenc.bench import canary
 from posenc.bench.cases import STRATEGIES, BenchCase
-from posenc.bench.sampled import aimed_queries, expected_rows, sampled_rows
+from posenc.bench.sampled import aim_queries, expected_rows, sampled_rows
 from posenc.kernels.cpu.backend import CpuFlashBackend
 from posenc.plan import PositionPlan
 from posenc.segment import Segment
@@ -38,7 +38,7 @@ def test_sampled_rows_are_those_of_the_definition(name: str):
     rotary = posenc.Rotary.from_theta(1e3, 8, style="interleaved", channels=(2, 10), attention_scaling=1.1)
     q, k, v = tensors(plan, 20, (4, 2), 12, batch=1)
     rows = np.array([28, 31, 40, 47])
-    aimed_queries(q, k, plan, rotary, rows, 0.3, 0)
+    aim_queries(q, k, plan, rotary, rows, 0.3, 0)
     expected_out, expected_lse = attention_by_definition(q, k, v, plan, rotary, scale=0.3)
     out, lse = expected_rows(q, k, v, plan, rotary, rows, 0.3)
     torch.testing.assert_close(out, expected_out[0][:, rows - 28], atol=1e-9, rtol=1e-9)
@@ -90,7 +90,7 @@ def test_a_mistake_at_the_border_of_any_segment_is_far_beyond_the_tolerance(name
     q, k, v = tensors(plan, LONG, (8, 2), 64, batch=1)
     rows = sampled_rows(plan, LONG, 24, seed=0)
     assert {0, LONG - 1} <= set(rows.tolist())
-    aimed_queries(q, k, plan, ROTARY, rows, SCALE, 0)
+    aim_queries(q, k, plan, ROTARY, rows, SCALE, 0)
     parts = as_a_kernel(plan, q, k, v, rows)
     right = expected_rows(q, k, v, plan, ROTARY, rows, SCALE)
     torch.testing.assert_close(merged(parts), right)

@@ -180,7 +180,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(attention, "build", lambda case: real(replace(case, device="cpu")))
     monkeypatch.setattr(cuda, "events", timing.wall)
-    monkeypatch.setattr(cuda, "record", lambda call: call)
+    monkeypatch.setattr(cuda, "capture", lambda call: call)
     monkeypatch.setattr(cuda, "peak_bytes", lambda call: 1 if call() is None else 2**20)
     monkeypatch.setattr(
         cuda, "describe", lambda: {"gpu": "Made-Up GPU 80GB", "driver": "580.1", "versions": {"triton": "3.6.0"}}
@@ -216,7 +216,7 @@ def test_a_run_on_a_gpu(monkeypatch):
     def refuse(call: object) -> None:
         raise RuntimeError("cannot be captured")
 
-    monkeypatch.setattr(cuda, "record", refuse)
+    monkeypatch.setattr(cuda, "capture", refuse)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     assert run(settings, said.append).rows[1].clock == "events"
 
