@@ -19,8 +19,8 @@ from posenc.calibration.recommend import find_profile, recommend
 from posenc.errors import InvalidConfigError, InvalidInputError
 from posenc.evaluate.calibrate import job as work
 from posenc.evaluate.models import Loaded, load
+from posenc.hf.apply import find_adapter
 from posenc.hf.fingerprint import fingerprint
-from posenc.hf.handle import find_adapter
 from tests.calibration.conftest import WINDOW, make_model
 
 Calibrated = tuple[work.Outcome, Path]

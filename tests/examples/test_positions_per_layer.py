@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 import posenc
-from posenc.hf.cache.record import ATTRIBUTE
+from posenc.hf.cache.state import CacheState
 from tests.examples.load import example
 from tests.hf import tiny
 from tests.hf.dense import dense_logits
@@ -65,7 +65,7 @@ def test_a_row_re_plans_when_one_of_its_layers_must() -> None:
         model(ids[:, :60], past_key_values=cache)
         for i in range(60, 100):
             model(ids[:, i : i + 1], past_key_values=cache)
-        (row,) = getattr(cache, ATTRIBUTE).rows
+        (row,) = CacheState.of(cache).record.rows
     assert len(row.schedule.entries) > 1
 
 

@@ -14,8 +14,8 @@ from transformers import CompileConfig, DynamicCache, StaticCache
 from transformers.cache_utils import Cache, StaticLayer
 
 import posenc
-from posenc.hf.cache.decode_tables import ATTRIBUTE, Horizon
-from posenc.hf.cache.record import ATTRIBUTE as RECORD
+from posenc.hf.cache.decode_tables import StaticDecodeTables
+from posenc.hf.cache.state import CacheState
 from posenc.planning.composed import ComposedStrategy
 from posenc.planning.planner import KEPT_PLANS, Planner, Schedule
 from posenc.testing import judge
@@ -178,7 +178,7 @@ def test_a_turn_after_compiled_steps_plans_with_the_new_length() -> None:
             for i in range(50, 80):  # crosses the window: a re-plan
                 decode(ids[:, i : i + 1], attention_mask=mask[:, : i + 1], past_key_values=cache)
             twin = copy.deepcopy(cache)
-            assert next(iter(getattr(twin, ATTRIBUTE).kind_of)) is model.model.layers[0].self_attn
+            assert next(iter(CacheState.of(twin).tables.kind_of)) is model.model.layers[0].self_attn
             aside = decode(ids[:, 80:81], attention_mask=mask[:, :81], past_key_values=twin).logits
             turn = model(ids[:, 80:100], attention_mask=mask[:, :100], past_key_values=cache).logits
             after = decode(ids[:, 100:101], attention_mask=mask[:, :101], past_key_values=cache).logits
@@ -186,7 +186,7 @@ def test_a_turn_after_compiled_steps_plans_with_the_new_length() -> None:
             end = decode(ids[:, 102:103], attention_mask=mask[:, :103], past_key_values=cache).logits
             model(ids[:, 103:104], attention_mask=mask[:, :104], past_key_values=cache)
             outs.append(torch.cat((aside, turn, after, last, end), 1))
-            records.append(getattr(cache, RECORD))
+            records.append(CacheState.of(cache).record)
     assert (outs[0] - outs[1]).abs().max() < 1e-5
     assert records[0].rows == records[1].rows
     assert torch.equal(records[0].position_ids_BT, records[1].position_ids_BT)
@@ -272,7 +272,7 @@ def test_only_static_caches_look_ahead() -> None:
         dynamic, static = DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=40)
         for cache in (dynamic, static):
             model(ids, past_key_values=cache)
-    assert not hasattr(dynamic, ATTRIBUTE)
-    horizon = getattr(static, ATTRIBUTE)
-    assert isinstance(horizon, Horizon)
-    assert int(horizon.count) == 30
+    assert CacheState.of(dynamic).tables is None
+    tables = CacheState.of(static).tables
+    assert isinstance(tables, StaticDecodeTables)
+    assert int(tables.count) == 30

@@ -266,7 +266,7 @@ def test_an_adapter_that_reads_frequencies_its_own_way(monkeypatch: pytest.Monke
     with posenc.apply(model, "self_extend", **REMAP):
         expected = logits(model)
     own = Halved("own", "reads tables", ("llama",), tolerance=1e-4)
-    monkeypatch.setattr("posenc.hf.handle.find_adapter", lambda model: own)
+    monkeypatch.setattr("posenc.hf.apply.find_adapter", lambda model: own)
     with posenc.apply(model, "self_extend", **REMAP):
         assert (logits(model) - expected).abs().max() < 1e-3
         module: Any = model.model.rotary_emb

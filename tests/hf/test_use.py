@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import posenc
+from posenc.hf.cache.state import CacheState
 from posenc.hf.hooks import HOOKS
 from posenc.kernels.cpu.backend import CpuFlashBackend
 from tests.hf import tiny
@@ -150,7 +151,7 @@ def test_long_generation_stays_inside_the_window() -> None:
         model(ids, past_key_values=cache)
         for i in range(10, 150):
             model(tiny.tokens(1, 1, seed=i), past_key_values=cache)
-            (row,) = cache._posenc_record.rows
+            (row,) = CacheState.of(cache).record.rows
             seen.append(handle.plan(row.schedule.prompt_at(row.length), row.length).max_relative)
     assert max(seen) < tiny.WINDOW
     assert len(row.schedule.entries) > 1
@@ -164,7 +165,7 @@ def test_replan_rules(rule: Any, prompts: set[int]) -> None:
         model(tiny.tokens(1, 70), past_key_values=cache)
         for i in range(35):
             model(tiny.tokens(1, 1, seed=i), past_key_values=cache)
-    assert {prompt for _, prompt in cache._posenc_record.rows[0].schedule.entries} == prompts
+    assert {prompt for _, prompt in CacheState.of(cache).record.rows[0].schedule.entries} == prompts
 
 
 def test_cropped_cache_continues() -> None:

@@ -12,6 +12,7 @@ from transformers import DynamicCache, SmolLM3Config, SmolLM3ForCausalLM
 
 import posenc
 from posenc import Lengths, Retention, Segment
+from posenc.hf.cache.state import CacheState
 from posenc.kernels.rotated_key_cache import ROOM
 from tests.hf import tiny
 
@@ -42,7 +43,7 @@ class NearestOnly(posenc.PositionStrategy):
 def held(cache: Any) -> int:
     """Most slots in any tensor of the cache or of its record."""
     sizes = [x.shape[2] for layer in cache.layers for x in (layer.keys, layer.values)]
-    return max([*sizes, cache._posenc_record.slots])
+    return max([*sizes, CacheState.of(cache).record.slots])
 
 
 def left_padded(rows: int, width: int, seed: int) -> dict[str, torch.Tensor]:
@@ -149,8 +150,8 @@ def test_nothing_of_ours_grows_with_the_text() -> None:
         copies = 0
         for i in range(300):
             model(tiny.tokens(2, 1, seed=i), past_key_values=cache)
-            copies = max(copies, cache._posenc_kept.bytes)
-        record, planner = cache._posenc_record, handle._attachment.planner
+            copies = max(copies, CacheState.of(cache).rotated.bytes)
+        record, planner = CacheState.of(cache).record, handle._attachment.planner
     assert cache.get_seq_length() == 2400
     assert record.rows[0].dropped + record.rows[0].length == 2400
     assert record.position_ids_BT.shape[1] <= 14

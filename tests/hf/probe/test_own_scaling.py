@@ -12,8 +12,8 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, Llama
 import posenc
 from posenc import Rotary
 from posenc.evaluate.models import Loaded
+from posenc.hf.apply import find_adapter
 from posenc.hf.fingerprint import fingerprint
-from posenc.hf.handle import find_adapter
 from tests.hf import tiny
 
 FACTORS = ("linear", "ntk", "dynamic", "yarn", "llama3")

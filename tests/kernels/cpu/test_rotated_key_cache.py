@@ -12,7 +12,8 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import posenc
-from posenc.hf.cache.rotated_keys import ATTRIBUTE, KeptLayers
+from posenc.hf.cache.rotated_keys import RotatedKeys
+from posenc.hf.cache.state import CacheState
 from posenc.kernels.cpu import decode as one_query
 from posenc.kernels.rotated_key_cache import KeptKeys
 from posenc.rope import Rotary
@@ -179,7 +180,7 @@ def test_a_changed_cache_is_noticed(change: Callable[[Any], None], kind: str, na
                 change(cache)
                 logits += [step(model, cache, 5, 2), step(model, cache, 6, 2)]
                 outcomes.append(torch.stack(logits))
-                assert hasattr(cache, ATTRIBUTE) == (mode == "rotated")
+                assert (CacheState.of(cache).rotated is not None) == (mode == "rotated")
     assert (outcomes[0] - outcomes[1]).abs().max() < 1e-4
 
 
@@ -257,12 +258,12 @@ def test_memory_is_what_the_documentation_says() -> None:
                 step(model, cache, 3)
                 raw = sum(layer.keys.nbytes for layer in cache.layers)
                 if mode == "raw":
-                    assert not hasattr(cache, ATTRIBUTE)
+                    assert CacheState.of(cache).rotated is None
                     continue
-                held = getattr(cache, ATTRIBUTE).bytes
+                held = CacheState.of(cache).rotated.bytes
                 assert raw <= held <= 1.6 * raw  # room to grow is a large part of a short cache
                 model(ids[:, :50], past_key_values=cache)  # a new turn
-                assert not hasattr(cache, ATTRIBUTE)
+                assert CacheState.of(cache).rotated is None
 
 
 @pytest.mark.usefixtures("grain")
@@ -288,7 +289,7 @@ def test_a_wrong_mode_is_refused() -> None:
 
 
 def test_layers_that_share_a_module_keep_nothing() -> None:
-    store = KeptLayers()
+    store = RotatedKeys()
     store.check(None, 5)
     assert store.serves(0)
     store.of(0, (0,), padding=0)
@@ -313,7 +314,7 @@ def test_raw_keys_that_are_written_to_unseen_need_a_cache_of_raw_keys(monkeypatc
                 keys = cache.layers[1].keys
                 (keys if way == "raw, seen" else keys.data)[0, :, 5] += 1.0
                 if way == "dropped":
-                    del cache._posenc_kept
+                    CacheState.of(cache).rotated = None
                 found[way] = step(model, cache, 4)
     assert torch.equal(found["raw"], found["raw, seen"])
     assert (found["dropped"] - found["raw"]).abs().max() < 1e-4
