@@ -25,14 +25,14 @@ ORDER = ("exact", "refused", "wrong", "broken", "unbuilt", "crashed")
 
 
 def model_types() -> list[str]:
-    """Every causal-LM family that the installed transformers maps."""
+    """Return every causal-LM family that the installed transformers maps."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def measured(names: list[str]) -> list[dict[str, Any]]:
-    """Verdicts of some families, each measured in this process and printed as a line of JSON."""
+    """Measure some families in this process, printing each verdict as a line of JSON."""
     from scripts.family_measure import measure
 
     found = []
@@ -43,7 +43,7 @@ def measured(names: list[str]) -> list[dict[str, Any]]:
 
 
 def in_processes(names: list[str]) -> list[dict[str, Any]]:
-    """Verdicts from processes of a few families; one that dies costs the family it died on."""
+    """Measure families in processes of a few each; a process that dies costs only the family it died on."""
     found: dict[str, dict[str, Any]] = {}
     waiting = list(names)
     while waiting:
@@ -72,7 +72,7 @@ def _lines(names: list[str]) -> list[str]:
 
 
 def page(verdicts: list[dict[str, Any]], version: str) -> str:
-    """docs/families.md."""
+    """Return the text of docs/families.md."""
     count = {kind: sum(v["verdict"] == kind for v in verdicts) for kind in ORDER}
     text = [
         "# Families",
@@ -87,8 +87,8 @@ def page(verdicts: list[dict[str, Any]], version: str) -> str:
         "*Exact* means three things. With the identity plan, prefill, left-padded batches and decoding equal the",
         "unpatched model (the column says how closely). One remap (ReRoPE with a small window) equals a dense float64",
         "judge in prefill and in five decoded tokens, with the error relative to the largest logit. After detaching,",
-        "everything is bit-equal again. The judge does not use posenc's rotation: it asks the model itself to rotate to",
-        "every relative position (`posenc/testing/judge.py`).",
+        "everything is bit-equal again. The judge does not use posenc's rotation: it asks the model itself to rotate",
+        "to every relative position (`posenc/testing/judge.py`).",
         "",
         "The attention column names the attention implementation used for the measurement. It is `eager` where",
         "posenc refuses the default of transformers and advises loading the model with `eager`.",
@@ -122,9 +122,9 @@ def _short(verdict: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Command line."""
+    """Measure the families named on the command line, or all of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("families", nargs="*", help="only these; prints instead of writing files")
+    parser.add_argument("families", nargs="*", help="measure only these, and print instead of writing files")
     parser.add_argument("--here", action="store_true", help="measure in this process")
     arguments = parser.parse_args()
     if arguments.here:
