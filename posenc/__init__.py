@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from posenc.backend import AttentionBackend, BackendCapabilities
     from posenc.checkpoint import rotary_of, window_of
     from posenc.config import Config, load_config
-    from posenc.dispatch import attention
     from posenc.errors import (
         BackendError,
         CacheMismatchError,
@@ -27,13 +26,17 @@ if TYPE_CHECKING:
         UnknownNameError,
         UnsupportedModelError,
     )
-    from posenc.handle import Handle, apply, attached
+    from posenc.hf.handle import Handle, apply, attached
+    from posenc.hf.hub import from_pretrained
     from posenc.hookspecs import hookimpl
-    from posenc.hub import from_pretrained
-    from posenc.plan import Lengths, PositionPlan, Segment
-    from posenc.plugins import StrategyInfo, adapters, backends, strategies, strategy
-    from posenc.positions import Capabilities, FrequencyStrategy, PositionStrategy, RemapParams, Retention
+    from posenc.kernels.dispatch import attention
+    from posenc.params import Capabilities, RemapParams, Retention
+    from posenc.plan import PositionPlan
+    from posenc.plugins import adapters, backends, strategies, strategy
+    from posenc.positions import FrequencyStrategy, PositionStrategy
+    from posenc.registry import StrategyInfo
     from posenc.rope import Rotary
+    from posenc.segment import Lengths, Segment
 
 __version__ = "0.1.0"
 
@@ -97,10 +100,13 @@ _HOMES = {
     "handle": ("Handle", "apply", "attached"),
     "hookspecs": ("hookimpl",),
     "hub": ("from_pretrained",),
-    "plan": ("Lengths", "PositionPlan", "Segment"),
-    "plugins": ("StrategyInfo", "adapters", "backends", "strategies", "strategy"),
-    "positions": ("Capabilities", "FrequencyStrategy", "PositionStrategy", "RemapParams", "Retention"),
+    "plan": ("PositionPlan",),
+    "plugins": ("adapters", "backends", "strategies", "strategy"),
+    "params": ("Capabilities", "RemapParams", "Retention"),
+    "positions": ("FrequencyStrategy", "PositionStrategy"),
+    "registry": ("StrategyInfo",),
     "rope": ("Rotary",),
+    "segment": ("Lengths", "Segment"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -11,6 +11,8 @@ from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
 from posenc.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -46,6 +48,45 @@ OLD_NAMES = {
     "mrope": "'mrope' gives a token several positions, and posenc moves one",
     "axial": "'axial' gives a token several positions, and posenc moves one",
 }
+
+
+class Fingerprint(BaseModel):
+    """Architecture, window, rotary parameters and a hash of weights.
+
+    Parameters
+    ----------
+    model_type : str
+        Family, as transformers names it.
+    window : int
+        Pretraining window in tokens.
+    hidden_size, layers, heads, key_value_heads, vocabulary : int, optional
+        Sizes, where the configuration declares them.
+    rope : dict
+        ``rope_parameters`` of the configuration.
+    weights : str
+        Hash of the first values of every tensor of the decoder, rounded to bfloat16: loading the same
+        checkpoint in another dtype does not change it, training does.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model_type: str
+    window: PositiveInt
+    hidden_size: PositiveInt | None = None
+    layers: PositiveInt | None = None
+    heads: PositiveInt | None = None
+    key_value_heads: PositiveInt | None = None
+    vocabulary: PositiveInt | None = None
+    rope: dict[str, Any] = {}
+    weights: str
+
+    def differences(self, other: Fingerprint) -> list[str]:
+        """``"layers: 3 and 30"`` for every fact that is not the same, this model's value first."""
+        mine, theirs = self.model_dump(), other.model_dump()
+        return [f"{key}: {mine[key]} and {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+
+    def __str__(self) -> str:
+        return f"{self.model_type}, {self.layers} layers, hidden size {self.hidden_size}, window {self.window}"
 
 
 def window_of(config: Any) -> int:
@@ -138,31 +179,25 @@ def rotary_of(config: Any, layer_type: str | None = None) -> Rotary:
 
 
 def _rotary(config: Any, kind: str, theta: float, parameters: dict[str, Any], layer_type: str | None) -> Rotary:
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     from posenc.rope import Rotary
+    from posenc.rope_types import frequencies_of
 
     head_dim, share = _head_dim(config, layer_type), parameters.get("partial_rotary_factor") or 1.0
     rotated = int(head_dim * share)
     if rotated < 2 or rotated % 2:
         raise UnsupportedModelError(f"{_name(config)}: {rotated} rotated channels of {head_dim} are not pairs of them.")
-    if kind == "default":
-        return Rotary.from_theta(theta, rotated)
-    plain = SimpleNamespace(
-        rope_parameters={**parameters, "rope_type": kind, "partial_rotary_factor": share},
-        max_position_embeddings=_get(config, "max_position_embeddings"),
-        head_dim=head_dim,
-        hidden_size=head_dim,
-        num_attention_heads=1,
-        standardize_rope_params=lambda: None,  # _rope_sets did
-    )
     try:
-        inv_freq, factor = ROPE_INIT_FUNCTIONS[kind](plain, device=None)
+        inv_freq, factor = frequencies_of(
+            kind,
+            {**parameters, "rope_theta": theta, "partial_rotary_factor": share},
+            dim=head_dim if kind == "proportional" else rotated,
+            longest=_get(config, "max_position_embeddings"),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise UnsupportedModelError(
-            f"{_name(config)}: its {kind} scaling lacks what transformers computes frequencies from: {error}."
+            f"{_name(config)}: its {kind} scaling lacks what its frequencies are computed from: {error}."
         ) from None
-    return Rotary(inv_freq, float(factor), theta=theta, scaling=kind)
+    return Rotary(inv_freq, factor, theta=theta, scaling=kind)
 
 
 def _rope_sets(config: Any) -> dict[str | None, dict[str, Any]]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from posenc.errors import InvalidConfigError
-from posenc.files import expanded
+from posenc.files import read_yaml
+from posenc.params import explain_validation
+from posenc.planning.composed import ComposedStrategy
 from posenc.plugins import strategies
 from posenc.plugins import strategy as make_strategy
-from posenc.positions import ComposedStrategy, PositionStrategy, explain_validation
+from posenc.positions import PositionStrategy
 
 CacheMode = Literal["rotated", "raw"]
 """Whether decoding keeps rotated copies of the raw keys: faster, for the memory of (about) one more copy of them."""
@@ -106,21 +107,6 @@ def read_config(value: Any, *, source: str = "") -> Config:
     if config.frequencies is not None:
         strategies()[config.frequencies.name]
     return config
-
-
-def read_yaml(path: str | Path) -> Any:
-    """Parse a YAML file; unreadable or malformed files are InvalidConfigError."""
-    file = expanded(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InvalidConfigError(f"{file}: cannot be read ({error.strerror or error}).") from None
-    except UnicodeDecodeError:
-        raise InvalidConfigError(f"{file}: is not UTF-8 text, so not a YAML file.") from None
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InvalidConfigError(f"{file}: is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def load_config(path: str | Path) -> Config:

@@ -10,7 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from posenc.errors import InvalidInputError
+import yaml
+
+from posenc.errors import InvalidConfigError, InvalidInputError
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -61,6 +63,21 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Parse a YAML file; unreadable or malformed files are InvalidConfigError."""
+    file = expanded(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InvalidConfigError(f"{file}: cannot be read ({error.strerror or error}).") from None
+    except UnicodeDecodeError:
+        raise InvalidConfigError(f"{file}: is not UTF-8 text, so not a YAML file.") from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidConfigError(f"{file}: is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def plain(data: Any) -> Any:

@@ -7,186 +7,24 @@ Shape letters: L = total tokens, F = rotary frequencies (rotary_dim // 2).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from posenc.errors import InvalidInputError
-from posenc.plan_check import check_columns, check_partition, check_scale_array, check_segment_arrays, check_values
-
-IntArray = NDArray[np.int64]
-Positions = NDArray[Any]  # int64 or float64, [L] or [L, F]
-Interpolation = Literal["positions", "logits"]
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Prompt and current length in tokens, padding not counted.
-
-    Parameters
-    ----------
-    prompt : int
-        ``P``, the length the plan is made for, at least 1.
-    total : int
-        ``N``, the current length, at least ``prompt``.
-
-    Raises
-    ------
-    InvalidInputError
-        If a length is not an integer or out of range.
-    """
-
-    prompt: int
-    total: int
-
-    def __post_init__(self) -> None:
-        for name, value in (("prompt", self.prompt), ("total", self.total)):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer):
-                raise InvalidInputError(
-                    f"{name} must be a whole number of tokens, got {value!r} ({type(value).__name__})."
-                )
-        if self.prompt < 1:
-            raise InvalidInputError(f"prompt must be at least 1 token, got {self.prompt}.")
-        if self.total < self.prompt:
-            raise InvalidInputError(
-                f"total ({self.total}) must be at least prompt ({self.prompt}): it counts the prompt "
-                "and the tokens generated after it."
-            )
-
-    @property
-    def indices(self) -> IntArray:
-        """``0 .. total - 1``, int64 [total]."""
-        return np.arange(self.total, dtype=np.int64)
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """A set of (query, key) pairs that share one position map.
-
-    Parameters
-    ----------
-    name : str
-        Shown in tables and failure messages.
-    key_start, key_stop : int64 [L]
-        Query ``i`` attends the keys ``key_start[i] <= j < key_stop[i]``; both bounds are
-        non-decreasing in ``i``, and an empty interval has ``key_start[i] >= key_stop[i]``.
-    query_positions, key_positions : int64 or float64, [L] or [L, F]
-        Rotary positions used inside the segment; the model sees ``q[i] - k[j]``.
-    interpolation : {"positions", "logits"}
-        What a fractional position means: rotation by the fraction (position interpolation), or the logits of the
-        two whole positions beside it, mixed linearly (logit interpolation).
-    """
-
-    name: str
-    key_start: IntArray
-    key_stop: IntArray
-    query_positions: Positions
-    key_positions: Positions
-    interpolation: Interpolation = "positions"
-    origin: tuple[Segment, int] | None = field(default=None, repr=False)
-    """The segment this one is a slice of and where the slice starts: cos/sin tables are shared along it."""
-    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
-    """What backends derive from the positions once; never part of the segment's meaning."""
-
-    @classmethod
-    def band(
-        cls,
-        name: str,
-        total: int,
-        nearest: int,
-        farthest: int | None,
-        query: Positions,
-        key: Positions,
-        interpolation: Interpolation = "positions",
-    ) -> Segment:
-        """The pairs with ``nearest <= i - j < farthest`` (``None``: no far end)."""
-        # In place: at a million tokens touching fresh memory costs more than the arithmetic.
-        stop = np.arange(1 - nearest, total + 1 - nearest, dtype=np.int64)
-        if nearest > 1:
-            np.maximum(stop, 0, out=stop)
-        if farthest is None:
-            return cls(name, np.zeros(total, dtype=np.int64), stop, query, key, interpolation)
-        start = np.arange(1 - farthest, total + 1 - farthest, dtype=np.int64)
-        np.maximum(start, 0, out=start)
-        np.minimum(start, stop, out=start)
-        return cls(name, start, stop, query, key, interpolation)
-
-    @property
-    def total(self) -> int:
-        """Number of queries (and keys) the segment is defined over."""
-        return len(self.key_start)
-
-    @property
-    def is_empty(self) -> bool:
-        """True when no query attends any key through this segment."""
-        return bool((self.key_stop <= self.key_start).all())
-
-    @cached_property
-    def keeps_distance(self) -> bool:
-        """True when the map shows every pair at its true distance ``i - j``."""
-        if self.query_positions.ndim > 1 or self.key_positions.ndim > 1:
-            return False
-        used = self.key_stop > self.key_start
-        if not used.any():
-            return True
-        index = np.arange(self.total)
-        query_shift = (self.query_positions - index)[used]
-        lowest, highest = int(self.key_start[used].min()), int(self.key_stop[used].max())
-        key_shift = (self.key_positions - index)[lowest:highest]
-        if self.interpolation == "logits" and key_shift[0] % 1:
-            return False  # mixing the neighbours of two fractions is not their difference
-        return bool((query_shift == key_shift[0]).all() and (key_shift == key_shift[0]).all())
-
-    def reach(self) -> NDArray[np.float64]:
-        """Largest relative distance of each query inside this segment, float64 [L]; -inf where empty."""
-        used = self.key_stop > self.key_start
-        result = np.full(self.total, -np.inf)
-        if not used.any():
-            return result
-        query, key = self.query_positions, self.key_positions
-        for column in range(max(query.shape[1] if query.ndim > 1 else 1, key.shape[1] if key.ndim > 1 else 1)):
-            q = query[:, column] if query.ndim > 1 else query
-            k = key[:, column] if key.ndim > 1 else key
-            smallest = _range_minimum(k, self.key_start[used], self.key_stop[used])
-            result[used] = np.maximum(result[used], q[used] - smallest)
-        return result
-
-    def _slice(self, start: int, stop: int) -> Segment:
-        rows = slice(start, stop)
-        root, offset = self.origin or (self, 0)
-        key_start, key_stop = self.key_start[rows], self.key_stop[rows]
-        if start:
-            key_start, key_stop = np.maximum(key_start - start, 0), np.maximum(key_stop - start, 0)
-        return Segment(
-            self.name,
-            key_start,
-            key_stop,
-            self.query_positions[rows],
-            self.key_positions[rows],
-            self.interpolation,
-            (root, offset + start),
-        )
-
-
-def _range_minimum(values: Positions, start: IntArray, stop: IntArray) -> Positions:
-    """Minimum of ``values[start:stop]`` for each non-empty interval, O(L log L) time and O(L) memory."""
-    if bool((values[1:] >= values[:-1]).all()):
-        return values[start]
-    length = stop - start
-    result = np.empty(len(start), dtype=values.dtype)
-    level = values.copy()  # level[j] = min(values[j : j + span])
-    span = 1
-    while True:
-        mine = (length >= span) & (length < 2 * span)
-        result[mine] = np.minimum(level[start[mine]], level[stop[mine] - span])
-        if not (length >= 2 * span).any():
-            return result
-        level[:-span] = np.minimum(level[:-span], level[span:])
-        span *= 2
+from posenc.segment import (
+    Lengths,
+    Segment,
+    check_columns,
+    check_segment_arrays,
+    check_values,
+    checked_array,
+)
 
 
 def _all_segments(segments: Any) -> tuple[Segment, ...]:
@@ -397,11 +235,66 @@ class PositionPlan:
 
     def explain(self) -> str:
         """Text for people: segments, ranges, the d -> relative table, what lies beyond the window."""
-        from posenc.explain import explain
-
-        return explain(self)
+        text: str = _display("explain").explain(self)
+        return text
 
     def _repr_html_(self) -> str:
-        from posenc.notebook import plan_html
+        html: str = _display("notebook").plan_html(self)
+        return html
 
-        return plan_html(self)
+
+def check_partition(segments: Sequence[Segment], total: int, *, drops_keys: bool) -> None:
+    """Every pair lies in exactly one segment, in O(L); none is required to where keys may be dropped.
+
+    Raises
+    ------
+    InvalidInputError
+        Naming the first pair that two segments attend, that none attends, or that lies in the future.
+    """
+    if not segments:
+        raise InvalidInputError("pair (i=0, j=0) is attended by no segment.")
+    names = [s.name for s in segments]
+    start = np.stack([s.key_start for s in segments])
+    stop = np.maximum(np.stack([s.key_stop for s in segments]), start)
+    empty = stop == start
+    limit = np.arange(1, total + 1)
+    order = np.argsort(np.where(empty, np.iinfo(np.int64).max, start), axis=0, kind="stable")
+    reached = np.zeros(total, dtype=np.int64)
+    previous = np.full(total, -1)
+    for rank in range(len(names)):
+        which = order[rank]
+        s_start, s_stop = (np.take_along_axis(a, which[None], 0)[0] for a in (start, stop))
+        live = ~np.take_along_axis(empty, which[None], 0)[0]
+        twice = live & (s_start < reached)
+        if twice.any():
+            i = int(twice.argmax())
+            raise InvalidInputError(
+                f"pair (i={i}, j={int(s_start[i])}) is attended by segments "
+                f"{names[int(previous[i])]!r} and {names[int(which[i])]!r}."
+            )
+        missed = live & (s_start > reached)
+        if missed.any() and not drops_keys:
+            i = int(missed.argmax())
+            raise InvalidInputError(f"pair (i={i}, j={int(reached[i])}) is attended by no segment.")
+        reached = np.where(live, s_stop, reached)
+        previous = np.where(live, which, previous)
+    beyond = reached > limit
+    if beyond.any():
+        i = int(beyond.argmax())
+        raise InvalidInputError(f"pair (i={i}, j={i + 1}) lies in the future: segments must stop at i + 1.")
+    short = reached < limit
+    if short.any() and not drops_keys:
+        i = int(short.argmax())
+        raise InvalidInputError(f"pair (i={i}, j={int(reached[i])}) is attended by no segment.")
+
+
+def check_scale_array(query_scale: Any, total: int) -> None:
+    """A scale is float64 [L]; looks at no value."""
+    scale = checked_array(query_scale, "query_scale", (np.float64,))
+    if scale.shape != (total,):
+        raise InvalidInputError(f"query_scale must have shape [{total}], got {list(scale.shape)}.")
+
+
+def _display(room: str) -> Any:
+    """A module that shows plans, by name: the core imports no tool."""
+    return import_module(f"posenc.{room}")

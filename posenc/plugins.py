@@ -6,7 +6,6 @@ asking for it raises, because nobody could tell which code ran.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import os
@@ -16,60 +15,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from posenc import hookspecs
-from posenc.errors import InvalidConfigError, PluginError, UnknownNameError
+from posenc.errors import InvalidConfigError, PluginError
 from posenc.hookspecs import GROUP
+from posenc.registry import AdapterInfo, BackendInfo, Registry, StrategyInfo
 from posenc.trace import trace
 
 if TYPE_CHECKING:
-    from posenc.adapter import ArchitectureAdapter
-    from posenc.backend import AttentionBackend
-    from posenc.positions import Capabilities, PositionStrategy
+    from posenc.positions import PositionStrategy
 
 OWN_DISTRIBUTION = "posenc"
 RESERVED = ("self", "model", "strategy", "name", "params", "frequencies", "backend", "cache", "window")
 """Names that no parameter of a strategy may have: ``apply``, ``strategy`` and configurations take them."""
 logger = logging.getLogger("posenc")
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class StrategyInfo:
-    """A registered strategy and where it came from."""
-
-    name: str
-    summary: str
-    paper: str
-    params: type[Any]
-    capabilities: Capabilities
-    distribution: str
-    factory: type[PositionStrategy]
-
-
-@dataclass(frozen=True)
-class AdapterInfo:
-    """A registered adapter and where it came from."""
-
-    name: str
-    summary: str
-    capabilities: tuple[str, ...]
-    distribution: str
-    adapter: ArchitectureAdapter
-
-
-@dataclass(frozen=True)
-class BackendInfo:
-    """A registered backend and where it came from."""
-
-    name: str
-    summary: str
-    capabilities: Any
-    distribution: str
-    backend: AttentionBackend
 
 
 @dataclass(frozen=True)
@@ -83,55 +45,6 @@ class PluginRecord:
     seconds: float = 0.0
     failures: tuple[str, ...] = ()
     provides: tuple[str, ...] = ()
-
-
-class Registry(dict[str, T]):
-    """Names of one seam; looking up an unknown or ambiguous name raises an error that helps."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind = kind
-        self.failed: list[str] = []
-        self._owners: dict[str, list[str]] = {}
-
-    def add(self, name: str, item: T, owner: str) -> None:
-        """Add a name; a second claim on it is recorded and refused."""
-        owners = self._owners.setdefault(name, [])
-        owners.append(owner)
-        if len(owners) > 1:
-            raise PluginError(
-                f"{self.kind} {name!r} is already registered by {owners[0]!r}. "
-                "Rename one of them, or choose with POSENC_PLUGINS."
-            )
-        self[name] = item
-
-    def __getitem__(self, name: str) -> T:
-        owners = self._owners.get(name, [])
-        if len(owners) > 1:
-            raise PluginError(
-                f"{self.kind} {name!r} is registered by several distributions: {', '.join(owners)}. "
-                "Uninstall one, or load only the ones you want with POSENC_PLUGINS (comma list)."
-            )
-        return super().__getitem__(name)
-
-    def __missing__(self, name: str) -> T:
-        near = difflib.get_close_matches(str(name), self, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        message = f"no {self.kind} named {name!r}.{hint} Installed: {', '.join(sorted(self)) or 'none'}."
-        if self.failed:
-            message += f" Plugins that failed to load: {'; '.join(self.failed)}. See 'posenc plugins'."
-        raise UnknownNameError(message)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The item, or ``default`` for an unknown name; an ambiguous one still raises."""
-        if name not in self:
-            return default
-        return self[name]
-
-    def _repr_html_(self) -> str:
-        from posenc.notebook import registry_html
-
-        return registry_html(self)
 
 
 def _is_text(value: Any) -> bool:
@@ -148,13 +61,14 @@ def _check_texts(kind: str, item: Any, keys: tuple[str, ...]) -> None:
 
 def strategy_info(factory: Any, distribution: str) -> StrategyInfo:
     """Describe a strategy class; raises PluginError when it is not one."""
-    from posenc.positions import Capabilities, Params, PositionStrategy
+    from posenc.params import Capabilities, Params
+    from posenc.positions import PositionStrategy
 
     if not (isinstance(factory, type) and issubclass(factory, PositionStrategy)):
         raise PluginError(f"register() got {factory!r}, not a subclass of posenc.PositionStrategy.")
     _check_texts("strategy class", factory, ("name", "summary", "paper"))
     if not (isinstance(factory.Params, type) and issubclass(factory.Params, Params)):
-        raise PluginError(f"strategy {factory.name!r}: Params must be a subclass of posenc.positions.Params.")
+        raise PluginError(f"strategy {factory.name!r}: Params must be a subclass of posenc.params.Params.")
     if not isinstance(factory.capabilities, Capabilities):
         raise PluginError(f"strategy {factory.name!r}: capabilities must be a posenc.Capabilities.")
     fields = factory.Params.model_fields

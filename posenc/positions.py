@@ -5,93 +5,23 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from posenc.errors import InvalidConfigError, InvalidInputError, PluginError, PosencError
-from posenc.plan import Lengths, PositionPlan, Segment
-from posenc.plan_check import check_columns
+from posenc.params import Capabilities, Params, RemapParams, Retention, read_params
+from posenc.plan import PositionPlan
+from posenc.segment import Lengths, Segment, check_columns
 
 if TYPE_CHECKING:
-    from posenc.fingerprint import Fingerprint
+    from posenc.checkpoint import Fingerprint
     from posenc.rope import Rotary
 
 
 SOME_WINDOW = 512
 """Tokens, where a window is needed to try a strategy out and none is known."""
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What a strategy promises; the contract suite holds it to exactly this.
-
-    Parameters
-    ----------
-    bounded : bool
-        With default parameters every plan with ``total == prompt`` has ``max_relative < window``,
-        for windows of at least 16 tokens and prompts up to ``window ** 2 / 8``.
-    monotone : bool
-        For a fixed query the relative distance is non-decreasing in ``d``.
-    drops_keys : bool
-        Some pairs are attended by no segment.
-    uses_prompt : bool
-        The plan depends on ``prompt``, not on ``total`` alone.
-    changes_frequencies : bool
-        ``rotary`` returns something other than its argument.
-    frequencies_by_length : bool
-        ``rotary`` depends on ``prompt``.
-    positions_per_frequency : bool
-        Positions may have a column for every rotary frequency of the model, [L, F].
-    """
-
-    bounded: bool = False
-    monotone: bool = True
-    drops_keys: bool = False
-    uses_prompt: bool = False
-    changes_frequencies: bool = False
-    frequencies_by_length: bool = False
-    positions_per_frequency: bool = False
-
-
-@dataclass(frozen=True)
-class Retention:
-    """The keys that a strategy still attends however long the text grows; a cache may forget all others.
-
-    A strategy that returns it promises two things of every query ``i >= first + last``: it attends only
-    keys ``j < first`` and ``j > i - last``, and it sees them exactly as query ``first + last`` does, at
-    the same relative positions and scale. So the text without its dropped keys has the same plan.
-
-    Parameters
-    ----------
-    first : int
-        Keys at the beginning of the text (attention sinks).
-    last : int
-        Nearest keys, the query's own included, at least 1.
-    """
-
-    first: int
-    last: int
-
-
-class Params(BaseModel):
-    """Base of every parameter model: unknown keys are errors, values are fixed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RemapParams(Params):
-    """Parameters that every remapping strategy takes."""
-
-    active_from: NonNegativeInt = Field(0, description="prompts up to this many tokens get the identity plan")
-    replan: Literal["auto", "never"] | PositiveInt = Field(
-        "auto",
-        description="long generation: 'auto' re-plans before the window is left, 'never' keeps the first plan, "
-        "a number re-plans every that many new tokens",
-    )
 
 
 class PositionStrategy(ABC):
@@ -215,7 +145,7 @@ class PositionStrategy(ABC):
         PluginError
             If :meth:`rotary` fails, or what it returns is no Rotary, not finite, of another layout or undeclared.
         """
-        from posenc.rotary_check import fault_of
+        from posenc.rope import fault_of
 
         where = f"strategy {self.name!r}: rotary(base, {prompt})"
         try:
@@ -244,7 +174,7 @@ class PositionStrategy(ABC):
         InvalidConfigError
             If the strategy cannot start from them.
         """
-        from posenc.rotary_check import same_frequencies
+        from posenc.rope import same_frequencies
 
         window = self.window or SOME_WINDOW
         first = self.checked_rotary(base, 1)
@@ -341,6 +271,21 @@ class PositionStrategy(ABC):
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
 
+class IdentityStrategy(PositionStrategy):
+    """Plain RoPE: every pair at its true distance (Su et al. 2021, RoFormer, arXiv 2104.09864, section 3.2.2).
+
+    The model as it is. Whatever needs the identity makes it from this class and asks no registry, so that a plugin
+    that claims the name ``rope`` breaks nothing.
+    """
+
+    name = "rope"
+    summary = "plain RoPE, the model as it is"
+    paper = "Su et al. 2021, RoFormer, arXiv 2104.09864"
+
+    def segments(self, lengths: Lengths) -> Sequence[Segment]:
+        return PositionPlan.identity(lengths).segments
+
+
 class FrequencyStrategy(PositionStrategy):
     """A strategy that keeps the positions and changes ``inv_freq`` and the cos/sin factor."""
 
@@ -354,77 +299,6 @@ class FrequencyStrategy(PositionStrategy):
     def rotary(self, base: Rotary, prompt: int) -> Rotary: ...
 
 
-class ComposedStrategy(PositionStrategy):
-    """Positions of one strategy with the frequencies of another."""
-
-    def __init__(self, positions: PositionStrategy, frequencies: PositionStrategy) -> None:
-        if not frequencies.capabilities.changes_frequencies:
-            raise InvalidConfigError(
-                f"frequencies.name: {frequencies.name!r} does not change frequencies. "
-                "Use it as the strategy, and a frequency strategy (yarn, ntk, ...) here."
-            )
-        if positions.capabilities.changes_frequencies:
-            raise InvalidConfigError(
-                f"strategy: {positions.name!r} changes frequencies itself and cannot be combined with "
-                f"frequencies={frequencies.name!r}. Choose one of them."
-            )
-        self.positions, self.frequencies = positions, frequencies
-        self.window, self.params = positions.window, positions.params
-        self.name = f"{positions.name}+{frequencies.name}"  # type: ignore[misc]
-        self.summary = f"{positions.summary}; {frequencies.summary}"  # type: ignore[misc]
-        self.paper = f"{positions.paper}; {frequencies.paper}"  # type: ignore[misc]
-        p, f = positions.capabilities, frequencies.capabilities
-        self.capabilities = Capabilities(  # type: ignore[misc]
-            p.bounded,
-            p.monotone,
-            p.drops_keys,
-            p.uses_prompt,
-            True,
-            f.frequencies_by_length,
-            p.positions_per_frequency,
-        )
-
-    def segments(self, lengths: Lengths) -> Sequence[Segment]:
-        return self.positions.segments(lengths)
-
-    def query_scale(self, lengths: Lengths) -> NDArray[np.float64] | None:
-        return self.positions.query_scale(lengths)
-
-    def rotary(self, base: Rotary, prompt: int) -> Rotary:
-        return self.frequencies.rotary(self.positions.rotary(base, prompt), prompt)
-
-    def for_frequencies(self, count: int) -> PositionStrategy:
-        positions, frequencies = self.positions.for_frequencies(count), self.frequencies.for_frequencies(count)
-        if positions is self.positions and frequencies is self.frequencies:
-            return self
-        return ComposedStrategy(positions, frequencies)
-
-    def check_frequencies(self, base: Rotary) -> None:
-        self.positions.check_frequencies(base)
-        self.frequencies.check_frequencies(base)
-
-    def for_model(self, fingerprint: Callable[[], Fingerprint]) -> PositionStrategy:
-        return ComposedStrategy(self.positions.for_model(fingerprint), self.frequencies.for_model(fingerprint))
-
-    def for_layer(self, layer: int, layers: int) -> PositionStrategy:
-        positions = self.positions.for_layer(layer, layers)
-        frequencies = self.frequencies.for_layer(layer, layers)
-        if positions is self.positions and frequencies is self.frequencies:
-            return self
-        return ComposedStrategy(positions, frequencies)
-
-    @property
-    def retention(self) -> Retention | None:
-        return self.positions.retention
-
-    @property
-    def replan(self) -> str | int:
-        return self.positions.replan
-
-    def describe(self) -> dict[str, Any]:
-        return {**self.positions.describe(), "frequencies": self.frequencies.describe()}
-
-
 def _shown(lengths: Lengths | PositionPlan) -> str:
     return f"prompt {lengths.prompt}, total {lengths.total}"
 
@@ -433,23 +307,3 @@ def log_length_scale(lengths: Lengths, window: int) -> NDArray[np.float64]:
     """``max(1, ln(i + 1) / ln(window))`` for every query, float64 [total]."""
     scale: NDArray[np.float64] = np.log(lengths.indices + 1.0) / np.log(max(window, 2))
     return np.maximum(scale, 1.0, out=scale)
-
-
-def read_params(model: type[Params], values: dict[str, Any], *, path: str) -> Params:
-    """Validate parameters; failures name the key path."""
-    try:
-        return model(**values)
-    except ValidationError as error:
-        raise InvalidConfigError(explain_validation(error, path=path, known=list(model.model_fields))) from None
-
-
-def explain_validation(error: ValidationError, *, path: str, known: list[str]) -> str:
-    """One line per problem of a pydantic error: key path, what is wrong, what was given."""
-    lines = []
-    for problem in error.errors():
-        where = ".".join([path, *(str(part) for part in problem["loc"])] if path else map(str, problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{where}: no such key. Known keys: {', '.join(known) or 'none'}.")
-        else:
-            lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')} (got {problem.get('input')!r}).")
-    return "\n".join(dict.fromkeys(lines))

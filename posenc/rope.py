@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from posenc.errors import InvalidInputError
-from posenc.plan import Interpolation
+from posenc.rope_types import geometric
+from posenc.segment import Interpolation
 
 Style = Literal["half", "interleaved"]
 Arithmetic = Literal["native", "mixed", "float32", "complex"]
@@ -89,7 +90,7 @@ class Rotary:
         """Plain RoPE frequencies ``theta ** (-2 c / dim)`` (Su et al. 2021, RoFormer, section 3.2.2)."""
         if dim < 2 or dim % 2:
             raise InvalidInputError(f"dim must be even and at least 2, got {dim}.")
-        inv_freq = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
+        inv_freq = geometric(theta, dim)
         return cls(inv_freq, theta=float(theta), **kwargs)
 
     def __eq__(self, other: object) -> bool:
@@ -266,3 +267,33 @@ class Rotary:
         first, second = part.float().chunk(2, dim=-1)
         product = torch.complex(first, second) * turn
         return torch.cat((product.real, product.imag), dim=-1).to(part.dtype)
+
+
+def same_frequencies(one: Rotary, other: Rotary) -> bool:
+    """True when two rotaries rotate alike, to the last bit."""
+    return one.attention_scaling == other.attention_scaling and torch.equal(one.inv_freq, other.inv_freq)
+
+
+def fault_of(found: Any, base: Rotary, *, changes: bool) -> str | None:
+    """What is wrong with the frequencies that a strategy made of ``base``, or None.
+
+    Parameters
+    ----------
+    found : Rotary
+        What ``rotary(base, prompt)`` returned.
+    base : Rotary
+        The model's own.
+    changes : bool
+        Whether the strategy declares that it changes frequencies.
+    """
+    if not isinstance(found, Rotary):
+        return f"returns {found!r:.100}, not a Rotary."
+    layouts = [(one.style, one.rotated, one.arithmetic, len(one.inv_freq)) for one in (found, base)]
+    if layouts[0] != layouts[1]:
+        return "changes the layout of the rotation: use base.with_frequencies(...)."
+    finite = found.inv_freq.is_floating_point() and bool(found.inv_freq.isfinite().all())
+    if not (finite and 0 < found.attention_scaling < math.inf):
+        return "has a frequency or an attention_scaling that is not finite and positive."
+    if not changes and not same_frequencies(found, base):
+        return "returns other frequencies, but Capabilities(changes_frequencies=True) is not declared."
+    return None

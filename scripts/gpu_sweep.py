@@ -27,7 +27,7 @@ from scripts.gpu_site import prepare
 
 if TYPE_CHECKING:
     from posenc.bench.sweep import Setting
-    from posenc.kernels.triton_tiles import Tiling
+    from posenc.kernels.triton.tiles import Tiling
 
 SECONDS = 80.0
 COMPILE_SHARE = 0.65
@@ -177,7 +177,7 @@ class Sweep:
         """Write the result and the table of whatever was measured; True if that is every kernel."""
         from posenc.bench.sweep import best
         from posenc.files import replacing
-        from posenc.kernels.triton_tiles import TileTable
+        from posenc.kernels.triton.tiles import TileTable
 
         entries, kernels = [], []
         for setting, rounds in self.times.items():

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 import posenc
-from posenc.bench.cases import STRATEGIES, Case, Heads, row_lengths
-from posenc.bench.model import SHAPES, RowByRow, make_model, padded_batch
-from posenc.kernels.cpu_flash import flash
-from posenc.kernels.flash_calls import plan_calls
+from posenc.bench.cases import SHAPES, STRATEGIES, Case, Heads, row_lengths
+from posenc.bench.model import RowByRow, make_model, padded_batch
+from posenc.kernels.cpu.backend import flash
+from posenc.kernels.cpu.calls import plan_calls
 from posenc.kernels.merge import merge_into
 
 RUNS = 7

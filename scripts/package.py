@@ -27,10 +27,10 @@ MODEL = Path("posenc") / "models" / "tiny"
 MUST_HOLD = (
     "posenc/py.typed",
     "posenc/evaluate/demo.yaml",
-    "posenc/explore/static/page.css",
-    "posenc/explore/templates/page.html",
+    "posenc/display/explore/static/page.css",
+    "posenc/display/explore/templates/page.html",
     "posenc/models/tiny/model.safetensors",
-    "posenc/scaffold/plugin/module.py.template",
+    "posenc/cli/scaffold/plugin/module.py.template",
     "posenc_adapters/families.json",
     "posenc_plugins/lampe.py",
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -14,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from posenc.calibrate.choice import Pick, Range, Table, find_profile, no_calibration, read_table
-from posenc.plan import Lengths, PositionPlan, Segment
-from posenc.plugins import strategy
-from posenc.positions import Capabilities, PositionStrategy, RemapParams
+from posenc.calibration.recommend import Pick, Range, Table, find_profile, no_calibration, read_table
+from posenc.params import Capabilities, RemapParams
+from posenc.plan import PositionPlan
+from posenc.positions import PositionStrategy
+from posenc.segment import Lengths, Segment
+from posenc.trace import trace
 
 if TYPE_CHECKING:
-    from posenc.fingerprint import Fingerprint
+    from posenc.checkpoint import Fingerprint
     from posenc.rope import Rotary
-
-logger = logging.getLogger("posenc")
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Chosen:
     @classmethod
     def of(cls, pick: Pick, window: int | None) -> Chosen:
         """Make the strategy of a pick."""
-        return cls(pick, strategy(pick.strategy, window=window, **pick.params))
+        return cls(pick, pick.make(window))
 
     def made(self, made: PositionStrategy) -> Chosen:
         """The same pick with what its strategy became for a model or for one of its layers."""
@@ -112,8 +110,7 @@ class Auto(PositionStrategy):
         if prompt <= self.params.active_from:
             return super().plan(prompt, total)
         chosen = self.chosen(prompt)
-        level = logging.INFO if os.environ.get("POSENC_TRACE") == "1" else logging.DEBUG
-        logger.log(level, "auto: %d tokens -> %s: %s", prompt, chosen.pick, chosen.pick.because)
+        trace("auto: %d tokens -> %s: %s", prompt, chosen.pick, chosen.pick.because)
         return replace(chosen.strategy.plan(prompt, lengths.total), strategy=f"auto -> {chosen.pick}", memo={})
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:

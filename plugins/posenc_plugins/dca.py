@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from posenc.calibrate.grid import parts
+from posenc.calibration.candidates import parts
 from posenc.errors import InvalidConfigError
-from posenc.plan import Lengths, Segment
-from posenc.positions import Capabilities, PositionStrategy, RemapParams
+from posenc.params import Capabilities, RemapParams
+from posenc.positions import PositionStrategy
+from posenc.segment import Lengths, Segment
 
 
 class DualChunkParams(RemapParams):

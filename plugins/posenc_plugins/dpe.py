@@ -10,8 +10,9 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from posenc.errors import InvalidConfigError
-from posenc.plan import Lengths, Segment
-from posenc.positions import Capabilities, PositionStrategy, RemapParams
+from posenc.params import Capabilities, RemapParams
+from posenc.positions import PositionStrategy
+from posenc.segment import Lengths, Segment
 
 if TYPE_CHECKING:
     from posenc.rope import Rotary

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from posenc.calibrate.grid import factor_grid
-from posenc.positions import Capabilities, FrequencyStrategy
+from posenc.calibration.candidates import factor_grid
+from posenc.params import Capabilities
+from posenc.positions import FrequencyStrategy
 from posenc_plugins.frequencies import FrequencyParams, known_window, rebased, starting_point
 
 if TYPE_CHECKING:

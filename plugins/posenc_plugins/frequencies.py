@@ -7,13 +7,12 @@ frequencies is applied to those of the checkpoint. One that needs the unscaled o
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from posenc.errors import InvalidConfigError
-from posenc.positions import Params
+from posenc.params import Params
 
 if TYPE_CHECKING:
     from posenc.positions import PositionStrategy
@@ -84,13 +83,13 @@ def rebased(strategy: PositionStrategy, base: Rotary, growth: float) -> Rotary:
     return base.with_frequencies((base.inv_freq.double() * growth**-exponents).float(), base.attention_scaling)
 
 
-def scaled_as_transformers(strategy: PositionStrategy, base: Rotary, prompt: int, **values: Any) -> Rotary:
-    """The scaling of ``ROPE_INIT_FUNCTIONS[strategy.name]`` on frequencies that are not scaled yet.
+def scaled_by_type(strategy: PositionStrategy, base: Rotary, prompt: int, **values: Any) -> Rotary:
+    """The scaling of the rope type ``strategy.name`` on frequencies that are not scaled yet.
 
     Parameters
     ----------
     strategy : PositionStrategy
-        Its name is transformers' ``rope_type``, its window the pretraining window.
+        Its name is the rope type, its window the pretraining window.
     base : Rotary
         Frequencies and layout to start from. Where they are ``theta ** (-2 c / dim)`` to the last bit, the result is
         that of transformers to the last bit; where they were rounded, it is theirs times what transformers changes.
@@ -105,6 +104,7 @@ def scaled_as_transformers(strategy: PositionStrategy, base: Rotary, prompt: int
         If the frequencies are scaled already, or the window or the base of the frequencies is unknown.
     """
     from posenc.rope import Rotary
+    from posenc.rope_types import ORIGINAL, frequencies_of
 
     if base.scaling != PLAIN:
         raise InvalidConfigError(
@@ -114,34 +114,13 @@ def scaled_as_transformers(strategy: PositionStrategy, base: Rotary, prompt: int
             f"the place of {base.scaling!r}."
         )
     theta, count = _theta(base, name=strategy.name), len(base.inv_freq)
-    plain = Rotary.from_theta(theta, 2 * count).inv_freq
-    inv_freq, attention_factor = _by_transformers(strategy, theta, count, prompt, values)
+    plain, window = Rotary.from_theta(theta, 2 * count).inv_freq, known_window(strategy)
+    given = {key: value for key, value in values.items() if value is not None}
+    parameters = {"rope_theta": theta, ORIGINAL: window, **given}
+    inv_freq, attention_factor = frequencies_of(strategy.name, parameters, dim=2 * count, longest=window, prompt=prompt)
     if not _same_bits(base, plain):
         inv_freq = base.inv_freq.float() * (inv_freq / plain).to(base.inv_freq.device)
     return base.with_frequencies(inv_freq.to(base.inv_freq.device), base.attention_scaling * attention_factor)
-
-
-def _by_transformers(
-    strategy: PositionStrategy, theta: float, count: int, prompt: int, values: dict[str, Any]
-) -> tuple[Any, float]:
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    window, dim = known_window(strategy), 2 * count
-    config = SimpleNamespace(
-        rope_parameters={
-            "rope_type": strategy.name,
-            "rope_theta": theta,
-            "original_max_position_embeddings": window,
-            **{key: value for key, value in values.items() if value is not None},
-        },
-        max_position_embeddings=window,
-        head_dim=dim,
-        hidden_size=dim,
-        num_attention_heads=1,
-        standardize_rope_params=lambda: None,  # already in today's form
-    )
-    inv_freq, attention_factor = ROPE_INIT_FUNCTIONS[strategy.name](config, device=None, seq_len=prompt)
-    return inv_freq, float(attention_factor)
 
 
 def known_window(strategy: PositionStrategy) -> int:

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
-from posenc.calibrate.grid import parts
-from posenc.plan import IntArray, Lengths, PositionPlan, Segment
-from posenc.positions import Capabilities, PositionStrategy, RemapParams
+from posenc.calibration.candidates import parts
+from posenc.params import Capabilities, RemapParams
+from posenc.plan import PositionPlan
+from posenc.positions import PositionStrategy
+from posenc.segment import IntArray, Lengths, Segment
 from posenc_plugins.lampe_mapping import (
     OFFICIAL_SHORT,
     PROFILE_WINDOWS,
@@ -28,7 +30,7 @@ from posenc_plugins.lampe_mapping import (
 )
 
 if TYPE_CHECKING:
-    from posenc.fingerprint import Fingerprint
+    from posenc.checkpoint import Fingerprint
 
 logger = logging.getLogger("posenc")
 

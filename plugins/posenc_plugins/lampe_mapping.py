@@ -18,9 +18,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from posenc.calibrate.record import check_same_model, is_calibration, parse
+from posenc.calibration.file import Calibration, check_same_model, load
+from posenc.checkpoint import Fingerprint
 from posenc.errors import InvalidConfigError
-from posenc.fingerprint import Fingerprint
 
 
 class Curve(BaseModel):
@@ -120,8 +120,6 @@ def named_mapping(name: str, *, key: str) -> Mapping:
     InvalidConfigError
         If ``name`` is neither, or the file cannot be used; the message starts with ``key``.
     """
-    from posenc.config import read_yaml  # here, because posenc.config imports the plugins
-
     if name in PROFILES:
         return Mapping(PROFILES[name], name)
     if not Path(name).exists():
@@ -132,10 +130,10 @@ def named_mapping(name: str, *, key: str) -> Mapping:
             "'posenc calibrate' writes a calibration file."
         )
     try:
-        data = read_yaml(name)
-        measured = parse(data, source=name) if is_calibration(data) else None
+        data = load(name)
     except InvalidConfigError as error:
         raise InvalidConfigError(f"{key}: {error}") from None
+    measured = data if isinstance(data, Calibration) else None
     if measured is not None:
         data = {"mapping": measured.mapping}
     found = data.get("mapping", data) if isinstance(data, dict) else None

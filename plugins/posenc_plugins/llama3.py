@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from posenc.calibrate.grid import factor_grid
+from posenc.calibration.candidates import factor_grid
 from posenc.errors import InvalidConfigError
 from posenc.positions import FrequencyStrategy
 from posenc_plugins.frequencies import FrequencyParams, known_window, starting_point
@@ -50,16 +49,16 @@ class Llama3Scaling(FrequencyStrategy):
         return factor_grid(window, length)
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
-        import torch
+        from posenc.rope_types import llama3_bands
 
         own, given, window = starting_point(self, base), self.params, known_window(self)
         if given.factor == 1:  # mixing a frequency with itself would round it
             return own
-        inv_freq = own.inv_freq.float()
-        wavelength = 2 * math.pi / inv_freq
-        long = wavelength > window / given.low_freq_factor
-        between = ~(wavelength < window / given.high_freq_factor) & ~long
-        share = (window / wavelength - given.low_freq_factor) / (given.high_freq_factor - given.low_freq_factor)
-        mixed = (1 - share) * inv_freq / given.factor + share * inv_freq
-        scaled = torch.where(between, mixed, torch.where(long, inv_freq / given.factor, inv_freq))
+        scaled = llama3_bands(
+            own.inv_freq.float(),
+            factor=given.factor,
+            low=given.low_freq_factor,
+            high=given.high_freq_factor,
+            original=window,
+        )
         return own.with_frequencies(scaled, own.attention_scaling)

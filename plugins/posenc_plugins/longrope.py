@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from pydantic import Field, PositiveFloat
 
 from posenc.errors import InvalidConfigError
-from posenc.positions import Capabilities, FrequencyStrategy
-from posenc_plugins.frequencies import FrequencyParams, scaled_as_transformers, starting_point
+from posenc.params import Capabilities
+from posenc.positions import FrequencyStrategy
+from posenc_plugins.frequencies import FrequencyParams, scaled_by_type, starting_point
 
 if TYPE_CHECKING:
     from posenc.rope import Rotary
@@ -44,7 +45,7 @@ class LongRoPE(FrequencyStrategy):
         values = self.params.model_dump(exclude={"replace"})
         for key in ("short_factor", "long_factor"):
             values[key] = self._per_frequency(key, len(base.inv_freq))
-        return scaled_as_transformers(self, starting_point(self, base), prompt, **values)
+        return scaled_by_type(self, starting_point(self, base), prompt, **values)
 
     def _per_frequency(self, key: str, count: int) -> list[float]:
         given = list(getattr(self.params, key))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from posenc.calibrate.grid import factor_grid
+from posenc.calibration.candidates import factor_grid
 from posenc.positions import FrequencyStrategy
 from posenc_plugins.frequencies import FrequencyParams, rebased, starting_point
 

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
-from posenc.calibrate.grid import BUDGET, compressions, parts, spread
-from posenc.plan import Lengths, Segment
-from posenc.positions import Capabilities, PositionStrategy, RemapParams, log_length_scale
+from posenc.calibration.candidates import BUDGET, compressions, parts, spread
+from posenc.params import Capabilities, RemapParams
+from posenc.positions import PositionStrategy, log_length_scale
+from posenc.segment import Lengths, Segment
 
 
 class ReRoPEParams(RemapParams):

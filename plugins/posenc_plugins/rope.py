@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from posenc.plan import Lengths, PositionPlan, Segment
-from posenc.positions import PositionStrategy
+from posenc.positions import IdentityStrategy
 
 
-class PlainRoPE(PositionStrategy):
-    """The identity: every pair at its true distance (section 3.2.2)."""
-
-    name = "rope"
-    summary = "plain RoPE, the model as it is"
-    paper = "Su et al. 2021, RoFormer, arXiv 2104.09864"
-
-    def segments(self, lengths: Lengths) -> Sequence[Segment]:
-        return PositionPlan.identity(lengths).segments
+class PlainRoPE(IdentityStrategy):
+    """The identity strategy under its name in the registry."""

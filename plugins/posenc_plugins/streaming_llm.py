@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from posenc.calibrate.grid import parts
-from posenc.plan import Lengths, Segment
-from posenc.positions import Capabilities, PositionStrategy, RemapParams, Retention
+from posenc.calibration.candidates import parts
+from posenc.params import Capabilities, RemapParams, Retention
+from posenc.positions import PositionStrategy
+from posenc.segment import Lengths, Segment
 
 
 class StreamingLLMParams(RemapParams):

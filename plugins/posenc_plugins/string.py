@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from posenc.calibrate.grid import parts
-from posenc.plan import Lengths, Segment
-from posenc.positions import Capabilities, PositionStrategy, RemapParams
+from posenc.calibration.candidates import parts
+from posenc.params import Capabilities, RemapParams
+from posenc.positions import PositionStrategy
+from posenc.segment import Lengths, Segment
 
 
 class StringParams(RemapParams):

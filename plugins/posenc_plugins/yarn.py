@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from posenc.calibrate.grid import factor_grid
+from posenc.calibration.candidates import factor_grid
 from posenc.errors import InvalidConfigError
 from posenc.positions import FrequencyStrategy
-from posenc_plugins.frequencies import FrequencyParams, known_window, scaled_as_transformers, starting_point
+from posenc_plugins.frequencies import FrequencyParams, known_window, scaled_by_type, starting_point
 
 if TYPE_CHECKING:
     from posenc.rope import Rotary
@@ -51,4 +51,4 @@ class YaRN(FrequencyStrategy):
         known_window(self)
         if given.factor == 1:  # the ramp between a frequency and itself would round it
             return own.with_frequencies(own.inv_freq, own.attention_scaling * (given.attention_factor or 1.0))
-        return scaled_as_transformers(self, own, prompt, **given.model_dump(exclude={"replace"}))
+        return scaled_by_type(self, own, prompt, **given.model_dump(exclude={"replace"}))

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import posenc
 from posenc.bench.cases import Case, Heads
 from posenc.bench.timing import Pair
-from posenc.kernels.kept import KeptKeys
+from posenc.kernels.rotated_key_cache import KeptKeys
 
 THETA = 1e4
 

@@ -22,7 +22,7 @@ import posenc
 from posenc.bench.attention import THETA
 from posenc.bench.cases import STRATEGIES, WINDOW_SHARE, Case, Heads, kind_shown
 from posenc.bench.sampled import Errors, aimed_queries, errors, expected_rows, sampled_rows
-from posenc.kernels.kept import KeptKeys
+from posenc.kernels.rotated_key_cache import KeptKeys
 from posenc.plan import PositionPlan
 from posenc.plugins import backends
 

@@ -18,6 +18,32 @@ STRATEGIES = ("lampe", "self_extend", "dca", "string", "rerope")
 LENGTHS = (2048, 4096)
 HEADS = ("9/3x64",)
 MODEL = "smollm2-135m"
+PLAIN = "rope"
+"""The identity, which baselines run."""
+SHAPES: dict[str, dict[str, Any]] = {
+    "smollm2-135m": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
+    },
+    "tiny": {
+        "vocab_size": 97,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+    },
+}
+"""Configurations of the models that are measured, by name."""
+
 CACHES = ("rotated", "raw")
 """What decoding reads: rotated keys kept beside the raw ones where a backend can use them, or raw keys alone."""
 
@@ -136,7 +162,10 @@ class Case:
     def make_strategy(self) -> PositionStrategy:
         """The strategy of the case."""
         from posenc.plugins import strategy
+        from posenc.positions import IdentityStrategy
 
+        if self.strategy == PLAIN:
+            return IdentityStrategy(window=self.window)
         return strategy(self.strategy, window=self.window, **self.params)
 
     @property
@@ -144,7 +173,7 @@ class Case:
         """What this case shares with every other one that has the same baseline."""
         if self.kind in PADDED:  # its baseline is patched as well
             return self
-        return replace(self, strategy="rope", backend="auto", cache=CACHES[0])
+        return replace(self, strategy=PLAIN, backend="auto", cache=CACHES[0])
 
     def __str__(self) -> str:
         where = f"{self.threads} threads" if self.device == "cpu" else f"{self.backend} on {self.device}"
@@ -240,8 +269,6 @@ class Settings:
         for heads in self.heads:
             Heads.parse(heads)
         if any(KINDS[kind].of_model for kind in self.kinds):
-            from posenc.bench.model import SHAPES
-
             _known("model shape", (self.model,), tuple(SHAPES))
         for name, dtype in product(self.backends, self.dtypes):
             _check_backend(name, dtype, self.device)

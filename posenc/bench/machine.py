@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posenc.provenance import versions
+from posenc.trace import versions
 
 
 def describe() -> dict[str, Any]:

@@ -64,7 +64,7 @@ def call_peak(case: Case, side: str) -> int:
     """The same, in this process, which must be a fresh one."""
     import torch
 
-    from posenc.bench.run import build
+    from posenc.bench.sides import build
 
     torch.set_num_threads(case.threads)
     with torch.no_grad():

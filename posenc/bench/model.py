@@ -15,33 +15,10 @@ import torch
 from torch import Tensor, nn
 
 import posenc
-from posenc.bench.cases import Case, row_lengths
+from posenc.bench.cases import SHAPES, Case, row_lengths
 from posenc.bench.timing import Pair
+from posenc.hf.transformers_names import cache_argument
 from posenc.rope import Rotary
-from posenc.transformers_names import cache_argument
-
-SHAPES: dict[str, dict[str, Any]] = {
-    "smollm2-135m": {
-        "vocab_size": 49152,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": True,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
-    },
-    "tiny": {
-        "vocab_size": 97,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-    },
-}
 
 
 def build(case: Case) -> Pair:

@@ -16,11 +16,11 @@ from posenc.adapter import LayerFacts, RotarySource
 from posenc.bench.attention import THETA
 from posenc.bench.cases import Case, Heads, row_lengths
 from posenc.bench.timing import Pair
-from posenc.own_frequencies import Base
-from posenc.record import empty_record
-from posenc.schedule import Planner
-from posenc.step import Step
-from posenc.stock import stock_attention
+from posenc.hf.cache.record import empty_record
+from posenc.hf.own_frequencies import Base
+from posenc.hf.step import Step
+from posenc.hf.stock import stock_attention
+from posenc.planning.planner import Planner
 
 
 @dataclass

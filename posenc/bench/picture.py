@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from posenc.bench.results import Result, Row
+from posenc.display.viz import COLOURS, FORMATS, MARKERS, new_figure, save
 from posenc.errors import InvalidInputError
-from posenc.viz import COLOURS, FORMATS, MARKERS, new_figure, save
 
 
 def check_plot(path: Path) -> None:

@@ -8,17 +8,11 @@ from typing import Any
 
 import torch
 
-from posenc.bench import attention, cuda, machine, memory, model, padded, timing
+from posenc.bench import cuda, machine, memory, timing
 from posenc.bench.baselines import baselines
-from posenc.bench.cases import KINDS, Case, Settings
+from posenc.bench.cases import Case, Settings
 from posenc.bench.results import Memory, Result, Row
-
-
-def build(case: Case) -> timing.Pair:
-    """Both sides of a case."""
-    if case.kind == "padded_attention":
-        return padded.build(case)
-    return model.build(case) if KINDS[case.kind].of_model else attention.build(case)
+from posenc.bench.sides import build
 
 
 def run(settings: Settings, step: Callable[[str], None]) -> Result:

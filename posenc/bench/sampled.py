@@ -24,8 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from posenc.plan import IntArray, PositionPlan, Positions, Segment
+from posenc.plan import PositionPlan
 from posenc.rope import Rotary
+from posenc.segment import IntArray, Positions, Segment
 
 ENDS = 4
 """Rows that are always sampled at the beginning and at the end."""

@@ -25,9 +25,9 @@ from posenc.bench.canary import LSE_TOLERANCES, ROWS, TOLERANCES, poisoned
 from posenc.bench.cases import WINDOW_SHARE, Heads
 from posenc.bench.sampled import aimed_queries, errors, expected_rows, sampled_rows
 from posenc.bench.timing import wall
-from posenc.kernels.kept import KeptKeys
-from posenc.kernels.triton_backend import TritonBackend
-from posenc.kernels.triton_tiles import Entry, Kernel, TileTable, Tiling
+from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.triton.backend import TritonBackend
+from posenc.kernels.triton.tiles import Entry, Kernel, TileTable, Tiling
 from posenc.plugins import strategy
 
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)

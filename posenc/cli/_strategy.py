@@ -10,7 +10,6 @@ from posenc.errors import InvalidConfigError
 
 if TYPE_CHECKING:
     from posenc.config import Config
-    from posenc.plugins import StrategyInfo
 
 param_option = click.option(
     "--param",
@@ -77,7 +76,8 @@ def choose_configs(names: tuple[str, ...], params: tuple[str, ...], files: tuple
 
 def read_configs(path: str) -> list[Config]:
     """The configurations of a YAML file that holds one, or a list of them."""
-    from posenc.config import read_config, read_yaml
+    from posenc.config import read_config
+    from posenc.files import read_yaml
 
     data = read_yaml(path)
     if not isinstance(data, list):
@@ -89,8 +89,8 @@ def read_configs(path: str) -> list[Config]:
 
 def check_params(config: Config) -> None:
     """Raise for a wrong parameter now, before a model is loaded (the window is not known yet)."""
+    from posenc.params import read_params
     from posenc.plugins import strategies
-    from posenc.positions import read_params
 
     for chosen in (config.strategy, config.frequencies):
         if chosen is not None:
@@ -110,8 +110,3 @@ def labels(configs: list[Config]) -> list[str]:
             name += "'"
         shown.append(name)
     return shown
-
-
-def kind_of(info: StrategyInfo) -> str:
-    """``"frequencies"`` for strategies that change frequencies, ``"positions"`` for the others."""
-    return "frequencies" if info.capabilities.changes_frequencies else "positions"

@@ -13,9 +13,9 @@ from posenc.cli._output import json_option, print_json, print_table, progress
 from posenc.cli._paths import FilePath
 
 if TYPE_CHECKING:
-    from posenc.calibrate.job import Job, Outcome
-    from posenc.calibrate.record import Choice
-    from posenc.calibrate.sweep import Sweep
+    from posenc.calibration.file import Choice
+    from posenc.calibration.run.job import Job, Outcome
+    from posenc.calibration.run.sweep import Sweep
     from posenc.evaluate.models import DType
     from posenc.evaluate.perplexity import Mean
 
@@ -60,9 +60,9 @@ def command(
     an installed package. A run that was stopped goes on where it was when it is started again.
     """
     from posenc.bench.results import prepare as prepare_folder
-    from posenc.calibrate import bundle as bundles
-    from posenc.calibrate import job as work
-    from posenc.calibrate.record import write
+    from posenc.calibration.file import write
+    from posenc.calibration.run import bundle as bundles
+    from posenc.calibration.run import job as work
     from posenc.evaluate.models import ModelSpec, load
 
     target = file or out / "calibration.yaml"
@@ -116,7 +116,7 @@ def _plots(outcome: Outcome, out: Path) -> list[Path]:
         import matplotlib  # noqa: F401
     except ImportError:
         return []
-    from posenc.calibrate.picture import plot_sweeps
+    from posenc.calibration.run.picture import plot_sweeps
 
     native = outcome.calibration.native
     return [plot_sweeps(sweeps, native, out / f"v-curves-{name}.png") for name, sweeps in outcome.sweeps.items()]

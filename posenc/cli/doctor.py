@@ -34,7 +34,7 @@ def command(as_json: bool) -> None:
 
     The report names no path, user or host: paste it into a bug report as it is.
     """
-    from posenc.quiet import quiet
+    from posenc.trace import quiet
 
     with quiet("posenc", "xformers"):  # what fails is part of the report
         report = examine()
@@ -48,7 +48,7 @@ def command(as_json: bool) -> None:
 
 def examine() -> dict[str, Any]:
     """Everything the report says, as plain data."""
-    from posenc import trial
+    from posenc.evaluate import plugin_trial as trial
 
     states = trial.backend_states()
     return {
@@ -82,7 +82,7 @@ def machine() -> dict[str, Any]:
 
     import torch
 
-    from posenc.kernels.xformers_library import operators_problem
+    from posenc.kernels.windowed.xformers_library import operators_problem
 
     unusable = operators_problem()
     gpus = []
@@ -116,7 +116,7 @@ def settings() -> dict[str, str]:
 
 def plugins() -> list[dict[str, Any]]:
     """Every plugin with its version, load time and failures."""
-    from posenc.trial import tried_records
+    from posenc.evaluate.plugin_trial import tried_records
 
     return [
         {

@@ -28,7 +28,7 @@ def command(name: str, window: int, prompt: int, port: int, no_browser: bool) ->
 
     from werkzeug.serving import WSGIRequestHandler, make_server
 
-    from posenc.explore.app import make_app
+    from posenc.display.explore.app import make_app
 
     class Quiet(WSGIRequestHandler):
         def log_request(self, code: int | str = "-", size: int | str = "-") -> None:

@@ -14,7 +14,7 @@ from posenc.cli._output import json_option, print_json, print_table
 def command(seam: str | None, as_json: bool) -> None:
     """List strategies (or adapters, or backends) and the distribution each comes from."""
     from posenc import plugins
-    from posenc.listing import listing
+    from posenc.display.listing import listing
 
     seam = seam or "strategies"
     columns, rows = listing(getattr(plugins, seam)())

@@ -35,7 +35,7 @@ def command(
 
     plan = strategy(name, window=window, **read_pairs(params)).checked_plan(prompt, total)
     if plot is not None:
-        from posenc.viz import plot_plan
+        from posenc.display.viz import plot_plan
 
         plot_plan(plan, plot)
     if as_json:
@@ -48,7 +48,7 @@ def command(
 
 def describe(plan: PositionPlan) -> dict[str, Any]:
     """A plan as plain data: lengths, segments of the last query, distance table."""
-    from posenc.explain import relative_at, sample_distances, segment_pairs
+    from posenc.display.explain import relative_at, sample_distances, segment_pairs
 
     last = plan.total - 1
     segments = []

@@ -16,8 +16,8 @@ def command(as_json: bool) -> None:
 
     Every strategy is asked for a few plans, so that a broken one is found before a model is.
     """
-    from posenc.quiet import quiet
-    from posenc.trial import tried_records
+    from posenc.evaluate.plugin_trial import tried_records
+    from posenc.trace import quiet
 
     with quiet():  # failures are in the table; do not warn about them as well
         records = tried_records()

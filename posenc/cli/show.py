@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from posenc.cli._output import json_option, print_json, print_table
-from posenc.cli._strategy import kind_of
 
 if TYPE_CHECKING:
-    from posenc.plugins import StrategyInfo
+    from posenc.registry import StrategyInfo
 
 
 @click.command("show", short_help="Show one strategy in full.")
@@ -44,7 +43,7 @@ def describe(info: StrategyInfo) -> dict[str, Any]:
 
     return {
         "name": info.name,
-        "kind": kind_of(info),
+        "kind": info.kind,
         "summary": info.summary,
         "paper": info.paper,
         "distribution": info.distribution,

@@ -145,7 +145,7 @@ def _plots(demo: Demo, folder: Path) -> list[Path]:
         import matplotlib  # noqa: F401
     except ImportError:
         return []
-    from posenc import viz
+    from posenc.display import viz
 
     window = demo.loaded.window
     lengths = demo.task.lengths

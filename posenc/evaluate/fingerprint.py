@@ -1,4 +1,4 @@
-"""Tell tokenizers and texts apart by what is in them, not by what they are called. For models: posenc.fingerprint."""
+"""Tell tokenizers and texts apart by their content, not by their names. For models: posenc.hf.fingerprint."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from posenc.evaluate.models import TINY, load
+from posenc.positions import IdentityStrategy
 
 PROMPT = 200
 NEW = 8
@@ -35,13 +36,13 @@ def failures() -> dict[str, str | None]:
     The keys are ``identity`` (bit-equal logits), ``generation`` (the same tokens), ``remap`` (other logits, none of
     them NaN), ``decoding`` (with a cache what the dense reference gives without one) and ``restored``.
     """
-    from posenc.handle import apply
+    from posenc.hf.handle import apply
 
     loaded = load(TINY)
     model = loaded.model
     with loaded.threads(), torch.no_grad():
         stock = _run(model)
-        with apply(model, "rope"):
+        with apply(model, IdentityStrategy()):
             identity = _run(model)
         with apply(model, "rerope", **REMAP):
             remap = _run(model)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from posenc.checkpoint import window_of
 from posenc.errors import InvalidInputError, UnsupportedModelError
 from posenc.files import expanded
-from posenc.model_files import first_line, load_model, load_tokenizer
+from posenc.hf.model_files import first_line, load_model, load_tokenizer
 
 TINY = "tiny"
 SMOLLM2 = "smollm2"

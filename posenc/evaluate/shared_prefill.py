@@ -18,8 +18,8 @@ from torch import Tensor
 
 from posenc.errors import InvalidInputError
 from posenc.evaluate.models import end_tokens
-from posenc.handle import Handle
-from posenc.transformers_names import cache_argument, output_cache
+from posenc.hf.handle import Handle
+from posenc.hf.transformers_names import cache_argument, output_cache
 
 
 class SharedPrefill:

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 @hookimpl
 def posenc_register_backends(register: Callable[[AttentionBackend], None]) -> None:
     """Register the built-in backends."""
-    from posenc.kernels.cpu_flash import CpuFlashBackend
-    from posenc.kernels.flash_attn_4 import FlashAttention4Backend
+    from posenc.kernels.cpu.backend import CpuFlashBackend
     from posenc.kernels.reference import ReferenceBackend
-    from posenc.kernels.torch_flash import TorchFlashBackend
-    from posenc.kernels.triton_backend import TritonBackend
-    from posenc.kernels.xformers_segments import XformersBackend
+    from posenc.kernels.triton.backend import TritonBackend
+    from posenc.kernels.windowed.flash_attn_4 import FlashAttention4Backend
+    from posenc.kernels.windowed.torch_flash import TorchFlashBackend
+    from posenc.kernels.windowed.xformers import XformersBackend
 
     register(ReferenceBackend())
     register(CpuFlashBackend())

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from posenc.backend import AttentionBackend, BackendCapabilities
-from posenc.plan import PositionPlan, Positions, Segment
+from posenc.plan import PositionPlan
 from posenc.rope import Rotary
+from posenc.segment import Positions, Segment
 
 ROWS = 256
 """Queries handled at a time."""

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from posenc.errors import BackendError
 from posenc.kernels.devices import capturing
-from posenc.kernels.kept import KeptKeys
 from posenc.kernels.memo import remembered
-from posenc.plan import IntArray, PositionPlan, Positions, Segment
+from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.plan import PositionPlan
 from posenc.rope import Rotary
+from posenc.segment import IntArray, Positions, Segment
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posenc.calibrate import record
-from posenc.calibrate.bundle import parse_bundle
-from posenc.calibrate.sweep import Sweep
-from posenc.config import read_yaml
+from posenc.calibration import file as record
+from posenc.calibration.run.bundle import parse_bundle
+from posenc.calibration.run.sweep import Sweep
+from posenc.files import read_yaml
 from posenc.report.svg import Point
 from posenc.report.tables import with_error
 

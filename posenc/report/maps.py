@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posenc.config import Config, read_config
+from posenc.display.viz import sample_map
 from posenc.plan import PositionPlan
-from posenc.viz import sample_map
 
 SIDE = 120
 SCALE = ((68, 1, 84), (65, 68, 135), (42, 120, 142), (34, 168, 132), (122, 209, 81), (253, 231, 37))

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from posenc.bench.report import describe_machine
 from posenc.bench.results import Result
 from posenc.evaluate.sweep.results import Sweep
-from posenc.quiet import quiet
 from posenc.report.costs import SETUP, cost_tables, title_of, what_is_compared
 from posenc.report.curves import Calibration
 from posenc.report.maps import config_of, is_beyond, map_address
 from posenc.report.sources import Material
 from posenc.report.svg import Point, line_chart
 from posenc.report.tables import DepthTable, Table, depth_tables, pair_tables, ratio_tables, score_tables
+from posenc.trace import quiet
 
 LOWEST_LOSS, HIGHEST_LOSS = 0.1, 1.0
 """Nats per token above the best candidate that a V-curve shows at least, and at most."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posenc.bench import results as bench
-from posenc.calibrate.record import FORMAT as CALIBRATION
+from posenc.calibration.file import FORMAT as CALIBRATION
 from posenc.errors import InvalidInputError
 from posenc.evaluate.sweep.folder import SWEEP, ResultsFolder
 from posenc.evaluate.sweep.results import FORMAT, Sweep, read_bundle

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from posenc.adapter import EVERY_FAMILY, ArchitectureAdapter
 from posenc.errors import PluginError, PosencError
-from posenc.handle import Handle, apply, attached
+from posenc.hf.handle import Handle, apply, attached
 from posenc.plugins import adapter_info, adapters, strategy
+from posenc.positions import IdentityStrategy
 from posenc.testing.judge import dense_logits
 from posenc.testing.models import decoded, difference, left_padded, relative_error, tokens, uses
 from posenc.testing.violation import violated
@@ -166,8 +167,10 @@ class AdapterContract:
         return uses(self._built, self._ids(2), self.prompt, PADDING)
 
     def _strategy(self, name: str) -> Any:
-        params = {"window_size": 6, "replan": "never"} if name == "rerope" else {}
-        return strategy(name, window=self.prompt + self.new, **params)
+        window = self.prompt + self.new
+        if name == IdentityStrategy.name:
+            return IdentityStrategy(window=window)
+        return strategy(name, window=window, window_size=6, replan="never")
 
     def _judged(self, ids: Tensor, name: str) -> Tensor:
         plan = self._strategy(name).plan(self.prompt, ids.shape[1])

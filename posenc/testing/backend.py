@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from posenc.backend import AttentionBackend
-from posenc.dispatch import attention
 from posenc.errors import BackendError, InvalidConfigError, PluginError
-from posenc.plan import Lengths, PositionPlan, Segment
+from posenc.kernels.dispatch import attention
+from posenc.plan import PositionPlan
 from posenc.plugins import backend_info, strategies
 from posenc.positions import FrequencyStrategy
 from posenc.rope import Rotary
+from posenc.segment import Lengths, Segment
 from posenc.testing.generators import banded_plan, interpolating_plan, three_kinds_plan
 from posenc.testing.gradients import check_empty_row_gradients, check_gradients, weights_of
 from posenc.testing.layouts import LAYOUTS

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from posenc.errors import PosencError
 from posenc.plan import PositionPlan
-from posenc.positions import ComposedStrategy, PositionStrategy
+from posenc.planning.composed import ComposedStrategy
+from posenc.positions import PositionStrategy
 from posenc.testing.violation import violated
 
 Factory = PositionStrategy | Callable[..., PositionStrategy]

@@ -11,7 +11,8 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from posenc.plan import PositionPlan, Segment
+from posenc.plan import PositionPlan
+from posenc.segment import Segment
 from posenc.testing.violation import violated
 
 Dense = NDArray[np.float64]

@@ -8,8 +8,7 @@ import torch
 
 from posenc.errors import InvalidConfigError, PosencError
 from posenc.positions import PositionStrategy
-from posenc.rope import Rotary
-from posenc.rotary_check import fault_of, same_frequencies
+from posenc.rope import Rotary, fault_of, same_frequencies
 from posenc.testing.violation import violated
 
 

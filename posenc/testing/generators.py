@@ -7,7 +7,8 @@ from itertools import pairwise
 import numpy as np
 from hypothesis import strategies as st
 
-from posenc.plan import Interpolation, Lengths, PositionPlan, Segment
+from posenc.plan import PositionPlan
+from posenc.segment import Interpolation, Lengths, Segment
 
 
 @st.composite

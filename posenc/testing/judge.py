@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posenc.handle import find_adapter
+from posenc.hf.handle import find_adapter
 
 NAME = "dense_relative"
 _attended: ContextVar[Tensor] = ContextVar("attended")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posenc.transformers_names import cache_argument, output_cache
+from posenc.hf.transformers_names import cache_argument, output_cache
 
 
 def tokens(vocabulary: int, *shape: int, seed: int = 1) -> Tensor:

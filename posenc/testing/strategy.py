@@ -12,8 +12,10 @@ from hypothesis import HealthCheck
 from hypothesis import strategies as st
 
 from posenc.errors import InvalidConfigError, PluginError
+from posenc.params import RemapParams
+from posenc.planning.composed import ComposedStrategy
 from posenc.plugins import strategy_info
-from posenc.positions import ComposedStrategy, FrequencyStrategy, PositionStrategy, RemapParams
+from posenc.positions import FrequencyStrategy, PositionStrategy
 from posenc.testing import invariants
 from posenc.testing.cases import Case, Factory, Lengths, for_every_case, label, made, planned, rebuilt
 from posenc.testing.dense import DensePlan

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from posenc.backend import AttentionBackend, BackendCapabilities
-from posenc.dispatch import attention
+from posenc.kernels.dispatch import attention
 from posenc.plan import PositionPlan
 from posenc.plugins import backend_info, backends
 from posenc.rope import Rotary

@@ -12,10 +12,10 @@ from pathlib import Path
 import click
 
 import posenc
-from posenc.calibrate import choice, record
+from posenc.calibration import file as record
+from posenc.calibration import recommend as choice
 from posenc.cli import show
 from posenc.cli._group import group
-from posenc.cli._strategy import kind_of
 
 ROOT = Path(__file__).parents[2]
 MARK = re.compile(r"^<!-- posenc: (\w+)(?: (\w+))? -->$", re.MULTILINE)
@@ -47,7 +47,7 @@ def _cell(value: object) -> str:
 def strategies() -> str:
     """List every built-in strategy with a link to its page."""
     infos = (info for info in posenc.strategies().values() if info.distribution == "posenc")
-    rows = ((f"[`{info.name}`]({info.name}.md)", kind_of(info), info.summary, info.paper) for info in infos)
+    rows = ((f"[`{info.name}`]({info.name}.md)", info.kind, info.summary, info.paper) for info in infos)
     return table(["name", "changes", "what the model sees", "paper"], rows)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from posenc.hookspecs import hookimpl
-from posenc.kernels.cpu_flash import CpuFlashBackend
+from posenc.kernels.cpu.backend import CpuFlashBackend
 
 MARKED = 128
 """Tokens of the case that the last two fail at; no canary has as many."""

@@ -15,8 +15,9 @@ import posenc
 from posenc.bench import canary
 from posenc.bench.cases import STRATEGIES, Case
 from posenc.bench.sampled import aimed_queries, expected_rows, sampled_rows
-from posenc.kernels.cpu_flash import CpuFlashBackend
-from posenc.plan import PositionPlan, Segment
+from posenc.kernels.cpu.backend import CpuFlashBackend
+from posenc.plan import PositionPlan
+from posenc.segment import Segment
 from posenc.testing.definition import attention_by_definition
 from posenc.testing.generators import three_kinds_plan
 from posenc.testing.tensors import installed, tensors

@@ -9,7 +9,7 @@ import torch
 import posenc
 from posenc.bench.cases import KINDS, PADDED, Heads, Settings
 from posenc.bench.model import make_model, twin
-from posenc.bench.run import build
+from posenc.bench.sides import build
 from posenc.bench.timing import LEAST_ROUNDS, Pair, measure
 from posenc.errors import InvalidInputError
 from tests.bench.conftest import small

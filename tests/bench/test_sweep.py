@@ -14,8 +14,8 @@ pytest.importorskip("triton", reason="triton is made for Linux only")
 
 from posenc.bench import sweep
 from posenc.bench.sweep import Setting, candidates, shipped
-from posenc.kernels.triton_backend import INTERPRETED, TritonBackend
-from posenc.kernels.triton_tiles import TileTable, Tiling
+from posenc.kernels.triton.backend import INTERPRETED, TritonBackend
+from posenc.kernels.triton.tiles import TileTable, Tiling
 from scripts import gpu_sweep
 from scripts.gpu_process import Died
 

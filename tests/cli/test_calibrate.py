@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import posenc
-from posenc.calibrate.bundle import parse_bundle
-from posenc.calibrate.record import read
+from posenc.calibration.file import read
+from posenc.calibration.run.bundle import parse_bundle
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def test_a_model_that_is_refused_late_has_no_hooks(folder: Path, monkeypatch: py
         raise posenc.UnsupportedModelError("differs")
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", keep)
-    monkeypatch.setattr("posenc.handle.check_identity", differs)
+    monkeypatch.setattr("posenc.hf.handle.check_identity", differs)
     with pytest.raises(posenc.UnsupportedModelError, match="differs"):
         posenc.from_pretrained(folder, "rerope")
     ((model, _),) = loaded

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import posenc
-from posenc import trial
 from posenc.cli._output import print_table
+from posenc.evaluate import plugin_trial as trial
 from posenc.plugins import PluginRecord, plugin_records
 
 
@@ -161,7 +161,7 @@ def test_plugins_lists_what_each_brings(run):
 def test_plugins_shows_failures(run, monkeypatch: pytest.MonkeyPatch):
     broken = PluginRecord("theirs", "their_plugin", "their-dist", "1.0", failures=("ImportError: no such thing",))
     records = [*plugin_records(), broken]
-    monkeypatch.setattr("posenc.trial.plugin_records", lambda: records)
+    monkeypatch.setattr("posenc.evaluate.plugin_trial.plugin_records", lambda: records)
     result = run("plugins")
     assert result.exit_code == 0
     assert "FAILED: ImportError: no such thing" in " ".join(result.stdout.split())
@@ -179,7 +179,7 @@ def test_warnings_are_held_back_for_the_verb_only(
         logger.warning("said twice")
         return known
 
-    monkeypatch.setattr("posenc.trial.plugin_records", records)
+    monkeypatch.setattr("posenc.evaluate.plugin_trial.plugin_records", records)
     assert run(verb).exit_code == 0
     assert caplog.messages == []
     logger.warning("heard again")
@@ -276,7 +276,7 @@ def test_a_refusal_is_no_failure(run):
 
 def test_doctor_says_why_the_operators_of_xformers_cannot_load(run, monkeypatch: pytest.MonkeyPatch):
     """Also without a GPU, where the backend is refused for that."""
-    from posenc.kernels import xformers_library
+    from posenc.kernels.windowed.backend import xformers_library
 
     monkeypatch.setattr(xformers_library, "operators_problem", lambda: "no runtime; pip install it")
     shown = run("doctor").stdout
@@ -291,7 +291,7 @@ def test_doctor_says_why_the_operators_of_xformers_cannot_load(run, monkeypatch:
 @pytest.mark.parametrize(
     ("breaks", "says"),
     [
-        ("posenc.handle.apply", "RuntimeError: it does not work"),
+        ("posenc.hf.handle.apply", "RuntimeError: it does not work"),
         ("transformers.AutoModelForCausalLM.from_pretrained", "tiny: transformers cannot load it: it does not work"),
     ],
 )
@@ -307,9 +307,9 @@ def test_doctor_fails_when_the_shipped_model_does(run, monkeypatch: pytest.Monke
 
 
 def test_doctor_fails_when_a_remap_does_nothing(run, monkeypatch: pytest.MonkeyPatch):
-    from posenc.handle import apply
+    from posenc.hf.handle import apply
 
-    monkeypatch.setattr("posenc.handle.apply", lambda model, name, **params: apply(model, "rope"))
+    monkeypatch.setattr("posenc.hf.handle.apply", lambda model, name, **params: apply(model, "rope"))
     assert "a remap does not change the shipped model" in run("doctor").stdout
 
 

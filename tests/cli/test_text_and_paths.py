@@ -14,11 +14,11 @@ from click.testing import CliRunner
 
 import posenc
 from posenc.cli._group import group
+from posenc.cli.scaffold import create
 from posenc.errors import InvalidInputError
 from posenc.evaluate.models import locate
 from posenc.evaluate.texts import read_text
 from posenc.files import expanded, replacing
-from posenc.scaffold import create
 
 WORDS = "the quick brown fox jumps over the lazy dog " * 40
 LATIN = "\xe9t\xe9".encode("latin-1")

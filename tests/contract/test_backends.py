@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 
 import posenc
-from posenc.kernels.triton_backend import INTERPRETED
+from posenc.kernels.triton.backend import INTERPRETED
 
 
 @pytest.mark.parametrize("name", posenc.backends())
@@ -14,5 +14,5 @@ class TestRegistered(posenc.testing.BackendContract):
     @pytest.fixture(autouse=True)
     def _choose(self, name: str) -> None:
         self.backend = posenc.backends()[name].backend
-        if name == "triton" and INTERPRETED:  # a case takes a second; tests/kernels/test_triton.py has more
+        if name == "triton" and INTERPRETED:  # tests/kernels/triton/test_triton.py has more; a case takes a second
             self.settings = hypothesis.settings(self.settings, max_examples=8)

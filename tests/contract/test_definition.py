@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posenc.plan import PositionPlan, Segment
+from posenc.plan import PositionPlan
 from posenc.rope import Rotary
+from posenc.segment import Segment
 from posenc.testing import attention_by_definition, random_plans
 from posenc.testing.tensors import difference, tensors
 

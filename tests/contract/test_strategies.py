@@ -10,7 +10,8 @@ import hypothesis
 import pytest
 
 import posenc
-from posenc.positions import ComposedStrategy, PositionStrategy
+from posenc.planning.composed import ComposedStrategy
+from posenc.positions import PositionStrategy
 
 
 @pytest.fixture(scope="module", autouse=True)

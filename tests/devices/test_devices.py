@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import posenc
-from tests.models.tiny import WINDOW, make, tokens
+from tests.hf.tiny import WINDOW, make, tokens
 
 DEVICE = os.environ.get("POSENC_TEST_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
 BACKENDS = [

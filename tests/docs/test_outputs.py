@@ -20,7 +20,7 @@ from tests.contract.test_adapter_mutants import FrequenciesOfAShortText, good, l
 from tests.contract.test_backend_mutants import drop_a_key, mistaken
 from tests.docs import shell
 from tests.docs.collect import ROOT, Block, all_blocks, blocks
-from tests.kernels.test_parts import call
+from tests.kernels.cpu.test_parts import call
 
 Check = Callable[[str, pytest.MonkeyPatch], None]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import posenc
-from posenc import viz
+from posenc.display import viz
 from posenc.errors import InvalidInputError, PosencError
 from posenc.files import plain, replacing
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from posenc.calibrate.record import read
-from posenc.calibrate.record import write as write_calibration
+from posenc.calibration.file import read
+from posenc.calibration.file import write as write_calibration
 from posenc.config import read_config
 from posenc.errors import InvalidConfigError, InvalidInputError, PosencError
 from posenc.evaluate.models import ModelSpec

@@ -12,8 +12,8 @@ from transformers import DynamicCache
 
 import posenc
 from tests.examples.load import example
-from tests.models import tiny
-from tests.models.dense import dense_logits
+from tests.hf import tiny
+from tests.hf.dense import dense_logits
 
 LogitInterpolation = example("logit_interpolation").LogitInterpolation
 

@@ -9,10 +9,10 @@ import torch
 from transformers import DynamicCache
 
 import posenc
-from posenc.record import ATTRIBUTE
+from posenc.hf.cache.record import ATTRIBUTE
 from tests.examples.load import example
-from tests.models import tiny
-from tests.models.dense import dense_logits
+from tests.hf import tiny
+from tests.hf.dense import dense_logits
 
 GroupedByLayer = example("positions_per_layer").GroupedByLayer
 PROMPT, TOTAL = 90, 110

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 import posenc
-from tests.models import tiny
+from tests.hf import tiny
 
 
 class Tags(HTMLParser):

@@ -11,7 +11,7 @@ from packaging.version import Version
 
 import posenc
 from posenc.adapter import EVERY_FAMILY
-from posenc.handle import find_adapter
+from posenc.hf.handle import find_adapter
 from posenc.testing.judge import dense_logits
 from posenc.testing.models import decoded, relative_error
 from scripts.family_measure import PROMPT, STEPS, TOLERANCE, farthest, used

@@ -10,7 +10,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.llama import modeling_llama
 
 import posenc
-from posenc.hooks import HOOKS
+from posenc.hf.hooks import HOOKS
 from scripts.tiny_families import SIZES, WINDOW, tiny_model, tokens
 
 REFUSED = {

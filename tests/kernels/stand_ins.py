@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from posenc.backend import BackendCapabilities
-from posenc.kernels.flash_attn_4 import FlashAttention4Backend
-from posenc.kernels.torch_flash import TorchFlashBackend
-from posenc.kernels.xformers_library import find_fmha
-from posenc.kernels.xformers_segments import XformersBackend
+from posenc.kernels.windowed.flash_attn_4 import FlashAttention4Backend
+from posenc.kernels.windowed.torch_flash import TorchFlashBackend
+from posenc.kernels.windowed.xformers import XformersBackend
+from posenc.kernels.windowed.xformers_library import find_fmha
 
 fmha: Any = find_fmha()[0]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 import posenc
-from tests.models import tiny
+from tests.hf import tiny
 
 PLAN = posenc.strategy("self_extend", window=32, group=4, window_size=8).plan(40)
 ROTARY = posenc.Rotary.from_theta(1e4, 16)

@@ -1,6 +1,6 @@
 """What must hold on the oldest and on the newest transformers: ``make test-versions`` runs this with both.
 
-Held to the float64 decoder of tests/models/dense.py. Where transformers differs, what it can do decides, never its
+Held to the float64 decoder of tests/hf/dense.py. Where transformers differs, what it can do decides, never its
 number. Needs pytest and what posenc itself needs.
 """
 
@@ -16,9 +16,9 @@ from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfi
 from transformers.generation.continuous_batching import PagedAttentionCache
 
 import posenc
-from posenc.transformers_names import cache_argument, output_cache, version
-from tests.models import tiny
-from tests.models.dense import dense_logits
+from posenc.hf.transformers_names import cache_argument, output_cache, version
+from tests.hf import tiny
+from tests.hf.dense import dense_logits
 
 TOLERANCE = 1e-4
 PROMPT, STEPS = 90, 12

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from posenc.calibrate.record import check_same_model, read
+from posenc.calibration.file import check_same_model, read
+from posenc.checkpoint import Fingerprint
 from posenc.config import Config, read_config
 from posenc.errors import InvalidConfigError
-from posenc.fingerprint import Fingerprint
 
 LABEL, AGAINST, CALIBRATED, TRANSFERRED = "label", "against", "calibrated", "transferred_from"
 

@@ -15,7 +15,7 @@ from posenc.evaluate.sweep.results import Entry, Sweep
 from posenc.evaluate.sweep.session import Cell, Session
 from posenc.evaluate.sweep.suite import Suite, make_cells, read_suite
 from posenc.evaluate.tasks import read_task
-from posenc.provenance import versions
+from posenc.trace import versions
 
 ExecutorName = Literal["in-process", "processes", "slurm"]
 

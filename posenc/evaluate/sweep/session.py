@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from posenc.checkpoint import Fingerprint
 from posenc.config import Config, read_config
 from posenc.errors import InvalidInputError
 from posenc.evaluate import fingerprint
@@ -17,9 +18,9 @@ from posenc.evaluate.tasks import read_task
 from posenc.evaluate.tasks.base import Source, Subject, Task
 from posenc.evaluate.texts import read_text
 from posenc.files import plain
-from posenc.fingerprint import Fingerprint
-from posenc.positions import ComposedStrategy, PositionStrategy
-from posenc.quiet import quiet
+from posenc.planning.composed import ComposedStrategy
+from posenc.positions import PositionStrategy
+from posenc.trace import quiet
 
 
 class Cell(BaseModel):
@@ -134,7 +135,7 @@ class Session:
         PosencError
             If the strategy does not fit the model.
         """
-        from posenc.handle import apply
+        from posenc.hf.handle import apply
 
         config, task = read_config(cell.config, source=cell.label), read_task(cell.task, source=cell.label)
         found = self.cell(cell.label, cell.model, config, task, cell.length, cell.seed)
@@ -150,8 +151,8 @@ class Session:
     def fingerprint(self, model: ModelSpec) -> Fingerprint:
         """What tells that model from others."""
         if model not in self._fingerprints:
-            from posenc.fingerprint import fingerprint as of_model
-            from posenc.handle import find_adapter
+            from posenc.hf.fingerprint import fingerprint as of_model
+            from posenc.hf.handle import find_adapter
 
             loaded = self.loaded(model).model
             self._fingerprints[model] = of_model(loaded, find_adapter(loaded))

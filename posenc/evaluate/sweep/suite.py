@@ -25,13 +25,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
-from posenc.config import read_yaml
 from posenc.errors import InvalidConfigError, InvalidInputError, PosencError
 from posenc.evaluate.models import ModelSpec
 from posenc.evaluate.sweep.entries import StrategyEntry
 from posenc.evaluate.sweep.session import Cell, Session
 from posenc.evaluate.tasks import read_task
-from posenc.positions import explain_validation
+from posenc.files import read_yaml
+from posenc.params import explain_validation
 
 _MULTIPLE = re.compile(r"(\d+(?:\.\d+)?)x")
 

@@ -15,7 +15,7 @@ from posenc.evaluate.tasks.passkey import Passkey
 from posenc.evaluate.tasks.prose import Perplexity
 from posenc.evaluate.tasks.spans import Spans
 from posenc.evaluate.tasks.variables import VariableTracking
-from posenc.positions import explain_validation
+from posenc.params import explain_validation
 
 TASKS: dict[str, type[Task]] = {
     task.kind: task

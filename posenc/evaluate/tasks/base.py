@@ -18,7 +18,7 @@ from posenc.evaluate import fingerprint
 from posenc.evaluate.models import Loaded
 from posenc.evaluate.perplexity import Mean
 from posenc.evaluate.texts import BUILT_IN, Text, tokenize
-from posenc.handle import Handle
+from posenc.hf.handle import Handle
 
 
 class Sample(BaseModel):

@@ -1,0 +1,37 @@
+"""Shapes of grids that strategies share when they declare what ``posenc calibrate`` tries.
+
+A strategy declares its candidates itself, in the class method ``calibration_grid(window, length)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+BUDGET = 24
+"""Most candidates of one strategy at one length: no strategy is searched harder than another."""
+
+
+def parts(window: int, *eighths: float) -> list[int]:
+    """Distinct fractions of the window, given in eighths, at least 1."""
+    return sorted({max(1, int(window * part / 8)) for part in eighths})
+
+
+def spread(low: float, high: float, count: int) -> list[int]:
+    """Up to `count` distinct whole numbers, evenly spread on a log scale, both ends included."""
+    low, high = max(1.0, low), max(1.0, high)
+    steps = max(count - 1, 1)
+    return sorted({round(math.exp(math.log(low) + (math.log(high) - math.log(low)) * k / steps)) for k in range(count)})
+
+
+def compressions(beyond: float, room: float, multiples: Sequence[float]) -> list[float]:
+    """Factors around the one that fits `beyond` tokens into `room` positions, at least 1, rounded to hundredths."""
+    fitting = max(1.0, beyond / max(room, 1.0))
+    return sorted({max(1.0, round(fitting * multiple, 2)) for multiple in multiples})
+
+
+def factor_grid(window: int, length: int) -> list[dict[str, Any]]:
+    """``factor`` of a frequency strategy, around the number of windows in the input."""
+    multiples = (0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 8, 16)
+    return [{"factor": factor} for factor in compressions(length, window, multiples)]

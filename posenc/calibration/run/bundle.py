@@ -1,0 +1,153 @@
+"""Everything a calibration measured, in one JSON file: the calibration, and the losses it was chosen and reported by.
+
+``posenc calibrate --json`` prints it and ``--bundle`` writes it; ``posenc report`` draws the V-curves of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from posenc.calibration.file import Calibration, damaged, parse
+from posenc.calibration.run.search import Candidate
+from posenc.calibration.run.sweep import Point, Sweep
+from posenc.evaluate.perplexity import Mean
+from posenc.files import plain, replacing
+
+if TYPE_CHECKING:
+    from posenc.calibration.run.job import Outcome
+
+DECIMALS = 6
+"""Of a stored loss: far finer than its error."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tried(_Strict):
+    """One candidate.
+
+    Parameters
+    ----------
+    params : dict
+    max_relative : float
+        Largest distance its plan shows the model.
+    dropped : bool
+        True when it was clearly bad and scored on the first documents only.
+    losses : tuple of float
+        One per document it was scored on, in nats per token.
+    """
+
+    params: dict[str, Any]
+    max_relative: float
+    dropped: bool
+    losses: tuple[float, ...] = Field(min_length=1)
+
+
+class Bundle(_Strict):
+    """A calibration and its losses.
+
+    Parameters
+    ----------
+    reported : dict
+        Losses of the report documents by length and label.
+    sweeps : dict
+        Candidates by strategy and length.
+    """
+
+    calibration: Calibration
+    reported: dict[int, dict[str, tuple[float, ...]]] = {}
+    sweeps: dict[str, dict[int, tuple[Tried, ...]]] = {}
+
+    @model_validator(mode="after")
+    def _one_is_whole(self) -> Bundle:
+        for name, by_length in self.sweeps.items():
+            for length, tried in by_length.items():
+                if max((len(one.losses) for one in tried), default=0) != self.calibration.settings.documents:
+                    raise ValueError(f"sweeps.{name}.{length}: no candidate has a loss for every document")
+        return self
+
+    def candidates(self) -> Iterator[Sweep]:
+        """Every sweep, as the calibration saw it."""
+        window, documents = self.calibration.model.fingerprint.window, self.calibration.settings.documents
+        for name, by_length in self.sweeps.items():
+            for length, tried in by_length.items():
+                points = [Point(Candidate(name, t.params, window), Mean(t.losses), t.max_relative) for t in tried]
+                yield Sweep(name, length, documents, tuple(points))
+
+
+def bundle(outcome: Outcome) -> Bundle:
+    """Put together what a calibration found."""
+    return Bundle(
+        calibration=outcome.calibration,
+        reported={
+            length: {label: _rounded(losses.values) for label, losses in own.items()}
+            for length, own in outcome.reported.items()
+        },
+        sweeps={
+            name: {
+                length: tuple(
+                    Tried(
+                        params=point.candidate.params,
+                        max_relative=point.max_relative,
+                        dropped=sweep.dropped(point),
+                        losses=_rounded(point.losses.values),
+                    )
+                    for point in sweep.points
+                )
+                for length, sweep in by_length.items()
+            }
+            for name, by_length in outcome.sweeps.items()
+        },
+    )
+
+
+def as_dict(found: Bundle) -> dict[str, Any]:
+    """Plain data, ready for JSON."""
+    data: dict[str, Any] = plain(found.model_dump(exclude_none=True))
+    return data
+
+
+def write_bundle(found: Bundle, path: Path) -> Path:
+    """Write it with one line per strategy and per reported length; whole or not at all.
+
+    Raises
+    ------
+    InvalidInputError
+        If it cannot be written; what was there before stays.
+    """
+    data = as_dict(found)
+    parts = [f' "calibration": {json.dumps(data["calibration"], indent=1, ensure_ascii=False)}']
+    for key in ("reported", "sweeps"):
+        lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(own)}" for name, own in data[key].items())
+        parts.append(f' "{key}": {{\n{lines}\n }}')
+    with replacing(path) as temporary:
+        temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+    return path
+
+
+def parse_bundle(data: Any, *, source: str) -> Bundle:
+    """Check plain data: a bundle, or the content of a calibration file, which has no losses.
+
+    Raises
+    ------
+    InvalidConfigError
+        If it is damaged, or was written by another version.
+    """
+    if not isinstance(data, dict) or "calibration" not in data:
+        return Bundle(calibration=parse(data, source=source))
+    calibration = parse(data["calibration"], source=source)
+    losses = {key: data[key] for key in ("reported", "sweeps") if key in data}
+    try:
+        return Bundle.model_validate({**losses, "calibration": calibration})
+    except ValidationError as error:
+        raise damaged(error, source=source) from None
+
+
+def _rounded(losses: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(round(loss, DECIMALS) for loss in losses)

@@ -1,0 +1,118 @@
+"""One strategy's candidates at one length, scored on the same documents until the clearly bad ones are out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from posenc.calibration.run.cells import Cells
+from posenc.calibration.run.search import Candidate
+from posenc.evaluate.perplexity import Mean
+
+FIRST_ROUND = 8
+STOP_ERRORS = 3.0
+STOP_NATS = 0.02
+STOPPING = (
+    f"after {FIRST_ROUND} documents, and whenever their number has doubled, a candidate is dropped whose mean paired "
+    f"difference to the best one exceeds {STOP_ERRORS:g} standard errors and {STOP_NATS:g} nats per token"
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one candidate scored.
+
+    Parameters
+    ----------
+    candidate : Candidate
+        Strategy and parameters.
+    losses : Mean
+        Of the documents it was scored on: all of them, or the first few where it was dropped.
+    max_relative : float
+        Largest distance its plan shows the model.
+    """
+
+    candidate: Candidate
+    losses: Mean
+    max_relative: float
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All candidates of one strategy at one length."""
+
+    strategy: str
+    length: int
+    documents: int
+    points: tuple[Point, ...]
+
+    @property
+    def best(self) -> Point:
+        """The lowest mean loss among those that were scored on every document."""
+        return min((p for p in self.points if not self.dropped(p)), key=lambda point: point.losses.mean)
+
+    def dropped(self, point: Point) -> bool:
+        """True when a candidate was clearly bad and scored on the first documents only."""
+        return len(point.losses.values) < self.documents
+
+    def behind(self, point: Point) -> Mean:
+        """Paired differences to the best candidate, over the documents both were scored on."""
+        return Mean(paired(point.losses, self.best.losses))
+
+    def completed(self, points: list[Point]) -> NDArray[np.float64]:
+        """Losses, float64 [points, documents]; where a candidate was dropped, the best one's plus their mean gap."""
+        best = np.array(self.best.losses.values)
+        rows = []
+        for point in points:
+            row = best + self.behind(point).mean
+            row[: len(point.losses.values)] = point.losses.values
+            rows.append(row)
+        return np.stack(rows)
+
+
+def paired(one: Mean, other: Mean) -> tuple[float, ...]:
+    """Differences over the documents both have."""
+    return tuple(a - b for a, b in zip(one.values, other.values, strict=False))
+
+
+def rounds(documents: int) -> list[int]:
+    """Numbers of documents after which candidates may be dropped; the last is all of them."""
+    stops = []
+    stop = FIRST_ROUND
+    while stop < documents:
+        stops.append(stop)
+        stop *= 2
+    return [*stops, documents]
+
+
+def survivors(losses: dict[int, Mean]) -> set[int]:
+    """Which candidates go on, by the rule in :data:`STOPPING`."""
+    best = min(losses.values(), key=lambda mean: mean.mean)
+    kept = set()
+    for number, own in losses.items():
+        gap = own.minus(best)
+        if not (gap.mean > STOP_NATS and gap.mean > STOP_ERRORS * gap.standard_error):
+            kept.add(number)
+    return kept
+
+
+def sweep(cells: Cells, candidates: list[Candidate], length: int) -> Sweep:
+    """Score candidates round by round; what was scored before is read, so a second run decides the same."""
+    documents = len(cells.corpus.documents)
+    losses: dict[int, Mean] = {}
+    alive = set(range(len(candidates)))
+    scored = 0
+    for stop in rounds(documents):
+        losses |= {number: cells.losses(candidates[number], length, stop, before=scored) for number in sorted(alive)}
+        scored = stop
+        kept = survivors({number: losses[number] for number in alive}) if stop < documents else alive
+        for number in alive - kept:
+            cells.skip(candidates[number], length, documents - stop)
+        alive = kept
+    points = tuple(
+        Point(candidate, losses[number], candidate.made.plan(length).max_relative)
+        for number, candidate in enumerate(candidates)
+    )
+    return Sweep(candidates[0].strategy, length, documents, points)

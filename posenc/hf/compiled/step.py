@@ -1,0 +1,207 @@
+"""One decoded token on a static cache as plain tensor operations, so that torch.compile traces it in one graph.
+
+Per query every key lies in one segment, so one table per step says by how much each key has to be turned before an
+ordinary softmax over raw queries and turned keys; no segment is computed on its own.
+
+Shape letters: B batch, R rows (1 where all are alike), H heads, G query heads per key head, K cache slots handed to a
+layer, T cache slots, S segments, D head_dim, F frequencies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import tau
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from posenc.errors import UnsupportedModelError
+from posenc.hf.attachment import Attachment
+from posenc.hf.compiled.decode_tables import ATTRIBUTE, Horizon, Kind
+from posenc.hf.step import refuse_options
+from posenc.hf.transformers_names import cache_of
+from posenc.kernels.rotated import compute_dtype
+
+BROKEN = (
+    "posenc: a compiled decode step does not go on from where its cache stands: another model or a detached one filled "
+    "the cache, the token is padding, its position id does not count up by one, or the mask changed. Run the same step "
+    "without torch.compile for the exact reason."
+)
+OVERFLOW = "posenc: float16 overflow: a rotated key exceeds 65504. Run the model in bfloat16 or float32."
+
+
+@dataclass
+class CompiledStep:
+    """What :class:`~posenc.hf.step.Step` is to the attention layers, in tensors alone.
+
+    Parameters
+    ----------
+    horizon : Horizon
+        Plans of every row until the cache is full.
+    slot : int64 []
+        Slot of the new token.
+    """
+
+    horizon: Horizon
+    slot: Tensor
+    _tables: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        horizon = self.horizon
+        rows = torch.arange(horizon.index_RT.shape[0], device=self.slot.device)
+        self.query_R = horizon.index_RT.index_select(1, self.slot[None])[:, 0]
+        self.plan_R = horizon.plan_RT[rows, self.query_R]
+
+    def attend(
+        self,
+        module: nn.Module,
+        q_BH1D: Tensor,
+        k_BHKD: Tensor,
+        v_BHKD: Tensor,
+        mask: Tensor | None,
+        *,
+        scaling: float | None,
+        dropout: float,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention of one layer on a raw query and raw keys; output [B, 1, H, D] as transformers expects."""
+        horizon = self.horizon
+        index = horizon.kind_of.get(module)
+        if index is None:
+            raise UnsupportedModelError(f"{type(module).__name__} attends in this forward, but it was not probed.")
+        kind = horizon.kinds[index]
+        if kind.stock:
+            q, k = q_BH1D, k_BHKD
+            if kind.rotary is not None:
+                ids_BT = horizon.position_ids_BT.to(q.device)
+                slots_K = self._slots(k.shape[2]).to(q.device)
+                q = kind.rotary.rotate_as_stock(q, ids_BT.index_select(1, self.slot[None].to(q.device)))
+                k = kind.rotary.rotate_as_stock(k, ids_BT.index_select(1, slots_K))
+            return horizon.stock(module, q, k, v_BHKD, mask, dropout=dropout, scaling=scaling, **options)
+        refuse_options(dropout, options)
+        assert kind.rotary is not None
+        dtype = compute_dtype(k_BHKD)
+        table = self._table(index, k_BHKD.shape[2], dtype)
+        cos_RKF, sin_RKF, seen_RK = (x.to(q_BH1D.device) for x in table)
+        turned_BHKD = kind.rotary.rotate(k_BHKD, cos_RKF[:, None], sin_RKF[:, None])
+        if k_BHKD.dtype == torch.float16:
+            torch._assert_async(turned_BHKD.isfinite().all() | ~k_BHKD.isfinite().all(), OVERFLOW)
+        if horizon.scale_NT is not None:
+            scale_R = horizon.scale_NT[self.plan_R, self.query_R].to(q_BH1D.device, dtype)
+            q_BH1D = (q_BH1D * scale_R[:, None, None, None]).to(q_BH1D.dtype)
+        out_BH1D = _softmax(q_BH1D, turned_BHKD, v_BHKD, seen_RK, scaling, options.get("softcap"), options.get("s_aux"))
+        return out_BH1D.transpose(1, 2), None
+
+    def _slots(self, handed: int) -> Tensor:
+        """Slots of the keys handed to a layer: all of them, or the last ones of a sliding cache."""
+        return torch.arange(handed, device=self.slot.device) + (self.slot + 1 - handed).clamp(min=0)
+
+    def _table(self, index: int, handed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """cos and sin by which every key is turned [R, K, F], and whether it is attended [R, K]; once per step."""
+        key = (index, handed)
+        if key not in self._tables:
+            self._tables[key] = self._make_table(self.horizon.kinds[index], handed, dtype)
+        return self._tables[key]
+
+    def _make_table(self, kind: Kind, handed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        horizon, plan_R, query_R = self.horizon, self.plan_R, self.query_R
+        slots_K = self._slots(handed)
+        key_RK = horizon.index_RT.index_select(1, slots_K)
+        start_RS, stop_RS = horizon.key_start_NTS[plan_R, query_R], horizon.key_stop_NTS[plan_R, query_R]
+        inside_RKS = (key_RK[..., None] >= start_RS[:, None]) & (key_RK[..., None] < stop_RS[:, None])
+        seen_RK = inside_RKS.any(-1) & horizon.real_RT.index_select(1, slots_K) & (slots_K <= self.slot)
+        if kind.window is not None:
+            seen_RK = seen_RK & (query_R[:, None] - key_RK < kind.window)
+        query_RS = horizon.query_NTS[plan_R, query_R]
+        key_RKS = horizon.key_NTS[plan_R[:, None], key_RK]
+        turn_RKS = key_RKS - query_RS[:, None]
+        turn_RKSF = turn_RKS if turn_RKS.ndim == 4 else turn_RKS[..., None]
+        turn_RKF = torch.where(inside_RKS[..., None], turn_RKSF, 0.0).sum(2)
+        angle_RKF = turn_RKF * kind.inv_freq_NF[plan_R][:, None]
+        angle_RKF = angle_RKF - tau * (angle_RKF / tau).round()  # small, so that float32 holds it
+        angle_RKF = angle_RKF.to(dtype)
+        factor_R11 = kind.factor_N[plan_R].square()[:, None, None].to(dtype)
+        return angle_RKF.cos() * factor_R11, angle_RKF.sin() * factor_R11, seen_RK
+
+
+def _softmax(
+    q_BH1D: Tensor,
+    k_BHKD: Tensor,
+    v_BHKD: Tensor,
+    seen_RK: Tensor,
+    scaling: float | None,
+    softcap: float | None,
+    sinks_H: Tensor | None,
+) -> Tensor:
+    """Softmax attention of one query per head, [B, H, 1, D]; the query heads of a key head are its rows."""
+    batch, heads, _, dim = q_BH1D.shape
+    scaling = dim**-0.5 if scaling is None else scaling
+    q_BHGD = q_BH1D.reshape(batch, k_BHKD.shape[1], -1, dim)
+    seen_R11K = seen_RK[:, None, None]
+    if softcap is None and sinks_H is None:
+        out_BHGD = F.scaled_dot_product_attention(q_BHGD, k_BHKD, v_BHKD, attn_mask=seen_R11K, scale=scaling)
+        return out_BHGD.reshape(batch, heads, 1, -1)
+    precise = compute_dtype(q_BH1D)
+    logits_BHGK = q_BHGD.to(precise) @ k_BHKD.to(precise).transpose(-1, -2) * scaling
+    if softcap is not None:
+        logits_BHGK = softcap * torch.tanh(logits_BHGK / softcap)
+    logits_BHGK = logits_BHGK.masked_fill(~seen_R11K, float("-inf"))
+    if sinks_H is not None:
+        sinks_BHG1 = sinks_H.to(precise).reshape(1, k_BHKD.shape[1], -1, 1).expand(batch, -1, -1, -1)
+        logits_BHGK = torch.cat((logits_BHGK, sinks_BHG1), -1)
+    weights_BHGK = logits_BHGK.softmax(-1)[..., : k_BHKD.shape[2]]
+    return (weights_BHGK @ v_BHKD.to(precise)).to(v_BHKD.dtype).reshape(batch, heads, 1, -1)
+
+
+def compiled_step(attachment: Attachment, kwargs: dict[str, Any], tokens: Tensor) -> CompiledStep | None:
+    """The step of one decoded token, counted on the cache's horizon; None where the step must run the ordinary way.
+
+    Raises (when the graph runs)
+    ----------------------------
+    RuntimeError
+        If the token does not go on from where the cache stands.
+    """
+    cache = cache_of(kwargs)
+    horizon = getattr(cache, ATTRIBUTE, None)
+    if not isinstance(horizon, Horizon) or tokens.shape[1] != 1 or attachment.open_announcements:
+        return None
+    batch, slots = horizon.position_ids_BT.shape
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention")
+    if horizon.fingerprint != attachment.fingerprint or batch != tokens.shape[0]:
+        return None
+    if mask is not None and (mask.shape[-1] != slots if mask.ndim == 4 else mask.ndim != 2):
+        return None
+    slot = horizon.count.clone()
+    ids = kwargs.get("position_ids")
+    ids_B1 = (slot[None, None] if ids is None else ids).expand(batch, 1)
+    torch._assert_async(_goes_on(horizon, slot, ids_B1, mask) & (slot == cache.get_seq_length()), BROKEN)
+    horizon.position_ids_BT.index_copy_(1, slot[None], ids_B1)
+    horizon.count.add_(1)
+    return CompiledStep(horizon, slot)
+
+
+def _goes_on(horizon: Horizon, slot: Tensor, ids_B1: Tensor, mask: Tensor | None) -> Tensor:
+    """Whether mask and position ids of the new token are those of one more real token, bool []."""
+    real_RT = horizon.real_RT
+    slots_T = torch.arange(real_RT.shape[1], device=slot.device)
+    good = slot < real_RT.shape[1]
+    if not all(kind.stock for kind in horizon.kinds):
+        last = (slot - 1).clamp(min=0)[None]
+        counts_up = ids_B1 == horizon.position_ids_BT.index_select(1, last) + 1
+        good = good & (counts_up | ~real_RT.index_select(1, last)).all()
+    if mask is None:
+        return good
+    if mask.ndim == 2:
+        shown_BM = mask[:, : len(slots_T)].bool()
+        known = slots_T[: shown_BM.shape[1]] <= slot
+        return good & (slot < shown_BM.shape[1]) & ((shown_BM == real_RT[:, : shown_BM.shape[1]]) | ~known).all()
+    shown_BT = mask[:, 0, 0] if mask.dtype == torch.bool else mask[:, 0, 0] >= 0
+    causal_RT = real_RT & (slots_T <= slot)
+    fits = (shown_BT == causal_RT).all()
+    for window in dict.fromkeys(kind.window for kind in horizon.kinds if kind.window is not None):
+        fits = fits | (shown_BT == causal_RT & (slot - slots_T < window)).all()
+    return good & fits

@@ -1,0 +1,316 @@
+"""How a transformers model is hooked: two forward hooks, one more on the head, two registry entries.
+
+No forward is replaced. The decoder's pre-forward hook makes a :class:`~posenc.hf.step.Step` and passes
+it down as a keyword argument, so that it reaches every attention layer (also when gradient
+checkpointing runs the layer again); the rotary hook turns the architecture's own rotation into a
+no-op, so that raw keys are cached. An attention layer that gets no step is not patched and runs
+transformers' own attention. Hooks are instances of classes, not closures, so that a model can be
+copied and pickled. How continuous batching starts is in ``posenc/hf/continuous_batching.py``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from posenc.errors import InvalidInputError, UnsupportedModelError
+from posenc.hf import continuous_batching as continuous
+from posenc.hf.attachment import Attachment
+from posenc.hf.cache.rotated_keys import kept_layers
+from posenc.hf.cache.state import begin, finish
+from posenc.hf.compiled.step import CompiledStep, compiled_step
+from posenc.hf.padding import read_padding
+from posenc.hf.probe.masks import posenc_mask
+from posenc.hf.probe.unstepped import note_stray
+from posenc.hf.step import Step
+from posenc.hf.step_forwarding import RELAYS
+from posenc.hf.stock import stock_attention
+from posenc.hf.transformers_names import cache_of, output_cache, paged_cache_of
+
+IMPLEMENTATIONS = {"sdpa": "posenc", "eager": "posenc_eager"}
+"""Names registered with transformers, by the implementation that unpatched models of the same configuration run."""
+
+STEP = "posenc_step"
+CANDIDATES = "posenc_candidates"
+OUTSIDE = "posenc makes plans in Python; only a token decoded on a static cache is traced (docs/architecture.md)"
+"""Why torch.compile breaks its graph in every other forward."""
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def outside_graphs(function: Function) -> Function:
+    """The function, not traced by torch.compile, which breaks its graph around it."""
+    disable: Any = torch.compiler.disable
+    disabled: Function = disable(function, reason=OUTSIDE)
+    return disabled
+
+
+def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Positional arguments of a forward by name."""
+    names = list(inspect.signature(type(module).forward).parameters)[1:] if args else []
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _position_ids(given: Tensor | None, past: int, tokens: Tensor) -> Tensor:
+    """Position ids of the new tokens, int64 [B, L]."""
+    batch, new = tokens.shape[:2]
+    if given is None:
+        given = (torch.arange(new, device=tokens.device) + past)[None]
+    if given.ndim != 2:
+        raise InvalidInputError(
+            f"position_ids must be [batch, tokens], got {tuple(given.shape)}: positions of several dimensions (mrope) "
+            "cannot be remapped."
+        )
+    return given.expand(batch, -1)
+
+
+def _hidden_dtype(decoder: Any, kwargs: dict[str, Any]) -> torch.dtype:
+    """Of the hidden states that enter the layers, and so of the tables that the rotary modules make."""
+    embedded = kwargs.get("inputs_embeds")
+    found: torch.dtype = decoder.get_input_embeddings().weight.dtype if embedded is None else embedded.dtype
+    return found
+
+
+def _refuse_tracing() -> None:
+    tracing: Any = torch.jit.is_tracing  # type: ignore[attr-defined]
+    if tracing() or torch.compiler.is_exporting():
+        what = "torch.jit.trace" if tracing() else "torch.export"
+        raise UnsupportedModelError(
+            f"{what} would record the plan of this one length: plans are made in Python, for every length anew, and "
+            "cannot be traced or exported. Call handle.remove() and export the unpatched model, or use torch.compile."
+        )
+
+
+class HeadHook:
+    """On the language-model head: recognises the candidate tokens of assisted generation.
+
+    ``generate`` with an assistant or prompt lookup asks for the logits of the last token and its
+    candidates (``logits_to_keep = candidates + 1``) on a cache, for one row. Those candidates are
+    decoded tokens on trial, not a new prompt. Scoring a prompt with ``logits_to_keep`` and no cache
+    is not affected; with a cache, ``handle.prompt_length`` says what the prompt is.
+    """
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        kwargs = _named(module, args, kwargs)
+        keep = kwargs.get("logits_to_keep", 0)
+        tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+        if cache_of(kwargs) is None or not isinstance(keep, int) or keep < 2 or tokens is None:
+            return None
+        if tokens.shape[0] != 1 or tokens.shape[1] < keep:
+            return None
+        return (), {**kwargs, CANDIDATES: keep - 1}
+
+
+@dataclass
+class DecoderHook:
+    """Before the decoder's forward: lengths, padding and cache become a Step for the layers."""
+
+    attachment: Attachment
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        kwargs = _named(module, args, kwargs)
+        self._check_implementation(module)
+        tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+        if tokens is None:
+            return (), kwargs  # the model's own error is the clear one
+        compiling = torch.compiler.is_compiling()
+        if compiling and CANDIDATES not in kwargs:
+            step = compiled_step(self.attachment, kwargs, tokens)
+            if step is not None:
+                return (), {**kwargs, STEP: step}
+        return (), self._planned(module, kwargs, tokens)
+
+    @outside_graphs
+    def _planned(self, module: nn.Module, kwargs: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
+        """The keyword arguments with a step whose plans are made now."""
+        _refuse_tracing()
+        candidates = kwargs.pop(CANDIDATES, 0)
+        batch, new = tokens.shape[:2]
+        if new == 0:
+            raise InvalidInputError("the model got no tokens: the text is empty.")
+        attachment, cache = self.attachment, cache_of(kwargs)
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        position_ids = _position_ids(kwargs.get("position_ids"), past, tokens)
+        if paged_cache_of(kwargs) is not None:  # continuous batching: many sequences in one row
+            kwargs[STEP] = attachment.batches.step(attachment, module, kwargs, position_ids)
+            kwargs["attention_mask"] = tokens.new_ones((1, 1, 1, 1), dtype=torch.bool)  # each sequence gets its own
+            return kwargs
+        record = begin(cache, past, attachment, batch, tokens.device)
+        mask = kwargs.get("attention_mask")
+        real, shown = read_padding(mask, past, batch, new, record, attachment.reach)
+        if shown is not None:
+            record = record.hiding(shown)
+        past -= record.dropped  # slots that a bounded cache still holds
+        retain = getattr(
+            cache, "retain", None
+        )  # a bounded cache, see posenc/hf/cache/bounded.py: its plans know no prompt
+        record = record.extended(
+            past,
+            position_ids,
+            real,
+            attachment.planner,
+            candidates=candidates,
+            announced=None if retain else attachment.announced_rows(batch),
+        )
+        config: Any = module.config
+        kwargs[STEP] = Step(
+            record,
+            past,
+            attachment.facts,
+            attachment.planners(),
+            attachment.bases(module, position_ids),
+            attachment.backend,
+            stock_attention(attachment.original, module),
+            kept_layers(cache, past, new) if attachment.cache == "rotated" else None,
+            leaves=retain(record) if retain else record,
+            static=any(hasattr(layer, "max_cache_len") for layer in getattr(cache, "layers", ())),
+            attentions=bool(kwargs.get("output_attentions", getattr(config, "output_attentions", False))),
+            table_dtype=_hidden_dtype(module, kwargs),
+            causal=getattr(config, "is_causal", None) is not False,
+        )
+        return kwargs
+
+    def _check_implementation(self, module: nn.Module) -> None:
+        config: Any = module.config
+        ours = IMPLEMENTATIONS[self.attachment.original]
+        if config._attn_implementation == ours:
+            return
+        if config._attn_implementation == self.attachment.original:
+            # another model built from the same config object was detached: it runs stock under either name
+            config._attn_implementation_internal = ours
+            return
+        raise UnsupportedModelError(
+            f"the attention implementation was changed to {config._attn_implementation!r} while posenc is applied. "
+            "Call handle.remove() first, change it, then apply again."
+        )
+
+
+@dataclass
+class RecordHook:
+    """After the decoder's forward: its cache, which the model may have made itself, gets its state."""
+
+    attachment: Attachment
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        step = kwargs.get(STEP)
+        if isinstance(step, Step):
+            self._finish(module, kwargs, step, output, torch.compiler.is_compiling())
+
+    @outside_graphs
+    def _finish(self, module: nn.Module, kwargs: dict[str, Any], step: Step, output: Any, compiling: bool) -> None:
+        given = cache_of(kwargs)
+        cache = output_cache(output) if given is None else given
+        if cache is not None:
+            finish(cache, step, self.attachment, module, compiling=compiling)
+
+
+@dataclass
+class RotaryHook:
+    """After a rotary module's forward: (ones, zeros), so that the layers rotate nothing."""
+
+    attachment: Attachment
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self.attachment.asking:
+            return None
+        if isinstance(output, Tensor):  # complex: cos + i sin
+            return torch.ones_like(output)
+        cos, sin = output
+        return torch.ones_like(cos), torch.zeros_like(sin)
+
+
+HOOKS = (HeadHook, DecoderHook, RecordHook, RotaryHook, *RELAYS)
+
+
+def posenc_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    original: str = "sdpa",
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function registered with transformers; without a step it is the model's original one."""
+    step: Step | CompiledStep | continuous.PagedStep | None = kwargs.pop(STEP, None)
+    if step is None:
+        note_stray(module)
+        return stock_attention(original, module)(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    compiling = torch.compiler.is_compiling() and isinstance(step, Step)
+    attend = outside_graphs(step.attend) if compiling else step.attend
+    return attend(
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        scaling=scaling,
+        dropout=dropout,
+        options=kwargs,
+    )
+
+
+REGISTERED = {name: partial(posenc_attention_forward, original=stock) for stock, name in IMPLEMENTATIONS.items()}
+"""The attention functions by the names that transformers knows."""
+
+
+def register_with_transformers() -> None:
+    """Add our attention and mask functions to transformers' registries (again is harmless)."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    for name, function in REGISTERED.items():
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, posenc_mask)
+
+
+def install(model: nn.Module, decoder: nn.Module, attachment: Attachment) -> None:
+    """Put the hooks on a model."""
+    continuous.install(model, attachment)
+    if model is not decoder:
+        model.register_forward_pre_hook(HeadHook(), with_kwargs=True)
+    decoder.register_forward_pre_hook(DecoderHook(attachment), with_kwargs=True)
+    decoder.register_forward_hook(RecordHook(attachment), with_kwargs=True)
+    for name in attachment.rotaries:
+        decoder.get_submodule(name).register_forward_hook(RotaryHook(attachment))
+
+
+def uninstall(model: nn.Module) -> None:
+    """Remove every hook of ours from a model and its sub-modules."""
+    continuous.uninstall(model)
+    for module in model.modules():
+        for hooks, flags in (
+            (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
+            (
+                module._forward_hooks,
+                (module._forward_hooks_with_kwargs, module._forward_hooks_always_called),
+            ),
+        ):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, HOOKS)]:
+                del hooks[key]
+                for flag in flags:
+                    flag.pop(key, None)
+
+
+def find_attachment(model: nn.Module) -> Attachment | None:
+    """The attachment of a patched model, or None."""
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, DecoderHook):
+                return hook.attachment
+    return None

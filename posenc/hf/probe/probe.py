@@ -1,0 +1,323 @@
+"""What a model's attention layers really do, measured at attach time and never trusted.
+
+One forward of a few one-token rows runs through the decoder. Every row holds the same token, but the
+rotary modules hand it another rotation: none, a quarter turn, twice nothing, or the model's own. The
+attention function returns the values untouched, so all rows of a token meet every layer with the same
+hidden states, and the difference between the queries and keys that reach it is the rotation alone.
+
+Shape letters: R rows (cases x tokens), H heads, L tokens of a row, D head_dim.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posenc.adapter import ArchitectureAdapter, LayerFacts, RotarySource
+from posenc.errors import UnsupportedModelError
+from posenc.hf.probe.layer_facts import CASES, POSITION, TOKENS, Call, Kinds, alike, layer_facts
+from posenc.hf.probe.masks import NotedMask, logged_masks
+from posenc.hf.probe.unstepped import logged_strays
+from posenc.hf.step_forwarding import install_relays
+from posenc.hf.transformers_names import CACHE_NAMES, returns_cache, version
+from posenc.rope import Arithmetic
+
+Facts = dict[nn.Module, LayerFacts]
+
+ARITHMETICS: tuple[Arithmetic, ...] = ("native", "mixed", "float32")
+
+
+@dataclass
+class Recorder:
+    """Stands in for a Step: records what reaches the attention function and returns the values."""
+
+    calls: list[Call] = field(default_factory=list)
+
+    def attend(
+        self,
+        module: nn.Module,
+        q_RHLD: Tensor,
+        k_RHLD: Tensor,
+        v_RHLD: Tensor,
+        mask: Tensor | None,
+        *,
+        scaling: float | None,
+        dropout: float,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, None]:
+        """Values of the one key, for every query head."""
+        self.calls.append(Call(module, q_RHLD, k_RHLD, v_RHLD, mask, scaling, options))
+        groups = q_RHLD.shape[1] // v_RHLD.shape[1]
+        return v_RHLD[:, :, -q_RHLD.shape[2] :].repeat_interleave(groups, 1).transpose(1, 2).contiguous(), None
+
+
+@dataclass
+class CaseHook:
+    """Replaces the rotation of a rotary module by that of each row's case."""
+
+    name: str
+    log: dict[RotarySource, Any]
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        layer_type = kwargs.get("layer_type", args[2] if len(args) > 2 and isinstance(args[2], str) else None)
+        self.log[RotarySource(self.name, layer_type)] = output
+        if isinstance(output, Tensor) and output.is_complex():
+            return _with_cases(output, (1, 1j, 2))
+        if isinstance(output, tuple) and len(output) == 2 and all(isinstance(x, Tensor) for x in output):
+            return _with_cases(output[0], (1, 0, 2)), _with_cases(output[1], (0, 1, 0))
+        raise UnsupportedModelError(
+            f"{type(module).__name__} returns neither (cos, sin) nor one complex tensor: its rotation is out of reach."
+        )
+
+
+def _with_cases(table: Tensor, values: tuple[Any, ...]) -> Tensor:
+    """The table with the rows of the first cases set to a constant."""
+    rows = TOKENS * len(CASES)
+    if table.ndim != 3 or table.shape[0] not in (1, rows):
+        raise UnsupportedModelError(
+            f"a rotary module returns a table of shape {tuple(table.shape)} instead of [batch, tokens, channels]."
+        )
+    changed = table.expand(rows, *table.shape[1:]).clone()
+    for case, value in enumerate(values):
+        changed[case * TOKENS : (case + 1) * TOKENS] = value
+    return changed
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the probe learned.
+
+    Parameters
+    ----------
+    calls : list of Call
+        Every call of the attention function, with the options it was given.
+    facts : dict of LayerFacts
+        By attention module.
+    rotaries : tuple of str
+        Names of the rotary modules that the decoder calls.
+    relayed : list of Module
+        Attention modules whose layer drops keyword arguments.
+    """
+
+    calls: list[Call]
+    facts: Facts
+    rotaries: tuple[str, ...]
+    relayed: list[nn.Module]
+
+
+def probe(model: nn.Module, decoder: Any, adapter: ArchitectureAdapter, step_name: str) -> Findings:
+    """Measure every attention layer; the model must already run posenc's attention function.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If any layer cannot be served exactly; the message names the reason found.
+    """
+    rotaries = adapter.rotary_modules(decoder)
+    sources: dict[RotarySource, Any] = {}
+    handles = [m.register_forward_hook(CaseHook(n, sources), with_kwargs=True) for n, m in rotaries.items()]
+    try:
+        with logged_strays() as relayed:
+            run = _run(decoder, step_name)
+        if relayed:
+            known = set(decoder.modules())
+            install_relays(decoder, [module for module in dict.fromkeys(relayed) if module in known], step_name)
+            sources.clear()
+            with logged_strays() as strays:
+                run = _run(decoder, step_name)
+            _check_strays(decoder, strays)
+    finally:
+        for handle in handles:
+            handle.remove()
+    _check_calls(decoder, run, sources)
+    position_ids = torch.full((1, 1), POSITION, device=run.output.device)
+    bases = {source: adapter.rotary(decoder, source, position_ids) for source in sources}
+    ways: dict[RotarySource, tuple[Arithmetic, ...]]
+    ways = {source: ("complex",) if isinstance(table, Tensor) else ARITHMETICS for source, table in sources.items()}
+    facts: Facts = {}
+    for call in run.calls:
+        name = name_of(decoder, call.module)
+        likely = sorted(bases, key=lambda source: _unlikely(source, decoder, call.module, name))
+        kinds: Kinds = {source: (bases[source], ways[source]) for source in likely}
+        found = layer_facts(call, kinds, run.masks, f"{_named(decoder)}, layer {name}")
+        if facts.setdefault(call.module, found) != found:
+            raise UnsupportedModelError(f"{_named(decoder)}, layer {name}: attends in different ways in one forward.")
+    _check_declaration(adapter, decoder, facts)
+    return Findings(run.calls, facts, tuple(dict.fromkeys(s.module for s in sources)), list(dict.fromkeys(relayed)))
+
+
+@dataclass
+class Run:
+    """One forward of the probe's rows."""
+
+    calls: list[Call]
+    masks: list[NotedMask]
+    output: Tensor
+
+
+def _run(decoder: Any, step_name: str) -> Run:
+    recorder = Recorder()
+    embeddings = decoder.get_input_embeddings()
+    device = execution_device(embeddings)
+    tokens = (torch.arange(TOKENS, device=device) * 7919 + 11) % embeddings.num_embeddings
+    tokens_RL = tokens.repeat(len(CASES))[:, None]
+    try:
+        with as_measured(decoder, device), logged_masks() as masks:
+            output = decoder(
+                input_ids=tokens_RL,
+                attention_mask=torch.ones_like(tokens_RL),
+                position_ids=torch.full_like(tokens_RL, POSITION),
+                use_cache=False,
+                return_dict=True,
+                **{step_name: recorder},
+            )
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError) as error:
+        raise UnsupportedModelError(
+            f"{_named(decoder)} does not run a plain forward of tokens, positions and a padding mask: {error}"
+        ) from error
+    if not returns_cache(output):
+        raise UnsupportedModelError(
+            f"{_named(decoder)} returns no KV cache: its cache is its own, and posenc could not follow it."
+        )
+    return Run(recorder.calls, masks, output[0])
+
+
+@contextmanager
+def as_measured(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """All sub-modules in eval mode, no gradients and no mixed precision in here; afterwards as each one was."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Where a module computes: accelerate keeps offloaded weights on the meta device in between."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    if device is None:
+        weight = next(module.parameters(), None)
+        return torch.device("cpu") if weight is None or weight.is_meta else weight.device
+    return torch.device(device)
+
+
+def _named(decoder: Any) -> str:
+    return f"{type(decoder).__name__} ({decoder.config.model_type!r})"
+
+
+def name_of(decoder: nn.Module, module: nn.Module) -> str:
+    """The path of a sub-module."""
+    return next((name for name, part in decoder.named_modules() if part is module), type(module).__name__)
+
+
+def check_structure(model: nn.Module, decoder: Any) -> None:
+    """What can be said without running the model.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it could not be served whatever it computes.
+    """
+    if not hasattr(decoder, "set_attn_implementation"):
+        raise UnsupportedModelError(
+            f"{type(decoder).__name__} is not a model of transformers whose attention can be replaced."
+        )
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # loaded wherever a model is sharded
+    if fsdp is not None and any(isinstance(part, fsdp.FSDPModule) for part in model.modules()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is sharded by FSDP2 (fully_shard), so its decoder cannot be probed "
+            "alone. Apply posenc first, then shard."
+        )
+    if getattr(decoder.config, "is_causal", None) is False:
+        raise UnsupportedModelError(
+            f"{_named(decoder)} attends in both directions (is_causal=False in its configuration); plans are causal."
+        )
+    if hasattr(decoder, "_setup_cache"):
+        raise UnsupportedModelError(
+            f"{_named(decoder)} keeps its cache inside its layers, where posenc could not follow it."
+        )
+    parameters = inspect.signature(type(decoder).forward).parameters
+    if not any(name in parameters for name in CACHE_NAMES):
+        raise UnsupportedModelError(
+            f"{_named(decoder)} takes its KV cache under no name that posenc knows ({', '.join(CACHE_NAMES)}; "
+            f"transformers {version()})."
+        )
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        raise UnsupportedModelError(
+            f"{_named(decoder)} takes no further keyword arguments, so nothing can be handed down to its attention."
+        )
+    if model is not decoder and any(hasattr(part, "get_rope_index") for part in model.modules()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} counts positions in three dimensions (mrope): a plan of one-dimensional positions "
+            "does not apply. Load the text-only model of the family."
+        )
+    for name, part in decoder.named_modules():
+        if any(word in type(part).__name__ for word in ("Indexer", "Compressor")):
+            raise UnsupportedModelError(
+                f"{_named(decoder)} chooses its keys with a sparse indexer ({name}), which scores rotated keys of its "
+                "own: a remap would not reach it."
+            )
+
+
+def _check_calls(decoder: Any, run: Run, sources: dict[RotarySource, Any]) -> None:
+    if not run.calls:
+        raise UnsupportedModelError(
+            f"no attention layer of {_named(decoder)} hands its queries and keys to transformers' AttentionInterface, "
+            "so they are out of reach."
+        )
+    if not sources:
+        raise UnsupportedModelError(
+            f"{_named(decoder)} never calls its rotary module: it does not use rotary position embeddings (RoPE)."
+        )
+    for call in run.calls:
+        where = name_of(decoder, call.module)
+        if call.k_RHLD.shape[2] != 1 or call.q_RHLD.shape[0] != TOKENS * len(CASES):
+            raise UnsupportedModelError(
+                f"{_named(decoder)}, layer {where}: attention sees {tuple(call.k_RHLD.shape)} keys for one token of "
+                f"{TOKENS * len(CASES)} rows; its keys are not the tokens."
+            )
+        if not alike(call.v_RHLD):
+            raise UnsupportedModelError(f"{_named(decoder)}, layer {where}: the values depend on the rotation.")
+    if not alike(run.output):
+        raise UnsupportedModelError(
+            f"{_named(decoder)} uses rotary positions outside its attention function (a sparse indexer, another "
+            "attention that ignores transformers' interface): a remap would not reach them."
+        )
+
+
+def _check_strays(decoder: Any, strays: list[nn.Module]) -> None:
+    if strays:
+        raise UnsupportedModelError(
+            f"{_named(decoder)}: {name_of(decoder, strays[0])} attends without the keyword arguments of the forward, "
+            "and no layer above it gets them either, so posenc cannot tell it the positions."
+        )
+
+
+def _unlikely(source: RotarySource, decoder: Any, module: Any, name: str) -> tuple[bool, bool]:
+    """Sort key: among sources that fit equally well, the layer's own module and declared type come first."""
+    types, index = getattr(decoder.config, "layer_types", None), getattr(module, "layer_idx", None)
+    declared = types[index] if types and isinstance(index, int) and index < len(types) else None
+    return not source.module.startswith(f"{name}."), source.layer_type != declared
+
+
+def _check_declaration(adapter: ArchitectureAdapter, decoder: Any, facts: Facts) -> None:
+    for module, found in facts.items():
+        if adapter.style is not None and found.source is not None and found.style != adapter.style:
+            raise UnsupportedModelError(
+                f"{_named(decoder)}, layer {name_of(decoder, module)} rotates in style {found.style!r}, and the "
+                f"adapter {adapter.name!r} declares {adapter.style!r}."
+            )
+    if all(found.source is None for found in facts.values()):
+        raise UnsupportedModelError(f"no attention layer of {_named(decoder)} uses rotary positions (RoPE).")

@@ -1,0 +1,149 @@
+"""The last word at attach time: does the patched model compute what the unpatched one does?
+
+Shape letters: B batch, H heads, L tokens, D head_dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posenc.adapter import ArchitectureAdapter
+from posenc.errors import UnsupportedModelError
+from posenc.hf.probe.layer_facts import Call
+from posenc.hf.probe.probe import as_measured, execution_device, name_of
+from posenc.hf.stock import stock_attention
+from posenc.hf.transformers_names import cache_argument, output_cache, version
+from posenc.kernels.dispatch import attention
+from posenc.plan import PositionPlan
+from posenc.positions import IdentityStrategy
+from posenc.rope import Rotary
+
+TOKENS = 12
+LOUD = 3.0
+"""Standard deviation of the queries and keys that try the attention function: softcaps must show."""
+
+
+def forward_of_fixed_tokens(decoder: Any) -> Tensor:
+    """Hidden states of a few fixed tokens: a prompt, and one token decoded on its cache.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the decoder does not run on tokens alone, or its cache does not come back.
+    """
+    embeddings = decoder.get_input_embeddings()
+    device = execution_device(embeddings)
+    tokens_1L = (torch.arange(TOKENS, device=device) * 7919 % embeddings.num_embeddings)[None]
+    at_1L = torch.arange(TOKENS, device=device)[None]  # as generate passes them: some families count from 0 without
+    asked: dict[str, Any] = {"use_cache": True, "return_dict": True}
+    try:
+        with as_measured(decoder, device):
+            first = decoder(input_ids=tokens_1L[:, :-1], position_ids=at_1L[:, :-1], **asked)
+            cache = output_cache(first)
+            if cache is None:
+                raise UnsupportedModelError(
+                    f"{type(decoder).__name__} ({decoder.config.model_type!r}) returns no KV cache that posenc knows "
+                    f"(transformers {version()})."
+                )
+            handed = cache_argument(decoder, cache)
+            last = decoder(input_ids=tokens_1L[:, -1:], position_ids=at_1L[:, -1:], **asked, **handed)
+            counted = int(cache.get_seq_length())
+            if counted != TOKENS:
+                raise UnsupportedModelError(
+                    f"{type(decoder).__name__} ({decoder.config.model_type!r}) does not decode on the cache it is "
+                    f"handed: it counts {counted} tokens there after {TOKENS}, so posenc could not follow it "
+                    f"(transformers {version()})."
+                )
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError, NotImplementedError) as error:
+        raise UnsupportedModelError(
+            f"{type(decoder).__name__} ({decoder.config.model_type!r}) does not run on a few tokens alone: {error}"
+        ) from error
+    return torch.cat((first[0], last[0]), dim=1)
+
+
+def check_identity(decoder: Any, expected: Tensor, adapter: ArchitectureAdapter) -> None:
+    """With the identity plan the patched decoder must equal stock: to the last bit, or as the adapter declares.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it does not.
+    """
+    got = forward_of_fixed_tokens(decoder)
+    if torch.equal(expected, got):
+        return
+    worst_L = (expected - got).abs().flatten(2).amax((0, 2))
+    if not float(worst_L.max()) <= adapter.tolerance:
+        where = f"{type(decoder).__name__} ({decoder.config.model_type!r})"
+        if float(worst_L[:-1].max()) <= adapter.tolerance:
+            raise UnsupportedModelError(
+                f"{where} does not decode as it does unpatched: with the identity plan the token after the prompt "
+                f"differs by {float(worst_L[-1]):.3g}. Its cache is handed on in a way that posenc does not know "
+                f"(transformers {version()})."
+            )
+        raise UnsupportedModelError(
+            f"{where} does not compute plain attention on rotated queries and keys: with the identity plan its output "
+            f"differs by {float(worst_L.max()):.3g} (transformers {version()})."
+        )
+
+
+def check_attention(decoder: nn.Module, calls: list[Call], implementation: str) -> None:
+    """Every layer's own attention function must be the softmax (with softcap and sinks) that plans compute.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it is not.
+    """
+    plan = IdentityStrategy().plan(TOKENS)
+    generator = torch.Generator().manual_seed(0)
+    for call in calls:
+        where = f"{type(decoder).__name__}, layer {name_of(decoder, call.module)}"
+        q, k, v = (
+            torch.randn(1, x.shape[1], TOKENS, x.shape[3], generator=generator, dtype=torch.float32).to(x.device)
+            * scale
+            for x, scale in ((call.q_RHLD, LOUD), (call.k_RHLD, LOUD), (call.v_RHLD, 1.0))
+        )
+        expected = _stock(call, (q, k, v), implementation, where)
+        got = _plain(call, q, k, v, plan)
+        if expected.shape != got.shape or not torch.allclose(expected, got, atol=1e-4, rtol=1e-4):
+            raise UnsupportedModelError(
+                f"{where}: its {implementation} attention is not a softmax over queries, keys, softcap and sinks as "
+                f"handed to transformers' AttentionInterface (options: {', '.join(_given(call)) or 'none'})."
+            )
+
+
+def _stock(call: Call, qkv: tuple[Tensor, Tensor, Tensor], implementation: str, where: str) -> Tensor:
+    try:
+        with as_measured(call.module, qkv[0].device):
+            out: Tensor = stock_attention(implementation, call.module)(
+                call.module, *qkv, None, dropout=0.0, scaling=call.scaling, **call.options
+            )[0]
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        hint = " Load the model with attn_implementation='eager'." if implementation != "eager" else ""
+        raise UnsupportedModelError(f"{where}: its {implementation} attention does not run: {error}{hint}") from error
+    return out.float()
+
+
+def _plain(call: Call, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, plan: PositionPlan) -> Tensor:
+    still = Rotary(torch.zeros(1, dtype=torch.float32))
+    with as_measured(call.module, q_BHLD.device):
+        out = attention(
+            q_BHLD,
+            k_BHLD,
+            v_BHLD,
+            plan,
+            still,
+            scale=call.scaling,
+            softcap=call.options.get("softcap"),
+            sinks=call.options.get("s_aux"),
+        )
+    assert isinstance(out, Tensor)
+    return out.transpose(1, 2)
+
+
+def _given(call: Call) -> list[str]:
+    return [name for name, value in call.options.items() if value is not None]

@@ -1,0 +1,1 @@
+"""The Triton backend: any plan in one pass, prefill and decoding."""

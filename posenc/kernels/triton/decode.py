@@ -1,0 +1,247 @@
+"""Decode: few queries against many keys, which are read once.
+
+The keys of all segments of a request are laid end to end and split evenly; a program takes one split for the queries
+of all heads that share a key/value head. Partial results are merged by logsumexp in a second, small kernel. Keys are
+raw, and rotated on read, or come rotated, a copy for every map; raw keys may lie in pages behind a block table.
+Requests with plans of their own run in one launch.
+
+Shape letters: B batch, H heads, L tokens, D head_dim, P splits, N requests, M pages of a request, K slots of a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from posenc.kernels.triton.launch import launch_options, processors
+from posenc.kernels.triton.primitives import Shape, angles_of, finished, online_softmax, padded, rotated_rows
+from posenc.kernels.triton.tables import REQUEST, DecodeTables, Scales
+from posenc.kernels.triton.tiles import Tiling
+from posenc.rope import Rotary
+
+MOST_SPLITS = 64
+"""Splits that the merge holds at once."""
+
+MOST_COPIES = 4
+"""Rotated copies of the keys that a launch can be given; every built-in strategy has at most three."""
+
+
+def decode(
+    q_BHLD: Tensor,
+    keys: Tensor | Sequence[Tensor],
+    v_BHLD: Tensor,
+    out_BHLD: Tensor,
+    lse_BHL: Tensor,
+    tables: DecodeTables,
+    rotary: Rotary,
+    scales: Scales,
+    tiling: Tiling,
+    *,
+    block_table_NM: Tensor | None = None,
+) -> None:
+    """Attend into ``out`` and ``lse``.
+
+    Parameters
+    ----------
+    keys : [B, H, L, D], or as many as ``tables.copies``
+        Raw keys; or the rotated copies, channels contiguous, each from the first key of its copy on.
+    block_table_NM : int32 [N, M], optional
+        Raw keys and values are pages ``[pages, H, K, D]``; key ``j`` of a request is slot ``j % K`` of page
+        ``block_table[request, j // K]``. The queries of all requests then follow each other in one batch row.
+    """
+    heads, kv_heads = q_BHLD.shape[1], v_BHLD.shape[1]
+    group, most = heads // kv_heads, max(tables.counts)
+    copies = (keys,) if isinstance(keys, Tensor) else tuple(keys)
+    assert 1 <= len(copies) <= MOST_COPIES
+    rows = min(padded(group * most), tiling.rows)
+    blocks = triton.cdiv(group * most, rows)
+    requests = q_BHLD.shape[0] if block_table_NM is None else len(tables.counts)
+    splits = _splits(max(tables.keys), tiling.keys, requests * kv_heads * blocks, processors(q_BHLD.device))
+    parts, part_lses = out_BHLD[None], lse_BHL[None]
+    if splits > 1:
+        parts = lse_BHL.new_empty((splits, *out_BHLD.shape))
+        part_lses = lse_BHL.new_empty((splits, *lse_BHL.shape))
+    shape = Shape.of(q_BHLD, v_BHLD, rotary, softcap=scales.cap is not None)
+    decode_kernel[(splits, blocks, requests * kv_heads)](
+        q_BHLD, copies, v_BHLD, parts, part_lses, block_table_NM,
+        tables.cos_RF, tables.sin_RF, tables.factors, tables.intervals, tables.segments_S8, tables.requests_N8,
+        *q_BHLD.stride(), tuple(copy.stride()[:3] for copy in copies), copies[0].stride(3), *v_BHLD.stride(),
+        *parts.stride()[:4], *part_lses.stride(), 0 if block_table_NM is None else block_table_NM.stride(0),
+        REQUEST if len(tables.counts) > 1 else 0, kv_heads, group, scales.factor, scales.cap or 0.0,
+        rows, tiling.keys, not isinstance(keys, Tensor), 0 if block_table_NM is None else v_BHLD.shape[2],
+        shape, **launch_options(tiling, shape, v_BHLD),
+    )  # fmt: skip
+    if splits > 1:
+        batch, _, q_len, _ = out_BHLD.shape
+        merge_kernel[(batch * heads * q_len,)](
+            parts, part_lses, out_BHLD, lse_BHL, *out_BHLD.stride()[:3], *lse_BHL.stride(),
+            splits, batch * heads * q_len, heads, q_len,
+            shape.value_dim, shape.value_tile, triton.next_power_of_2(splits),
+        )  # fmt: skip
+
+
+def _splits(keys: int, tile: int, programs: int, processors: int) -> int:
+    """Splits for two programs per processor, none so short that starting it costs more than its keys."""
+    return max(1, min(-(-2 * processors // programs), MOST_SPLITS, -(-keys // (4 * tile))))
+
+
+@triton.jit(do_not_specialize=["table_n", "kv_heads", "request_step"])
+def decode_kernel(
+    q, ks, v, out, lse, table, cos, sin, factors, intervals, segments, requests,
+    q_b, q_h, q_l, q_d, k_strides, k_d, v_b, v_h, v_l, v_d, o_p, o_b, o_h, o_l, l_p, l_b, l_h, l_l, table_n,
+    request_step, kv_heads, group, factor, cap,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, KEPT: tl.constexpr, PAGE: tl.constexpr, S: tl.constexpr,
+):  # fmt: skip
+    split, splits = tl.program_id(0), tl.num_programs(0)
+    number = (tl.program_id(2) // kv_heads).to(tl.int64)
+    kv_head = (tl.program_id(2) % kv_heads).to(tl.int64)
+    request = requests + request_step * number  # a step of 0: the plan of one request serves every batch row
+    first_segment, n_segments = tl.load(request), tl.load(request + 1)
+    first_query, count = tl.load(request + 2), tl.load(request + 3)
+    query_row, first_factor, all_keys = tl.load(request + 4), tl.load(request + 5), tl.load(request + 6)
+    per_split = (all_keys + splits - 1) // splits
+    per_split = (per_split + KEYS - 1) // KEYS * KEYS
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    token, head = row // group, kv_head * group + row % group
+    real = token < count
+    if PAGE:
+        at_query = head * q_h + (first_query + token) * q_l
+        at_out = head * o_h + (first_query + token) * o_l
+        at_lse = head * l_h + (first_query + token) * l_l
+    else:
+        at_query = number * q_b + head * q_h + token * q_l
+        at_out = number * o_b + head * o_h + token * o_l
+        at_lse = number * l_b + head * l_h + token * l_l
+        v += number * v_b
+    v += kv_head * v_h
+    scale = tl.full([ROWS], factor, tl.float32)
+    if factors is not None:
+        scale = scale * tl.load(factors + first_factor + token, mask=real, other=1.0)
+    acc = tl.full([ROWS, S.value_tile], 0.0, tl.float32)
+    peak = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.full([ROWS], 0.0, tl.float32)
+    n = tl.arange(0, KEYS)
+    d = tl.arange(0, S.width)[None, :]
+    c = tl.arange(0, S.value_tile)[None, :]
+    for index in range(n_segments.to(tl.int32)):
+        place = segments + 8 * (first_segment + index)
+        low = tl.load(place)
+        shift = low - tl.load(place + 2) + split * per_split
+        end = tl.minimum(tl.load(place + 1), shift + per_split)
+        low = tl.maximum(low, shift)
+        if low < end:
+            own = query_row + index * count + token
+            at = intervals + 2 * (query_row + index * count) + token
+            start = tl.load(at, mask=real, other=0)
+            stop = tl.minimum(tl.load(at + count, mask=real, other=0), end.to(tl.int32))
+            if KEPT:
+                c1, s1 = angles_of(cos, sin, own, real, S)
+                q1 = rotated_rows(q + at_query, q_d, c1, s1, real, S).to(S.dot)
+                k, k_b, k_h, k_l = chosen(ks, k_strides, tl.load(place + 3))
+                k += number * k_b + kv_head * k_h - tl.load(place + 4) * k_l
+            else:
+                q1, q2 = turned(q + at_query, q_d, cos, sin, own, real, S)
+                q1 = q1.to(S.dot)
+                q2 = q2.to(S.dot)
+                q3 = q1
+                if S.rest:
+                    q3 = unturned(q + at_query, q_d, real, S).to(S.dot)
+                key_cos = tl.multiple_of(tl.load(place + 5).to(tl.pointer_type(tl.float32)), 16)
+                key_sin = tl.multiple_of(tl.load(place + 6).to(tl.pointer_type(tl.float32)), 16)
+                key_rows = tl.load(place + 7).to(tl.pointer_type(tl.int32))
+                k, k_l = ks[0], k_strides[0][2]
+                k += kv_head * k_strides[0][1]
+                if not PAGE:
+                    k += number * k_strides[0][0]
+            for first in range(low.to(tl.int32), end.to(tl.int32), KEYS):
+                key = first + n
+                there = key < end
+                if PAGE:
+                    page = tl.load(table + number * table_n + key // PAGE, mask=there, other=0).to(tl.int64)
+                    slot = (key % PAGE).to(tl.int64)
+                    at_key = page * k_strides[0][0] + slot * k_l
+                    at_value = page * v_b + slot * v_l
+                else:
+                    at_key = key.to(tl.int64) * k_l
+                    at_value = key.to(tl.int64) * v_l
+                if KEPT:
+                    tile = tl.load(k + at_key[:, None] + d, mask=there[:, None] & (d < S.dim), other=0.0)
+                    s = tl.dot(q1, tl.trans(tile.to(S.dot)), input_precision=S.precision)
+                else:
+                    table_row = tl.load(key_rows + key, mask=there, other=0).to(tl.int64)
+                    k1, k2 = turned(k + at_key, k_d, key_cos, key_sin, table_row, there, S)
+                    kind = k.dtype.element_ty
+                    s = tl.dot(q1, tl.trans(k1.to(kind).to(S.dot)), input_precision=S.precision)
+                    s = tl.dot(q2, tl.trans(k2.to(kind).to(S.dot)), s, input_precision=S.precision)
+                    if S.rest:
+                        k3 = unturned(k + at_key, k_d, there, S).to(S.dot)
+                        s = tl.dot(q3, tl.trans(k3), s, input_precision=S.precision)
+                known = there[:, None] & (c < S.value_dim)
+                values = tl.load(v + at_value[:, None] + c * v_d, mask=known, other=0.0)
+                allowed = (key[None, :] >= start[:, None]) & (key[None, :] < stop[:, None])
+                acc, peak, total = online_softmax(acc, peak, total, s, values, allowed, scale, cap, True, S)
+    result, logsumexp = finished(acc, peak, total)
+    to = out + split.to(tl.int64) * o_p + at_out
+    tl.store(to[:, None] + c, result.to(out.dtype.element_ty), mask=real[:, None] & (c < S.value_dim))
+    tl.store(lse + split.to(tl.int64) * l_p + at_lse, logsumexp, mask=real)
+
+
+@triton.jit
+def chosen(ks, strides, number):
+    """The copy of that number, and its strides."""
+    k, k_b, k_h, k_l = ks[0], strides[0][0].to(tl.int64), strides[0][1].to(tl.int64), strides[0][2].to(tl.int64)
+    for other in tl.static_range(1, len(ks)):
+        k = tl.where(number == other, ks[other], k)
+        k_b = tl.where(number == other, strides[other][0], k_b)
+        k_h = tl.where(number == other, strides[other][1], k_h)
+        k_l = tl.where(number == other, strides[other][2], k_l)
+    return k, k_b, k_h, k_l
+
+
+@triton.jit
+def turned(x, channel_stride, cos, sin, table_rows, live, S: tl.constexpr):
+    """Both channels of every pair, rotated in float32; ``x`` points at the rows, ``live`` says which exist."""
+    f = tl.arange(0, S.pair_tile)
+    there = live[:, None] & (f < S.pairs)[None, :]
+    at = x[:, None] + (S.first + f * S.step)[None, :] * channel_stride
+    one = tl.load(at, mask=there, other=0.0).to(tl.float32)
+    two = tl.load(at + S.apart * channel_stride, mask=there, other=0.0).to(tl.float32)
+    place = table_rows[:, None] * S.pairs + f[None, :]
+    c = tl.load(cos + place, mask=there, other=0.0)
+    s = tl.load(sin + place, mask=there, other=0.0)
+    return one * c - two * s, two * c + one * s
+
+
+@triton.jit
+def unturned(x, channel_stride, live, S: tl.constexpr):
+    """The channels before and after the rotated ones."""
+    c = tl.arange(0, S.rest_tile)
+    channel = tl.where(c < S.first, c, c + 2 * S.pairs)
+    there = live[:, None] & (c < S.rest)[None, :]
+    return tl.load(x[:, None] + channel[None, :] * channel_stride, mask=there, other=0.0)
+
+
+@triton.jit(do_not_specialize=["splits", "rows", "q_len"])
+def merge_kernel(
+    parts, part_lses, out, lse, o_b, o_h, o_l, l_b, l_h, l_l,
+    splits, rows, heads, q_len, VALUE: tl.constexpr, VALUE_TILE: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """One row's partial outputs, weighted by their share of the softmax."""
+    row = tl.program_id(0).to(tl.int64)
+    p = tl.arange(0, SPLITS)
+    d = tl.arange(0, VALUE_TILE)
+    own = tl.load(part_lses + p * rows.to(tl.int64) + row, mask=p < splits, other=float("-inf"))
+    peak = tl.max(own, 0)
+    weight = tl.exp2((own - tl.where(peak == float("-inf"), 0.0, peak)) * 1.4426950408889634)
+    total = tl.sum(weight, 0)
+    divisor = tl.where(total == 0.0, 1.0, total)
+    at = (p[:, None] * rows.to(tl.int64) + row) * VALUE + d[None, :]
+    part = tl.load(parts + at, mask=(p < splits)[:, None] & (d < VALUE)[None, :], other=0.0)
+    result = tl.sum(part * weight[:, None], 0) / divisor
+    batch, head, token = row // (heads * q_len), row // q_len % heads, row % q_len
+    to = out + batch * o_b + head * o_h + token * o_l + d
+    tl.store(to, result.to(out.dtype.element_ty), mask=d < VALUE)
+    tl.store(lse + batch * l_b + head * l_h + token * l_l, peak + tl.log2(divisor) * 0.6931471805599453)

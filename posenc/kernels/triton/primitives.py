@@ -1,0 +1,154 @@
+"""What the Triton kernels share: the shape of a head, rotated rows, the online softmax.
+
+Rotary channels come in pairs: pair ``f`` is channels ``first + f * step`` and ``apart`` further, which covers both
+styles and partial rotation. Whatever is rotated once and read often is stored in the natural order of the channels,
+zero-padded to what a tile may have, so that one matrix product takes the whole head.
+
+Importing this module imports triton: the backend does so on first use.
+
+Shape letters: B batch, H heads, L tokens, D head_dim, W head_dim padded to a power of two, F rotary frequencies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from posenc.kernels.triton.mode import INTERPRETED, mend_interpreter
+from posenc.rope import Rotary
+
+if INTERPRETED:
+    from triton.runtime import interpreter
+
+    mend_interpreter(interpreter)
+
+SMALLEST = 16
+"""Least extent of a tile in ``tl.dot``."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Everything about the heads that a kernel is compiled for.
+
+    Parameters
+    ----------
+    pairs, first, step, apart : int
+        Rotary channels: pair ``f`` is channels ``first + f * step`` and ``first + f * step + apart``.
+    dim, rest : int
+        Channels of queries and keys, and those of them that are not rotated.
+    value_dim : int
+        Channels of the values.
+    width, pair_tile, rest_tile, value_tile : int
+        ``dim``, ``pairs``, ``rest`` and ``value_dim`` padded to what a tile may have; ``rest_tile`` is 0 where
+        every channel is rotated.
+    softcap : bool
+        Whether logits are capped.
+    dot : triton dtype
+        Operands of the matrix products, which always add up in float32.
+    precision : str
+        ``input_precision`` of those products.
+    """
+
+    pairs: int
+    first: int
+    step: int
+    apart: int
+    dim: int
+    rest: int
+    value_dim: int
+    width: int
+    pair_tile: int
+    rest_tile: int
+    value_tile: int
+    softcap: bool
+    dot: tl.dtype
+    precision: str
+
+    @classmethod
+    def of(cls, q_BHLD: Tensor, v_BHLD: Tensor, rotary: Rotary, *, softcap: bool) -> Shape:
+        """The shape of a case; the same object for the same case, since every launch hashes it."""
+        pairs, half = len(rotary.inv_freq), rotary.style == "half"
+        return _shape(pairs, *rotary.rotated, half, q_BHLD.shape[-1], v_BHLD.shape[-1], softcap, q_BHLD.dtype)
+
+
+@lru_cache(maxsize=256)
+def _shape(
+    pairs: int, first: int, stop: int, half: bool, dim: int, value_dim: int, softcap: bool, dtype: torch.dtype
+) -> Shape:
+    step, apart = (1, pairs) if half else (2, 1)
+    dot = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[dtype]
+    if INTERPRETED:  # numpy, which it computes with, has no bfloat16
+        dot = tl.float32
+    precision, rest = "tf32x3" if dtype == torch.float32 else "tf32", dim - (stop - first)
+    tiles = padded(dim), padded(pairs), padded(rest) if rest else 0, padded(value_dim)
+    return Shape(pairs, first, step, apart, dim, rest, value_dim, *tiles, softcap, dot, precision)
+
+
+def padded(count: int) -> int:
+    """The next extent that a tile may have."""
+    return max(SMALLEST, 1 << (count - 1).bit_length())
+
+
+@triton.jit
+def angles_of(cos, sin, table_rows, live, S: tl.constexpr):
+    """cos and sin for every channel of some rows, the sign of the product in the sin: 1 and 0 where nothing turns."""
+    d = tl.arange(0, S.width)
+    at = d - S.first
+    if S.step == 1:
+        second, pair = at >= S.pairs, at % S.pairs
+    else:
+        second, pair = at % 2 == 1, at // 2
+    there = live[:, None] & ((at >= 0) & (at < 2 * S.pairs))[None, :]
+    place = table_rows[:, None] * S.pairs + pair[None, :]
+    c = tl.load(cos + place, mask=there, other=1.0)
+    s = tl.load(sin + place, mask=there, other=0.0)
+    return c, tl.where(second[None, :], s, -s)
+
+
+@triton.jit
+def rotated_rows(x, channel_stride, c, s, live, S: tl.constexpr):
+    """Rows as they are after rotation, in float32 and in the order of their channels; ``live`` says which exist.
+
+    The partner of every channel is loaded a second time, from cache: no tile has to be put together from halves.
+    """
+    d = tl.arange(0, S.width)
+    at = d - S.first
+    second = at >= S.pairs if S.step == 1 else at % 2 == 1
+    partner = tl.where(second, d - S.apart, d + S.apart)
+    there = live[:, None] & (d < S.dim)[None, :]
+    paired = live[:, None] & ((at >= 0) & (at < 2 * S.pairs))[None, :]
+    one = tl.load(x[:, None] + d[None, :] * channel_stride, mask=there, other=0.0).to(tl.float32)
+    two = tl.load(x[:, None] + partner[None, :] * channel_stride, mask=paired, other=0.0).to(tl.float32)
+    return one * c + two * s
+
+
+@triton.jit
+def online_softmax(acc, peak, total, s, v, allowed, factor, cap, MASKED: tl.constexpr, S: tl.constexpr):
+    """One block of products into the online softmax, in base 2: ``factor`` holds each query's scale times log2(e)."""
+    if S.softcap:  # tanh by way of exp2; the host has put a 2 / softcap into the factor
+        s = cap * (1.0 - 2.0 / (1.0 + tl.exp2(s * factor[:, None])))
+        factor = tl.full(factor.shape, 1.0, tl.float32)
+    if MASKED:
+        s = tl.where(allowed, s, float("-inf"))
+    # Factors are positive: the largest logit is the largest product, and the scaling fuses with the difference.
+    higher = tl.maximum(peak, tl.max(s, 1) * factor)
+    anchor = higher
+    if MASKED:  # a query may have attended nothing yet
+        anchor = tl.where(higher == float("-inf"), 0.0, higher)
+    p = tl.exp2(s * factor[:, None] - anchor[:, None])
+    fade = tl.exp2(peak - anchor)
+    total = total * fade + tl.sum(p, 1)
+    acc = tl.dot(p.to(S.dot), v.to(S.dot), acc * fade[:, None], input_precision=S.precision)
+    return acc, higher, total
+
+
+@triton.jit
+def finished(acc, peak, total):
+    """Normalised output and natural-log logsumexp; zeros and ``-inf`` for a query that attended nothing."""
+    divisor = tl.where(total == 0.0, 1.0, total)
+    return acc / divisor[:, None], (peak + tl.log2(divisor)) * 0.6931471805599453

@@ -1,0 +1,102 @@
+"""What a strategy declares: its parameters, what it promises, and which keys it still needs.
+
+The contract suite holds every strategy to its declarations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from posenc.errors import InvalidConfigError
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a strategy promises; the contract suite holds it to exactly this.
+
+    Parameters
+    ----------
+    bounded : bool
+        With default parameters every plan with ``total == prompt`` has ``max_relative < window``,
+        for windows of at least 16 tokens and prompts up to ``window ** 2 / 8``.
+    monotone : bool
+        For a fixed query the relative distance is non-decreasing in ``d``.
+    drops_keys : bool
+        Some pairs are attended by no segment.
+    uses_prompt : bool
+        The plan depends on ``prompt``, not on ``total`` alone.
+    changes_frequencies : bool
+        ``rotary`` returns something other than its argument.
+    frequencies_by_length : bool
+        ``rotary`` depends on ``prompt``.
+    positions_per_frequency : bool
+        Positions may have a column for every rotary frequency of the model, [L, F].
+    """
+
+    bounded: bool = False
+    monotone: bool = True
+    drops_keys: bool = False
+    uses_prompt: bool = False
+    changes_frequencies: bool = False
+    frequencies_by_length: bool = False
+    positions_per_frequency: bool = False
+
+
+@dataclass(frozen=True)
+class Retention:
+    """The keys that a strategy still attends however long the text grows; a cache may forget all others.
+
+    A strategy that returns it promises two things of every query ``i >= first + last``: it attends only
+    keys ``j < first`` and ``j > i - last``, and it sees them exactly as query ``first + last`` does, at
+    the same relative positions and scale. So the text without its dropped keys has the same plan.
+
+    Parameters
+    ----------
+    first : int
+        Keys at the beginning of the text (attention sinks).
+    last : int
+        Nearest keys, the query's own included, at least 1.
+    """
+
+    first: int
+    last: int
+
+
+class Params(BaseModel):
+    """Base of every parameter model: unknown keys are errors, values are fixed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RemapParams(Params):
+    """Parameters that every remapping strategy takes."""
+
+    active_from: NonNegativeInt = Field(0, description="prompts up to this many tokens get the identity plan")
+    replan: Literal["auto", "never"] | PositiveInt = Field(
+        "auto",
+        description="long generation: 'auto' re-plans before the window is left, 'never' keeps the first plan, "
+        "a number re-plans every that many new tokens",
+    )
+
+
+def read_params(model: type[Params], values: dict[str, Any], *, path: str) -> Params:
+    """Validate parameters; failures name the key path."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise InvalidConfigError(explain_validation(error, path=path, known=list(model.model_fields))) from None
+
+
+def explain_validation(error: ValidationError, *, path: str, known: list[str]) -> str:
+    """One line per problem of a pydantic error: key path, what is wrong, what was given."""
+    lines = []
+    for problem in error.errors():
+        where = ".".join([path, *(str(part) for part in problem["loc"])] if path else map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{where}: no such key. Known keys: {', '.join(known) or 'none'}.")
+        else:
+            lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')} (got {problem.get('input')!r}).")
+    return "\n".join(dict.fromkeys(lines))

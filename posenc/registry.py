@@ -1,0 +1,106 @@
+"""The names of one seam, and where each came from."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from posenc.errors import PluginError, UnknownNameError
+
+if TYPE_CHECKING:
+    from posenc.adapter import ArchitectureAdapter
+    from posenc.backend import AttentionBackend
+    from posenc.params import Capabilities
+    from posenc.positions import PositionStrategy
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StrategyInfo:
+    """A registered strategy and where it came from."""
+
+    name: str
+    summary: str
+    paper: str
+    params: type[Any]
+    capabilities: Capabilities
+    distribution: str
+    factory: type[PositionStrategy]
+
+    @property
+    def kind(self) -> str:
+        """``"frequencies"`` for strategies that change frequencies, ``"positions"`` for the others."""
+        return "frequencies" if self.capabilities.changes_frequencies else "positions"
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """A registered adapter and where it came from."""
+
+    name: str
+    summary: str
+    capabilities: tuple[str, ...]
+    distribution: str
+    adapter: ArchitectureAdapter
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """A registered backend and where it came from."""
+
+    name: str
+    summary: str
+    capabilities: Any
+    distribution: str
+    backend: AttentionBackend
+
+
+class Registry(dict[str, T]):
+    """Names of one seam; looking up an unknown or ambiguous name raises an error that helps."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.failed: list[str] = []
+        self._owners: dict[str, list[str]] = {}
+
+    def add(self, name: str, item: T, owner: str) -> None:
+        """Add a name; a second claim on it is recorded and refused."""
+        owners = self._owners.setdefault(name, [])
+        owners.append(owner)
+        if len(owners) > 1:
+            raise PluginError(
+                f"{self.kind} {name!r} is already registered by {owners[0]!r}. "
+                "Rename one of them, or choose with POSENC_PLUGINS."
+            )
+        self[name] = item
+
+    def __getitem__(self, name: str) -> T:
+        owners = self._owners.get(name, [])
+        if len(owners) > 1:
+            raise PluginError(
+                f"{self.kind} {name!r} is registered by several distributions: {', '.join(owners)}. "
+                "Uninstall one, or load only the ones you want with POSENC_PLUGINS (comma list)."
+            )
+        return super().__getitem__(name)
+
+    def __missing__(self, name: str) -> T:
+        near = difflib.get_close_matches(str(name), self, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        message = f"no {self.kind} named {name!r}.{hint} Installed: {', '.join(sorted(self)) or 'none'}."
+        if self.failed:
+            message += f" Plugins that failed to load: {'; '.join(self.failed)}. See 'posenc plugins'."
+        raise UnknownNameError(message)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The item, or ``default`` for an unknown name; an ambiguous one still raises."""
+        if name not in self:
+            return default
+        return self[name]
+
+    def _repr_html_(self) -> str:
+        shown: str = import_module("posenc.display.notebook").registry_html(self)  # the core imports no tool
+        return shown

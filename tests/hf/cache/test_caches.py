@@ -1,0 +1,116 @@
+"""Caches that keep keys and values in another form: quantized, offloaded."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, cache_utils
+from transformers.cache_utils import Cache, QuantizedLayer
+
+import posenc
+from tests.hf import tiny
+
+STRATEGIES = [("rope", {}), ("lampe", {"head": 8, "tail": 5, "mapping": 30})]
+
+
+class EightBitLayer(QuantizedLayer):
+    """transformers' group-wise quantized layer (residual window and all) with the plainest quantizer."""
+
+    def __init__(self) -> None:
+        super().__init__(residual_length=4)
+
+    def _quantize(self, tensor: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        step = tensor.abs().amax() / 127
+        return (tensor / step).round().to(torch.int8), step
+
+    def _dequantize(self, q_tensor: tuple[Tensor, Tensor]) -> Tensor:
+        return q_tensor[0] * q_tensor[1]
+
+
+def held(layer: Any, what: str) -> Tensor:
+    """The keys or values that a quantized layer hands back before anything new is added."""
+    stored: Tensor = layer._dequantize(getattr(layer, f"_quantized_{what}"))
+    rest = getattr(layer, what)
+    return torch.cat((stored, rest), 2) if rest.numel() else stored
+
+
+@pytest.mark.parametrize(("name", "params"), STRATEGIES)
+def test_a_quantized_cache_loses_what_its_quantizer_loses(name: str, params: dict[str, Any]) -> None:
+    model, ids = tiny.make("llama"), tiny.tokens(1, 100)
+    with torch.no_grad(), posenc.apply(model, name, **params):
+        cache, plain = Cache(layers=[EightBitLayer() for _ in model.model.layers]), DynamicCache(config=model.config)
+        for filled in (cache, plain):
+            model(ids[:, :90], past_key_values=filled)
+        for i in range(90, 100):
+            # what the quantizer makes of the raw keys so far, in an ordinary cache: the very same step
+            twin = copy.deepcopy(plain)
+            for ours, theirs in zip(twin.layers, cache.layers, strict=True):
+                ours.keys, ours.values = held(theirs, "keys"), held(theirs, "values")
+            got, exact, same = (
+                model(ids[:, i : i + 1], past_key_values=filled).logits for filled in (cache, plain, twin)
+            )
+            assert (got - same).abs().max() < 1e-5
+            assert 0 < (got - exact).abs().max() < 0.2 * exact.abs().max()
+
+
+@pytest.mark.skipif(not hasattr(cache_utils, "Fp8QuantizedLayer"), reason="this transformers has no fp8 cache")
+@pytest.mark.parametrize(("name", "params"), STRATEGIES)
+def test_generate_with_the_quantized_cache_of_transformers(name: str, params: dict[str, Any]) -> None:
+    model, ids = tiny.make("llama"), tiny.tokens(2, 80)
+    with posenc.apply(model, name, **params):
+        out = model.generate(
+            ids,
+            do_sample=False,
+            max_new_tokens=6,
+            cache_implementation="quantized",
+            cache_config={"backend": "fp8"},
+            return_dict_in_generate=True,
+        )
+        plain = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(out.sequences[:, :-1], past_key_values=plain)
+    assert out.sequences.shape == (2, 86)
+    for ours, exact in zip(out.past_key_values.layers[:1], plain.layers[:1], strict=True):  # raw keys, once, rounded
+        assert ours._quantized_keys[0].dtype == torch.float8_e4m3fn
+        assert (held(ours, "keys") - exact.keys).abs().max() < 0.07 * exact.keys.abs().max()
+
+
+class Stream:
+    """Stands in for a CUDA stream where there is no CUDA: everything is in order anyway."""
+
+    def wait_stream(self, other: Any) -> None:
+        pass
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("name", "params"), STRATEGIES)
+def test_offloaded_caches(name: str, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    # transformers offloads through CUDA streams; with them replaced, layers come and go on the CPU just the same
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(torch, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "default_stream", lambda device: Stream())
+    model, ids = tiny.make("llama"), tiny.tokens(2, 70)
+    if torch.cuda.is_available():
+        model, ids = model.cuda(), ids.cuda()
+    moved: list[int] = []
+    offload = cache_utils.CacheLayerMixin.offload
+    monkeypatch.setattr(cache_utils.CacheLayerMixin, "offload", lambda self: (moved.append(1), offload(self)))
+    with posenc.apply(model, name, **params):
+        expected = model.generate(ids, do_sample=False, max_new_tokens=8)
+        assert not moved
+        for kind in ("offloaded", "offloaded_static"):
+            got = model.generate(
+                ids, do_sample=False, max_new_tokens=8, cache_implementation=kind, disable_compile=True
+            )
+            assert torch.equal(got, expected)
+            assert moved
+            moved.clear()

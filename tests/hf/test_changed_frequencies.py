@@ -1,0 +1,129 @@
+"""A model whose own frequencies change while a strategy is on it is served with the new ones."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+import posenc
+from posenc.testing.models import difference, uses
+from scripts.tiny_families import tiny_model
+from tests.hf import tiny
+from tests.hf.dense import dense_logits
+
+PROMPT, TOTAL = 80, 84
+TOLERANCE = 1e-4
+
+
+def in_place(model: Any) -> None:
+    model.model.rotary_emb.inv_freq.mul_(0.5)
+
+
+def one_entry(model: Any) -> None:
+    model.model.rotary_emb.inv_freq[3] = 0.25
+
+
+def through_a_view(model: Any) -> None:
+    model.model.rotary_emb.inv_freq[2:].zero_()
+
+
+def replaced(model: Any) -> None:
+    module = model.model.rotary_emb
+    module.inv_freq = module.inv_freq.flip(0)
+
+
+def rounded(model: Any) -> None:
+    model.bfloat16().float()
+
+
+def twice(model: Any) -> None:
+    in_place(model)
+    replaced(model)
+
+
+CHANGES = (in_place, one_entry, through_a_view, replaced, rounded, twice)
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "rope": {},
+    "lampe": {"head": 8, "tail": 5, "mapping": 30, "replan": "never"},
+    "rerope": {"window_size": 12, "replan": "never"},
+}
+
+
+def logits(model: Any, ids: Tensor) -> Tensor:
+    """Of a prompt and decoded tokens, on a cache of their own."""
+    cache = DynamicCache(config=model.config)
+    parts = [model(ids[:, :PROMPT], past_key_values=cache).logits]
+    parts += [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(PROMPT, TOTAL)]
+    return torch.cat(parts, 1)[0]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_new_frequencies_are_used(change: Callable[[Any], None], name: str) -> None:
+    model, ids = tiny.make("llama"), tiny.tokens(1, TOTAL)
+    strategy = posenc.strategy(name, window=tiny.WINDOW, **STRATEGIES[name])
+    with torch.no_grad(), posenc.apply(model, strategy):
+        before = logits(model, ids)  # so that whatever is kept is there
+        change(model)
+        got = logits(model, ids)
+        expected = dense_logits(model, ids[0], tiny.positions(model, strategy, PROMPT, TOTAL))
+        assert (got - expected).abs().max() < TOLERANCE
+        assert (got - before).abs().max() > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_identity_stays_bit_equal_and_removal_leaves_the_new_ones(change: Callable[[Any], None]) -> None:
+    model, ids = tiny.make("llama"), tiny.tokens(1, TOTAL)
+    with torch.no_grad():
+        with posenc.apply(model, "rope"):
+            logits(model, ids)
+            change(model)
+            got = logits(model, ids)
+        twin = tiny.make("llama")
+        change(twin)
+        assert torch.equal(got, logits(twin, ids))
+        assert torch.equal(logits(model, ids), got)
+
+
+def test_one_of_two_sets_changes() -> None:
+    model, ids = tiny_model("gemma3_text"), tiny.tokens(2, 50)
+    with posenc.apply(model, "rope", window=tiny.WINDOW):
+        uses(model, ids, 45)
+        for kind in ("sliding_attention", "full_attention"):
+            getattr(model.model.rotary_emb, f"{kind}_inv_freq").mul_(0.5)
+            got = uses(model, ids, 45)
+            twin = copy.deepcopy(model)
+            copied = posenc.attached(twin)
+            assert copied is not None
+            copied.remove()
+            assert {use: difference(got[use], stock) for use, stock in uses(twin, ids, 45).items()} == dict.fromkeys(
+                got, 0.0
+            )
+
+
+def test_a_change_back_is_a_change() -> None:
+    model, ids = tiny.make("llama"), tiny.tokens(1, TOTAL)
+    inv_freq = model.model.rotary_emb.inv_freq
+    with torch.no_grad(), posenc.apply(model, "lampe", **STRATEGIES["lampe"]):
+        first = logits(model, ids)
+        inv_freq.mul_(2)
+        second = logits(model, ids)
+        inv_freq.div_(2)
+        assert torch.equal(logits(model, ids), first)
+        assert not torch.equal(second, first)
+
+
+def test_a_copy_of_the_model_has_frequencies_of_its_own() -> None:
+    model, ids = tiny.make("llama"), tiny.tokens(1, TOTAL)
+    with torch.no_grad(), posenc.apply(model, "lampe", **STRATEGIES["lampe"]):
+        first = logits(model, ids)
+        twin = copy.deepcopy(model)
+        in_place(twin)
+        assert not torch.equal(logits(twin, ids), first)
+        assert torch.equal(logits(model, ids), first)

@@ -1,0 +1,168 @@
+"""``generate_batch`` of a patched model gives each request what ``generate`` gives it alone."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import pytest
+import torch
+from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers.generation.configuration_utils import CompileConfig
+from transformers.generation.continuous_batching import PagedAttentionCache
+from transformers.generation.continuous_batching.requests import RequestState
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import posenc
+from tests.hf import tiny
+
+NEW = 16
+LENGTHS = (5, 90, 33, 70, 12, 120, 64)
+LAMPE: dict[str, Any] = {"head": 8, "tail": 5, "mapping": 30}
+
+
+def prompts() -> list[list[int]]:
+    return [tiny.tokens(length, seed=length).tolist() for length in LENGTHS]
+
+
+def settings(**changes: Any) -> ContinuousBatchingConfig:
+    """Batches of at most four requests and 48 tokens: longer prompts are prefilled in chunks, and requests queue."""
+    sizes = {"page_size": 8, "num_blocks": 80, "max_batch_tokens": 48, "max_requests_per_batch": 4}
+    return ContinuousBatchingConfig(**{**sizes, **changes})
+
+
+def greedy(**changes: Any) -> GenerationConfig:
+    return GenerationConfig(
+        **{"do_sample": False, "max_new_tokens": NEW, "eos_token_id": -1, "pad_token_id": 0, **changes}
+    )
+
+
+def batched(model: Any, inputs: list[list[int]], **changes: Any) -> list[list[int]]:
+    outputs = model.generate_batch(inputs, generation_config=greedy(), continuous_batching_config=settings(**changes))
+    assert [output.error for output in outputs.values()] == [None] * len(inputs)
+    return [output.generated_tokens for output in outputs.values()]
+
+
+def alone(model: Any, inputs: list[list[int]]) -> list[list[int]]:
+    rows = (torch.tensor([tokens]) for tokens in inputs)
+    return [model.generate(row, do_sample=False, max_new_tokens=NEW)[0, row.shape[1] :].tolist() for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "params"),
+    [
+        ("llama", "rope", {}),
+        ("llama", "lampe", LAMPE),
+        ("llama", "rerope", {"window_size": 12}),
+        ("llama", "self_extend", {"group": 4, "window_size": 16}),
+        ("llama", "streaming_llm", {"window_size": 20, "frequencies": {"name": "dynamic", "factor": 4}}),
+        ("qwen2_sliding", "rope", {}),
+        ("mistral_sliding", "lampe", LAMPE),
+    ],
+)
+def test_requests_get_what_they_get_alone(family: str, name: str, params: dict[str, Any]) -> None:
+    model, inputs = tiny.make(family), prompts()
+    with posenc.apply(model, name, **params):
+        assert batched(model, inputs) == alone(model, inputs)
+
+
+def test_requests_that_give_way_and_start_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = tiny.make("llama"), prompts()
+    resets: list[str] = []
+    begin = RequestState.create_equivalent_initial_request
+
+    def noted(state: RequestState) -> RequestState:
+        resets.append(state.request_id)
+        return begin(state)
+
+    monkeypatch.setattr(RequestState, "create_equivalent_initial_request", noted)
+    with posenc.apply(model, "lampe", replan=10, **LAMPE):
+        assert batched(model, inputs, num_blocks=22, cpu_offload_space=0.0) == alone(model, inputs)
+    assert resets
+
+
+def test_an_eagerly_loaded_model() -> None:
+    model, inputs = tiny.make("llama"), prompts()[:3]
+    model.set_attn_implementation("eager")
+    with posenc.apply(model, "lampe", active_from=64, **LAMPE):  # short requests attend as stock does
+        assert batched(model, inputs) == alone(model, inputs)
+    assert model.config._attn_implementation == "eager"
+
+
+def test_shared_prefixes(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny.make("llama")
+    inputs = [tiny.tokens(80, seed=1).tolist() + tiny.tokens(extra, seed=extra).tolist() for extra in (1, 9, 30, 14)]
+    reused: list[int] = []
+    match = PagedAttentionCache.search_prefix_match
+
+    def noted(self: Any, *args: Any) -> int:
+        reused.append(match(self, *args))
+        return reused[-1]
+
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.INFO, logger="posenc"):
+        patch.setattr(PagedAttentionCache, "search_prefix_match", noted)
+        with posenc.apply(model, "rerope", window_size=12):
+            assert batched(model, inputs, max_requests_per_batch=1) == alone(model, inputs)
+        assert max(reused) >= 72
+        assert "block sharing is off" not in caplog.text
+        reused.clear()
+        with posenc.apply(model, "lampe", **LAMPE):
+            assert batched(model, inputs, max_requests_per_batch=1) == alone(model, inputs)
+        assert not any(reused)
+        assert "block sharing is off" in caplog.text
+
+
+def test_unpatched_models_and_removal() -> None:
+    inputs = prompts()[:3]
+    model, other = tiny.make("llama"), tiny.make("llama", seed=5)
+    before, expected = batched(model, inputs), batched(other, inputs)
+    functions = dict(ALL_ATTENTION_FUNCTIONS.items())
+    with posenc.apply(model, "rerope", window_size=12):
+        assert batched(other, inputs) == expected
+        remapped = batched(model, inputs)
+        assert {name: function for name, function in ALL_ATTENTION_FUNCTIONS.items() if name in functions} == functions
+        assert batched(copy.deepcopy(model), inputs) == remapped
+    assert remapped != before
+    assert batched(model, inputs) == before
+    assert "init_continuous_batching" not in vars(model)
+
+
+def test_managers_do_not_outlive_their_handle() -> None:
+    model, ids = tiny.make("llama"), prompts()[:2]
+    model.generate_batch(ids, greedy(), settings(), persistent_manager=True)
+    with posenc.apply(model, "lampe", **LAMPE):
+        with pytest.raises(posenc.CacheMismatchError, match="destroy_cached"):
+            model.generate_batch(ids, greedy(), settings())
+        model.destroy_cached_continuous_batching_manager()
+        for _ in range(2):
+            outputs = model.generate_batch(ids, greedy(), settings(), persistent_manager=True)
+        assert [output.generated_tokens for output in outputs.values()] == alone(model, ids)
+    assert not hasattr(model, "_cached_continuous_batching_manager")
+
+    early = model.init_continuous_batching(greedy(), settings())
+    with posenc.apply(model, "lampe", **LAMPE) as handle:
+        early.start()
+        early.add_request(ids[0], request_id="early")
+        assert "made before posenc" in early.get_result(timeout=20).error
+        early.stop()
+        late = model.init_continuous_batching(greedy(max_new_tokens=10**6), settings())
+        late.start()
+        late.add_request(ids[0], request_id="late")
+        handle.remove()
+        assert not late.is_running()
+
+
+def test_what_cannot_be_exact_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    scaled = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
+    model = LlamaForCausalLM(LlamaConfig(**tiny.SHAPE, rope_parameters=scaled)).eval()
+    with posenc.apply(model, "rope"), pytest.raises(posenc.UnsupportedModelError, match=r"longest request .*dynamic"):
+        batched(model, prompts())
+    model = tiny.make("llama")
+    with posenc.apply(model, "lampe", **LAMPE):
+        for changes in ({"use_async_batching": True}, {"varlen_compile_config": CompileConfig()}):
+            with pytest.raises(posenc.BackendError, match="not available while posenc is applied"):
+                batched(model, prompts(), **changes)
+        monkeypatch.setattr(PagedAttentionCache, "update", lambda self, read_index, write_index: None)
+        with pytest.raises(posenc.UnsupportedModelError, match=r"transformers 5\.23"):
+            batched(model, prompts())

@@ -1,0 +1,354 @@
+"""The merge, the tiles, the rotation and the dispatcher, each alone."""
+
+from __future__ import annotations
+
+import logging
+import math
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import posenc
+from posenc.kernels.cpu import tiles
+from posenc.kernels.cpu.calls import plan_calls
+from posenc.kernels.cpu.tiles import LEAF, tile
+from posenc.kernels.merge import merge
+from posenc.kernels.rotated import Work, layout
+from posenc.plan import PositionPlan
+from posenc.testing import attention_by_definition, random_plans
+from posenc.testing.generators import interpolating_plan
+
+
+def intervals(work: Work) -> np.ndarray:
+    """Pairs inside a segment's intervals, bool [rows, keys]."""
+    key = np.arange(int(work.key_stop.max()) + 1)
+    return (key >= work.key_start[:, None]) & (key < work.key_stop[:, None])
+
+
+@settings(max_examples=150)
+@given(random_plans(), st.floats(0, 1), st.sampled_from([(2, 1, 3), (4, 3, 9), (128, 32, 2048)]))
+def test_tiles_cover_every_pair_once(plan: PositionPlan, share: float, sizes: tuple[int, int, int]) -> None:
+    q_len = max(1, round(share * plan.total))
+    with mock.patch.multiple(tiles, LEAF=sizes[0], BAND_ROWS=sizes[1], WIDE_BAND=sizes[2]):
+        check_tiles(plan, q_len)
+
+
+def check_tiles(plan: PositionPlan, q_len: int) -> None:
+    for work in layout(plan, q_len).work:
+        rows, inside = len(work.key_start), intervals(work)
+        covered = np.zeros((rows, int(work.key_stop.max()) + 1), dtype=int)
+        for piece in tile(work.key_start, work.key_stop):
+            for block in range(piece.count):
+                for r in range(*piece.rows):
+                    for c in range(*piece.keys):
+                        row, key = r + block * piece.step, c + block * piece.step
+                        at = (r - piece.rows[0], c - piece.keys[0])
+                        attended = {
+                            "full": True,
+                            "lower": at[1] <= at[0],
+                            "masked": inside[row - block * piece.step, key - block * piece.step],
+                        }[piece.kind]
+                        covered[row, key] += attended
+        assert np.array_equal(covered, inside)
+
+
+def test_built_in_plans_need_few_calls() -> None:
+    for name in ("lampe", "self_extend", "rerope", "dca", "string"):
+        params = {"mapping": 3000} if name == "lampe" else {}
+        plan = posenc.strategy(name, window=4096, **params).plan(16384)
+        pieces = [piece for work in layout(plan, 16384).work for piece in tile(work.key_start, work.key_stop)]
+        assert len(pieces) <= 64, name
+        assert all(piece.kind != "masked" or piece.rows[1] - piece.rows[0] <= LEAF for piece in pieces), name
+        assert plan_calls(plan, 16384).complete, name
+
+
+def test_shifted_keys_share_one_rotated_copy() -> None:
+    plan = posenc.strategy("lampe", window=512, mapping=300).plan(2000)
+    assert len(plan.segments) == 3
+    assert len(layout(plan, 2000).copies) == 2  # head and tail read the same keys
+
+
+def test_decoding_rotates_every_key_once() -> None:
+    for name in ("lampe", "self_extend", "rerope", "dca", "string"):
+        params = {"mapping": 300} if name == "lampe" else {}
+        plan = posenc.strategy(name, window=512, **params).plan(2000, 2100)
+        copies = layout(plan, 1).copies
+        assert sum(copy.keys.stop - copy.keys.start for copy in copies) == 2100, name
+
+
+@pytest.mark.parametrize("shift", [0.5, 2.0])
+def test_a_shift_by_a_fraction_is_not_moved_to_interpolated_queries(shift: float) -> None:
+    lengths = posenc.Lengths(40, 40)
+    index = lengths.indices
+    segments = [
+        posenc.Segment.band("near", 40, 0, 9, index, index / 8 + shift, "logits"),
+        posenc.Segment.band("far", 40, 9, None, index, index / 8, "logits"),
+    ]
+    plan = PositionPlan.build(lengths, segments)
+    assert len(layout(plan, 40).copies) == (1 if shift == 2.0 else 2)
+    q, k, v = torch.randn(3, 1, 2, 40, 8, generator=torch.Generator().manual_seed(0))
+    rotary = posenc.Rotary.from_theta(50.0, 8)
+    expected, _ = attention_by_definition(q, k, v, plan, rotary)
+    assert (posenc.attention(q, k, v, plan, rotary, backend="cpu_flash") - expected).abs().max() < 2e-5
+
+
+def test_every_part_of_an_interpolating_plan_interpolates() -> None:
+    plan = interpolating_plan(300)
+    q, k, v = torch.randn(3, 1, 1, 300, 8, generator=torch.Generator().manual_seed(0))
+    rotary = posenc.Rotary.from_theta(50.0, 8)
+    for part, at in (
+        (plan.prefix(70), slice(0, 70)),
+        (plan.suffix(250), slice(250, 300)),
+        (plan.clipped(9), slice(0, 300)),  # and in blocks: the reference slices what is longer than a block
+    ):
+        own = [x[:, :, at] for x in (q, k, v)]
+        expected, _ = attention_by_definition(*own, dense_part(plan, part, at), rotary)
+        for backend in ("reference", "cpu_flash"):
+            assert (posenc.attention(*own, part, rotary, backend=backend) - expected).abs().max() < 2e-5
+
+
+def dense_part(plan: PositionPlan, part: PositionPlan, at: slice) -> PositionPlan:
+    """The part with the positions, and what they mean, written out of the whole plan."""
+    (whole,), (own,) = plan.segments, part.segments
+    positions = (whole.query_positions[at], whole.key_positions[at])
+    segment = posenc.Segment("s", own.key_start, own.key_stop, *positions, interpolation="logits")
+    return PositionPlan(part.prompt, part.total, (segment,))
+
+
+def test_equal_fractions_do_not_keep_the_distance_of_interpolated_logits() -> None:
+    index = posenc.Lengths(9, 9).indices
+    halves = [posenc.Segment.band("s", 9, 0, None, index + 0.5, index + 0.5, kind) for kind in ("positions", "logits")]
+    assert [segment.keeps_distance for segment in halves] == [True, False]
+
+
+lse_values = st.one_of(st.just(-math.inf), st.floats(-50, 50))
+
+
+@given(st.lists(st.tuples(lse_values, st.floats(-5, 5)), min_size=3, max_size=3))
+def test_merge_is_associative_and_commutative(parts: list[tuple[float, float]]) -> None:
+    sides = [
+        (torch.full((1, 1, 1, 2), 0.0 if lse == -math.inf else out).double(), torch.full((1, 1, 1), lse).double())
+        for lse, out in parts
+    ]
+    left = merge(*merge(*sides[0], *sides[1]), *sides[2])
+    right = merge(*sides[0], *merge(*sides[1], *sides[2]))
+    swapped = merge(*merge(*sides[2], *sides[1]), *sides[0])
+    for other in (right, swapped):
+        assert torch.allclose(left[0], other[0], atol=1e-12)
+        assert torch.equal(left[1], other[1]) or torch.allclose(left[1], other[1], atol=1e-12)
+    weights = torch.tensor([lse for lse, _ in parts]).double()
+    if weights.isfinite().any():
+        expected = (
+            weights.softmax(0)
+            * torch.tensor([out for _, out in parts]).double().where(weights.isfinite(), torch.zeros(()).double())
+        ).sum()
+        assert torch.allclose(left[0], expected, atol=1e-9)
+    else:
+        assert bool((left[0] == 0).all())
+        assert bool((left[1] == -math.inf).all())
+
+
+def test_rotation_depends_on_the_difference_alone() -> None:
+    rotary = posenc.Rotary.from_theta(1e4, 16)
+    x, y = torch.randn(2, 1, 1, 1, 16).double()
+    dots = []
+    for shift in (0, 12345, 1_000_000, -77):
+        tables = [rotary.tables(np.array([p + shift]), dtype=torch.float64) for p in (90.5, 31)]
+        dots.append((rotary.rotate(x, *tables[0]) * rotary.rotate(y, *tables[1])).sum())
+    assert max(dots) - min(dots) < 1e-9
+
+
+@pytest.mark.parametrize("style", ["half", "interleaved"])
+def test_stock_rotation_agrees_with_ours(style: str) -> None:
+    rotary = posenc.Rotary.from_theta(1e4, 8, style=style, channels=(2, 10), attention_scaling=1.2)
+    x = torch.randn(2, 3, 20, 12)
+    ids = torch.arange(20).expand(2, -1)
+    cos, sin = rotary.tables(np.arange(20))
+    assert (rotary.rotate_as_stock(x, ids) - rotary.rotate(x, cos, sin)).abs().max() < 1e-5
+
+
+def test_bad_rotary() -> None:
+    with pytest.raises(posenc.InvalidInputError, match="channels"):
+        posenc.Rotary.from_theta(1e4, 8, channels=(0, 6))
+    with pytest.raises(posenc.InvalidInputError, match="style"):
+        posenc.Rotary(torch.ones(4), style="spiral")  # type: ignore[arg-type]
+    with pytest.raises(posenc.InvalidInputError, match="even"):
+        posenc.Rotary.from_theta(1e4, 7)
+    with pytest.raises(posenc.InvalidInputError, match="vector"):
+        posenc.Rotary(torch.ones(2, 2))
+    with pytest.raises(posenc.InvalidInputError, match="must hold real numbers"):
+        posenc.Rotary(torch.ones(4, dtype=torch.complex64))
+    with pytest.raises(posenc.InvalidInputError, match="arithmetic must be 'native' or"):
+        posenc.Rotary(torch.ones(4), arithmetic="roman")  # type: ignore[arg-type]
+    with pytest.raises(posenc.InvalidInputError, match="attention_scaling must be finite"):
+        posenc.Rotary(torch.ones(4), attention_scaling=math.nan)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu_flash", "triton"])
+def test_positions_per_frequency_are_counted_before_they_broadcast(backend: str) -> None:
+    """Also where a backend is asked directly, as the layers of a model ask it."""
+    rotary, x = posenc.Rotary.from_theta(1e4, 8), torch.randn(1, 2, 9, 8)
+    own = posenc.backends()[backend].backend
+    for columns, query in ((1, True), (1, False), (2, True), (8, False)):
+        for q_len in (9, 1):
+            with pytest.raises(posenc.InvalidInputError, match=rf"\[L, 4\] .*\(\d, {columns}\)"):
+                own.attend(x[:, :, -q_len:], x, x, per_column(columns, query), rotary, scale=1.0, mask=None)
+    with pytest.raises(posenc.InvalidInputError, match=r"shape \(\)"):
+        rotary.tables(np.array(3))
+
+
+def call(**changes: object) -> object:
+    given: dict[str, object] = {
+        "q": torch.randn(2, 4, 3, 8),
+        "k": torch.randn(2, 2, 9, 8),
+        "v": torch.randn(2, 2, 9, 8),
+        "plan": posenc.strategy("rope").plan(9),
+        "rotary": posenc.Rotary.from_theta(1e4, 8),
+        **changes,
+    }
+    return posenc.attention(**given)  # type: ignore[arg-type]
+
+
+LENGTH_8 = posenc.strategy("rope").plan(8)
+LENGTH_9 = posenc.strategy("rope").plan(9)
+
+
+def per_column(columns: int, query: bool = True) -> PositionPlan:
+    """A plan whose query or key positions have so many columns."""
+    index = LENGTH_9.segments[0].query_positions
+    wide = np.repeat(index[:, None], columns, 1)
+    positions = (wide, index) if query else (index, wide)
+    return PositionPlan.build(posenc.Lengths(9, 9), [posenc.Segment.band("all", 9, 0, None, *positions)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": torch.randn(2, 4, 8)}, "batch, heads, tokens"),
+        ({"q": torch.randn(2, 3, 3, 8)}, "multiple"),
+        ({"q": torch.randn(2, 0, 3, 8)}, "multiple"),
+        ({"q": torch.randn(1, 4, 3, 8)}, "differ"),
+        ({"q": torch.randn(2, 4, 12, 8)}, "Lq <= Lk"),
+        ({"q": torch.randn(2, 4, 3, 8).double()}, "one floating dtype"),
+        ({"k": np.zeros((2, 2, 9, 8))}, r"k must be a torch tensor .*ndarray"),
+        ({"v": None}, r"v must be a torch tensor .*None"),
+        ({"v": torch.zeros(2, 2, 9, 8, device="meta")}, "one device, got cpu, cpu, meta"),
+        ({"plan": LENGTH_8}, "total=9"),
+        ({"plan": [LENGTH_9, LENGTH_8]}, "total=9"),
+        ({"plan": [LENGTH_9] * 3}, "3 plans for 2"),
+        ({"plan": []}, "0 plans for 2"),
+        ({"plan": None}, r"None \(NoneType\) is none: make one with"),
+        ({"plan": [LENGTH_9, None]}, r"None \(NoneType\) is none"),
+        ({"plan": "rope"}, r"'r' \(str\) is none"),
+        ({"plan": posenc.strategy("rope")}, "is none: make one with"),
+        ({"plan": LENGTH_9.segments}, r"Segment\) is none"),
+        ({"rotary": None}, r"must be a Rotary, not None.*from_theta"),
+        ({"rotary": 1e4}, r"must be a Rotary, not 10000.0"),
+        ({"rotary": torch.ones(4)}, r"must be a Rotary, not a tensor \[4\]"),
+        ({"rotary": posenc.Rotary(torch.ones(4, device="meta"))}, "'meta', where it holds no numbers"),
+        ({"rotary": posenc.Rotary(torch.tensor([1.0, math.nan, 0.1, 0.0]))}, "NaN or an infinity"),
+        ({"rotary": posenc.Rotary(torch.tensor([1.0, math.inf, 0.1, 0.0]))}, "NaN or an infinity"),
+        ({"rotary": posenc.Rotary(torch.ones(4, requires_grad=True))}, r"requires a gradient.*detach"),
+        ({"rotary": posenc.Rotary.from_theta(1e4, 16)}, "16 channels|channels 0..15"),
+        ({"plan": per_column(1)}, r"\[L, 4\] with one for each of the 4 .*shape \(9, 1\)"),
+        ({"plan": per_column(2, query=False)}, r"\[L, 4\] .*not for heads.*\(9, 2\)"),
+        ({"plan": [LENGTH_9, per_column(8)]}, r"\[L, 4\] .*\(9, 8\)"),
+        ({"mask": torch.ones(2, 1, 3, 9)}, "bool"),
+        ({"mask": [[True]]}, r"mask must be a bool tensor.*list"),
+        ({"mask": torch.ones(2, 1, 3, 8, dtype=torch.bool)}, r"\(2, 1, 3, 9\)"),
+        ({"mask": torch.ones(1, 1, 3, 9, dtype=torch.bool)}, r"\(2, 1, 3, 9\)"),
+        ({"mask": torch.ones(2, 1, 3, 9, dtype=torch.bool, device="meta")}, "mask must be on the device of q, cpu"),
+        ({"scale": "1"}, "scale must be a finite number"),
+        ({"scale": torch.ones(())}, "scale must be a finite number or None, got a tensor"),
+        ({"scale": math.nan}, "scale must be a finite number"),
+        ({"scale": True}, "scale must be a finite number"),
+        ({"softcap": 0}, "softcap must be a finite number above 0"),
+        ({"softcap": -30.0}, "softcap must be a finite number above 0"),
+        ({"softcap": math.inf}, "softcap must be a finite number above 0"),
+        ({"softcap": [30.0]}, "softcap must be a finite number above 0"),
+        ({"sinks": torch.zeros(1)}, r"one logit per query head, \[4\], got a tensor \[1\]"),
+        ({"sinks": torch.zeros(3)}, r"one logit per query head, \[4\]"),
+        ({"sinks": torch.zeros(4, 3)}, r"one logit per query head, \[4\], got a tensor \[4, 3\]"),
+        ({"sinks": torch.zeros(4, dtype=torch.long)}, r"floating tensor .*int64"),
+        ({"sinks": [0.0] * 4}, r"floating tensor .*list"),
+        ({"sinks": torch.zeros(4, device="meta")}, "sinks must be on the device of q"),
+        ({"backend": None}, "backend must be a name"),
+        ({"backend": ["reference"]}, "backend must be a name"),
+        ({"kept": {}}, "kept must be a KeptKeys"),
+    ],
+)
+def test_arguments_that_cannot_be_used(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(posenc.InvalidInputError, match=message):
+        call(**changes)
+
+
+def test_backend_choice(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(posenc.UnknownNameError, match="Did you mean 'cpu_flash'"):
+        call(backend="cpu_flsh")
+    monkeypatch.setenv("POSENC_TRACE", "1")
+    with caplog.at_level(logging.INFO, logger="posenc"):
+        call()
+    assert "auto -> cpu_flash" in caplog.text
+    monkeypatch.setenv("POSENC_BACKEND", "nonsense")
+    with pytest.raises(posenc.UnknownNameError, match="nonsense"):
+        call()
+    monkeypatch.delenv("POSENC_BACKEND")
+    from posenc.kernels.cpu.backend import CpuFlashBackend
+
+    monkeypatch.setattr(CpuFlashBackend, "refuses", lambda *a: "it is out of order")
+    with pytest.raises(posenc.BackendError, match="out of order"):
+        call(backend="cpu_flash")
+    call()  # auto goes on to the next one
+
+
+def test_the_trace_says_what_was_chosen_and_why_nothing_better_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("posenc").setLevel(logging.NOTSET)
+    call()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("POSENC_TRACE", "1")
+    call(q=torch.randn(2, 4, 3, 8, requires_grad=True), mask=torch.ones(2, 1, 3, 9, dtype=torch.bool))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("posenc: backend auto -> cpu_flash: float32 on cpu, 3 queries over 9 keys, with gradient")
+    assert "with a mask (" in line
+    for better in ("xformers", "torch_flash"):
+        assert f"{better}: it runs on cuda, not on cpu" in line
+    assert "reference:" not in line
+    call(softcap=2.0)
+    assert "auto -> reference" in (line := capsys.readouterr().err)
+    assert "cpu_flash: it computes no softcap" in line
+    monkeypatch.setenv("POSENC_BACKEND", "reference")
+    call()
+    assert "backend reference, as asked" in capsys.readouterr().err
+    with caplog.at_level(logging.INFO, logger="posenc"):
+        call()  # an application that shows INFO gets it there, and once
+    assert "as asked" in caplog.text
+    assert capsys.readouterr().err == ""
+
+
+def test_a_third_backend_needs_no_more_than_its_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written against the seam as it was published: attend, capabilities and a priority."""
+    from posenc.kernels.reference import ReferenceBackend
+    from posenc.testing.tensors import installed
+
+    class Third(ReferenceBackend):
+        name = "third"
+        summary = "a third party's"
+        priority = 12
+        calls = 0
+
+        def attend(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+            Third.calls += 1
+            return super().attend(*args, **kwargs)  # type: ignore[arg-type]
+
+    with installed(Third()):
+        call()
+        assert Third.calls == 1
+        Third.priority = 9  # after cpu_flash
+        call()
+        assert Third.calls == 1

@@ -1,0 +1,282 @@
+"""The ways the Triton kernels can read their keys, beyond what the contract asks for: descriptors, kept keys, pages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import posenc
+from posenc.plan import PositionPlan
+from posenc.rope import Rotary
+from posenc.testing.generators import banded_plan
+from posenc.testing.tensors import Call, check_result, tensors
+
+pytest.importorskip("triton", reason="triton is made for Linux only")
+
+from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.triton import decode as triton_decode
+from posenc.kernels.triton import prefill as triton_prefill
+from posenc.kernels.triton import rotate as triton_rotate
+from posenc.kernels.triton import tables as triton_plan
+from posenc.kernels.triton.angles import LEAST, angles, key_angles, whole_positions
+from posenc.kernels.triton.backend import TritonBackend
+from posenc.kernels.triton.tiles import Entry, TileTable
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PLANS = {
+    "lampe": posenc.strategy("lampe", window=64, mapping=40, head=8, tail=5),
+    "dca": posenc.strategy("dca", window=64),
+    "rerope": posenc.strategy("rerope", window=64),
+    "leaky_rerope": posenc.strategy("leaky_rerope", window=64),
+}
+
+
+def entry(kernel: str, *, tma: bool = False, keys: int = 32) -> list[Entry]:
+    common = {"capability": (8, 0), "head_dim": 256, "warps": 4, "stages": 2, "source": "a test"}
+    rows = 64 if kernel == "prefill" else 16
+    return [Entry(kernel=kernel, bits=bits, rows=rows, keys=keys, tma=tma, **common) for bits in (16, 32)]  # type: ignore[arg-type]
+
+
+def backend(*, tma: bool) -> TritonBackend:
+    return TritonBackend(
+        TileTable((*entry("prefill", tma=tma), *entry("decode_kept", keys=16), *entry("decode_raw", keys=16)))
+    )
+
+
+def run(chosen: TritonBackend, call: Call, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
+    return chosen.attend(
+        call.q, call.k, call.v, call.plan, call.rotary, scale=call.scale, mask=None, softcap=call.softcap, **options
+    )
+
+
+class TestDescriptors:
+    """The variant for compute capability 9.0 and later."""
+
+    @pytest.mark.parametrize("name", PLANS)
+    def test_plans(self, name: str, noted: list[bool]) -> None:
+        plan, rotary = PLANS[name].plan(100, 110), Rotary.from_theta(1e4, 16)
+        for q_len in (110, 31):
+            q, k, v = tensors(plan, q_len, (2, 1), 16, batch=1, device=DEVICE)
+            call = Call(q, k, v, plan, rotary, 0.25)
+            check_result(name, call, *run(backend(tma=True), call), 2e-5)
+        assert noted == [True, True]
+
+    def test_odd_shapes_and_softcap(self) -> None:
+        plan, rotary = banded_plan(60), Rotary.from_theta(1e3, 16, channels=(4, 20), style="interleaved")
+        q, k, v = tensors(plan, 60, (4, 2), 24, batch=1, device=DEVICE)
+        call = Call(q, k, v[..., :20], plan, rotary, 0.3, softcap=2.0)
+        check_result("tma", call, *run(backend(tma=True), call), 2e-5)
+
+    def test_values_that_it_cannot_read_as_they_lie(self, noted: list[bool]) -> None:
+        """Steps between channels and unaligned rows are copied; rows that stay unaligned go through pointers."""
+        plan, rotary = banded_plan(40), Rotary.from_theta(1e3, 8)
+        q, k, v = tensors(plan, 40, (2, 1), 8, batch=1, device=DEVICE)
+        odd = torch.zeros(*v.shape[:3], 9, device=DEVICE)
+        odd[..., 1:] = v
+        apart = torch.zeros(*v.shape[:3], 16, device=DEVICE)
+        apart[..., ::2] = v
+        for values, descriptors in (
+            (odd[..., 1:], True),
+            (apart[..., ::2], True),
+            (v[..., :7], True),
+            (v[..., :7].contiguous(), False),
+        ):
+            call = Call(q, k, values, plan, rotary, 0.3)
+            check_result("tma", call, *run(backend(tma=True), call), 2e-5)
+            assert noted.pop() == descriptors
+
+    @pytest.fixture
+    def noted(self, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+        """Whether each prefill used descriptors."""
+        seen: list[bool] = []
+        real = triton_prefill.prefill
+
+        def prefill(*arguments: object) -> None:
+            seen.append(arguments[-1].tma)  # type: ignore[attr-defined]
+            real(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(triton_prefill, "prefill", prefill)
+        return seen
+
+
+def test_heads_in_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long inputs hold the rotated rows of some heads at a time."""
+    monkeypatch.setattr(triton_prefill, "WAVES", 0.1)
+    launches: list[object] = []
+    real = triton_prefill._heads
+    monkeypatch.setattr(triton_prefill, "_heads", lambda *args: (launches.append(args[0].shape[1]), real(*args)))
+    plan, rotary = PLANS["lampe"].plan(130), Rotary.from_theta(1e4, 8)
+    q, k, v = tensors(plan, 130, (6, 3), 8, batch=1, device=DEVICE)
+    call = Call(q, k, v, plan, rotary, 0.3)
+    check_result("triton", call, *run(backend(tma=False), call), 2e-5)
+    assert launches == [4, 2]
+
+
+def test_rotated_rows_take_about_one_copy_of_the_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LaMPE on an H100 at 32,768 tokens and 32/8 heads: two long segments, half of the heads at a time."""
+    monkeypatch.setattr(triton_prefill, "processors", lambda device: 132)
+    plan, device = posenc.strategy("lampe", window=8192, mapping=6144).plan(32768), torch.device("cpu")
+    tables = triton_plan.prefill_tables(plan, 32768, Rotary.from_theta(1e4, 16), device)
+    assert tables is not None
+    tiling = TileTable.shipped().tiling("prefill", capability=(9, 0), dtype=torch.bfloat16, head_dim=128)
+    q = torch.empty(1, 32, 32768, 128, device="meta")
+    at_once = triton_prefill._heads_at_once(q, 8, tables, tiling)
+    copies = sum(copied.count for copied in tables.queries) / 32768
+    assert 1.9 < copies < 2
+    assert copies * at_once / 8 <= 1
+
+
+def test_heads_share_a_look_up_of_their_angles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three key heads and 18 query heads, in programs of eight."""
+    monkeypatch.setattr(triton_rotate, "MANY_ROWS", 1)
+    plan, rotary = PLANS["dca"].plan(40), Rotary.from_theta(1e4, 8)
+    q, k, v = tensors(plan, 40, (18, 3), 8, batch=1, device=DEVICE)
+    call = Call(q, k, v, plan, rotary, 0.3)
+    check_result("triton", call, *run(backend(tma=False), call), 2e-5)
+
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("style", ["half", "interleaved"])
+def test_decoding_with_kept_keys(name: str, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of one sequence read kept keys and rotate new ones only."""
+    rotary = Rotary.from_theta(1e4, 12, style=style, channels=(2, 14))  # type: ignore[arg-type]
+    whole, kept, rotated = PLANS[name].plan(90, 110), KeptKeys(), []
+    real = triton_rotate.rotate
+
+    def rotate(x: torch.Tensor, *rest: object) -> None:
+        rotated.append(x.shape[2])
+        real(x, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(triton_rotate, "rotate", rotate)
+    q_all, k_all, v_all = tensors(whole, 110, (4, 2), 16, device=DEVICE)
+    for total, new in ((90, 3), (91, 1), (94, 3)):
+        rotated.clear()
+        q, k, v = q_all[:, :, total - new : total], k_all[:, :, :total], v_all[:, :, :total]
+        call = Call(q, k, v, whole.prefix(total), rotary, 0.25)
+        check_result(f"{total} keys", call, *run(backend(tma=False), call, kept=kept), 2e-5)
+    assert sum(rotated) <= 3 * 3  # of 94 keys in at most three maps
+    assert kept.bytes > 0
+
+
+def test_more_copies_than_a_launch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_decode, "MOST_COPIES", 1)
+    plan, rotary, kept = PLANS["lampe"].plan(150), Rotary.from_theta(1e4, 8), KeptKeys()
+    q, k, v = tensors(plan, 2, (4, 2), 8, device=DEVICE)
+    call = Call(q, k, v, plan, rotary, 0.25)
+    check_result("raw", call, *run(backend(tma=False), call, kept=kept), 2e-5)
+    assert kept.bytes == 0
+
+
+@pytest.mark.parametrize("q_len", [1, 5, 40])
+def test_a_plan_for_every_row_is_one_launch(q_len: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    launches: list[object] = []
+    real = triton_decode.decode
+    monkeypatch.setattr(triton_decode, "decode", lambda *args, **kw: (launches.append(1), real(*args, **kw)))
+    plans = [strategy.plan(80 - 9 * n, 90) for n, strategy in enumerate(PLANS.values())]
+    plans[1] = replace(plans[1], query_scale=1 + np.arange(90) / 50)
+    rotary = Rotary.from_theta(1e4, 8)
+    q, k, v = tensors(plans[0], q_len, (4, 2), 8, batch=4, device=DEVICE)
+    out, lse = posenc.attention(q, k, v, plans, rotary, backend="triton", scale=0.3, return_lse=True)
+    for row, plan in enumerate(plans):
+        own = slice(row, row + 1)
+        check_result(f"row {row}", Call(q[own], k[own], v[own], plan, rotary, 0.3), out[own], lse[own], 2e-5)
+    assert len(launches) == (1 if q_len <= 16 else 0)
+
+
+class TestPages:
+    """Requests of unequal length, each with its plan, over keys and values in shuffled pages."""
+
+    @pytest.mark.parametrize("page", [4, 16])
+    def test_requests(self, page: int) -> None:
+        totals, counts = (83, 1, 150, 40), (3, 1, 5, 1)
+        plans = [s.plan(max(1, n - 4), n) for s, n in zip(PLANS.values(), totals, strict=True)]
+        self.check(plans, counts, page, Rotary.from_theta(1e4, 12, channels=(2, 14)))
+
+    def test_a_request_that_is_not_at_work(self) -> None:
+        plans = [PLANS["dca"].plan(70), PLANS["lampe"].plan(20), PLANS["rerope"].plan(90)]
+        self.check(plans, (2, 0, 1), 8, Rotary.from_theta(1e4, 16))
+
+    def check(self, plans: list[PositionPlan], counts: tuple[int, ...], page: int, rotary: Rotary) -> None:
+        generator = torch.Generator().manual_seed(0)
+        needed = [-(-plan.total // page) for plan in plans]
+        order = torch.randperm(sum(needed) + 3, generator=generator)
+        # Key and value of a slot lie side by side, as vLLM holds them; what no request owns is NaN.
+        both = torch.full((len(order), 2, page, 32), torch.nan, device=DEVICE)
+        table = torch.full((len(plans), max(needed)), 10**6, dtype=torch.int32)
+        calls, done = [], 0
+        for row, (plan, count) in enumerate(zip(plans, counts, strict=True)):
+            table[row, : needed[row]] = order[done : done + needed[row]]
+            q, k, v = tensors(plan, max(count, 1), (4, 2), 16, batch=1, seed=row, device=DEVICE)
+            slots = torch.arange(plan.total)
+            pages = table[row, slots // page].long()
+            both[pages, :, slots % page] = torch.cat((k, v), -1)[0].transpose(0, 1)
+            calls.append(Call(q[:, :, :count], k, v, plan, rotary, 0.25))
+            done += needed[row]
+        q_THD = torch.cat([call.q[0].transpose(0, 1) for call in calls])
+        k, v = both.split(16, -1)
+        out, lse = backend(tma=False).attend_paged(q_THD, k, v, table.to(DEVICE), counts, plans, rotary, scale=0.25)
+        for call, own, own_lse in zip(calls, out.split(counts), lse.split(counts), strict=True):
+            if len(own):
+                check_result("pages", call, own.transpose(0, 1)[None], own_lse.T[None], 2e-5)
+
+
+def test_layers_share_the_tables_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    real = triton_plan.request_tables
+    monkeypatch.setattr(
+        triton_plan, "request_tables", lambda *args, **kw: (made.append(len(args[0])), real(*args, **kw))[1]
+    )
+    rotary, chosen = Rotary.from_theta(1e4, 8), backend(tma=False)
+    roots = [strategy.plan(20, 30) for strategy in PLANS.values()]
+    for total in (21, 22):
+        plans = [root.prefix(total) for root in roots]
+        q, k, v = tensors(plans[0], 1, (2, 1), 8, batch=len(plans), device=DEVICE)
+        for _ in range(3):
+            chosen.attend_rows(q, k, v, plans, rotary, scale=0.3, mask=None)
+    chosen.attend_rows(q, k, v, [plans[0], *plans[:0:-1]], rotary, scale=0.3, mask=None)
+    assert made == [4, 4, 4]
+
+
+class TestAngles:
+    def test_one_table_serves_all_maps(self) -> None:
+        rotary, device = Rotary.from_theta(1e4, 8), torch.device("cpu")
+        near = angles(np.arange(100), rotary, device)
+        assert near.cos_RF.data_ptr() == angles(np.arange(99), rotary, device).cos_RF.data_ptr()
+        far = angles(np.arange(50) // 8 - 3, rotary, device)
+        again = angles(np.arange(2 * LEAST), rotary, device)
+        assert len(again.cos_RF) == 3 * LEAST  # the table has grown on both sides
+        for found, positions in ((near, np.arange(100)), (far, np.arange(50) // 8 - 3)):
+            cos, sin = rotary.tables(positions)
+            assert torch.equal(found.cos_RF[found.rows_L.long()], cos)
+            assert torch.equal(found.sin_RF[found.rows_L.long()], sin)
+            assert found.rows_L.dtype == torch.int32
+
+    def test_changed_frequencies_have_another_table(self) -> None:
+        rotary = Rotary.from_theta(1e4, 8)
+        angles(np.arange(9), rotary, torch.device("cpu"))
+        rotary.inv_freq.mul_(0.5)
+        found = angles(np.arange(9), rotary, torch.device("cpu"))
+        assert torch.equal(found.cos_RF[found.rows_L.long()], rotary.tables(np.arange(9))[0])
+
+    @pytest.mark.parametrize("positions", [np.arange(9) / 3, np.arange(9) * 10**7, np.ones((9, 4)) * 0.5])
+    def test_other_positions_have_a_table_by_token(self, positions: np.ndarray) -> None:
+        rotary = Rotary.from_theta(1e4, 8)
+        found = angles(positions, rotary, torch.device("cpu"))
+        assert torch.equal(found.cos_RF, rotary.tables(positions)[0])
+        assert found.rows_L.tolist() == list(range(9))
+
+    def test_whole_positions(self) -> None:
+        assert whole_positions(np.array([0.0, 3.0])).tolist() == [0, 3]  # type: ignore[union-attr]
+        assert whole_positions(np.array([0.5])) is None
+        assert whole_positions(np.zeros((2, 3))) is None
+
+    def test_memory_of_a_map_is_four_bytes_per_key(self) -> None:
+        """LaMPE at 8,192 tokens and head_dim 128: its maps share one table of 8 bytes per position and frequency."""
+        plan, rotary = posenc.strategy("lampe", window=2048, mapping=1536).plan(8192), Rotary.from_theta(1e4, 128)
+        found = [key_angles(segment, rotary, torch.device("cpu"))[0] for segment in plan.segments]
+        tables = {x.cos_RF.data_ptr(): x.cos_RF.nbytes + x.sin_RF.nbytes for x in found}
+        assert sum(tables.values()) == 8 * 64 * 8192
+        assert sum(x.rows_L.nbytes for x in found) == 4 * 8192 * len(plan.segments) == 3 * 4 * 8192
