@@ -114,7 +114,7 @@ def picks() -> str:
         taken = native if alone else calibration.strategies[pick.strategy][length].report.perplexity
         rows.append([length, f"`{pick}`", taken, native])
     text = calibration.texts.report[0].name
-    shown = table(["prompt up to", "pick", "perplexity of the pick", "of the model alone"], rows)
+    shown = table(["prompt up to", "pick", "perplexity of the pick", "of the unmodified model"], rows)
     return f"Perplexity on `{text}`, which was not used for the choice, ± standard error (`make calibrate`):\n\n{shown}"
 
 
