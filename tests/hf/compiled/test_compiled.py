@@ -61,7 +61,7 @@ def decoded(
     return torch.cat(got, 1)
 
 
-# these cover segments, positions per frequency, query scales, dropped keys, factors on cos and sin, constant re-plans
+# these cover segments, positions per frequency, query scales, dropped keys, factors on cos and sin, re-planning
 @pytest.mark.parametrize("name", ["lampe", "dpe", "rerope+yarn", "streaming_llm", "dynamic"])
 def test_one_graph_equals_the_dense_decoder(name: str) -> None:
     model, ids = tiny.make("llama"), tiny.tokens(2, PROMPT + STEPS)
