@@ -40,10 +40,11 @@ test-lm-eval: $(LM_EVAL) ## the tests of posenc lm-eval; installs lm-evaluation-
 test-versions: $(INSTALLED) ## a few tests with the oldest and the newest transformers (fetches both, 2 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.versions
 
-lint: $(INSTALLED) ## style, types and spelling
+lint: $(INSTALLED) ## style, types, imports and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell
 
 format: $(INSTALLED) ## rewrite files in the project's style

@@ -1,4 +1,4 @@
-"""What a strategy declares: its parameters, what it promises, and which keys it still needs.
+"""What a strategy declares (parameters, promises, the keys it still needs) and what it is told of the model.
 
 The contract suite holds every strategy to its declarations.
 """
@@ -63,6 +63,45 @@ class Retention:
 
     first: int
     last: int
+
+
+class Fingerprint(BaseModel):
+    """Architecture, window, rotary parameters and a hash of weights.
+
+    Parameters
+    ----------
+    model_type : str
+        Family, as transformers names it.
+    window : int
+        Pretraining window in tokens.
+    hidden_size, layers, heads, key_value_heads, vocabulary : int, optional
+        Sizes, where the configuration declares them.
+    rope : dict
+        ``rope_parameters`` of the configuration.
+    weights : str
+        Hash of the first values of every tensor of the decoder, rounded to bfloat16: loading the same
+        checkpoint in another dtype does not change it, training does.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model_type: str
+    window: PositiveInt
+    hidden_size: PositiveInt | None = None
+    layers: PositiveInt | None = None
+    heads: PositiveInt | None = None
+    key_value_heads: PositiveInt | None = None
+    vocabulary: PositiveInt | None = None
+    rope: dict[str, Any] = {}
+    weights: str
+
+    def differences(self, other: Fingerprint) -> list[str]:
+        """``"layers: 3 and 30"`` for every fact that is not the same, this model's value first."""
+        mine, theirs = self.model_dump(), other.model_dump()
+        return [f"{key}: {mine[key]} and {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+
+    def __str__(self) -> str:
+        return f"{self.model_type}, {self.layers} layers, hidden size {self.hidden_size}, window {self.window}"
 
 
 class Params(BaseModel):

@@ -16,7 +16,7 @@ from posenc.plan import PositionPlan
 from posenc.segment import Lengths, Segment, check_columns
 
 if TYPE_CHECKING:
-    from posenc.checkpoint import Fingerprint
+    from posenc.params import Fingerprint
     from posenc.rope import Rotary
 
 

@@ -20,7 +20,7 @@ from posenc.segment import Lengths, Segment
 from posenc.trace import trace
 
 if TYPE_CHECKING:
-    from posenc.checkpoint import Fingerprint
+    from posenc.params import Fingerprint
     from posenc.rope import Rotary
 
 

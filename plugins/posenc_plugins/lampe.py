@@ -30,7 +30,7 @@ from posenc_plugins.lampe_mapping import (
 )
 
 if TYPE_CHECKING:
-    from posenc.checkpoint import Fingerprint
+    from posenc.params import Fingerprint
 
 logger = logging.getLogger("posenc")
 

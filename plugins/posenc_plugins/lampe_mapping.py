@@ -19,8 +19,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from posenc.calibration.file import Calibration, check_same_model, load
-from posenc.checkpoint import Fingerprint
 from posenc.errors import InvalidConfigError
+from posenc.params import Fingerprint
 
 
 class Curve(BaseModel):

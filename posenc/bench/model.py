@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import posenc
 from posenc.bench.cases import SHAPES, Case, row_lengths
 from posenc.bench.timing import Pair
+from posenc.hf.random_models import empty_cache, random_llama
 from posenc.hf.transformers_names import cache_argument
 from posenc.rope import Rotary
 
@@ -37,12 +38,7 @@ def build(case: Case) -> Pair:
 
 def make_model(case: Case) -> Any:
     """A random model of the case's shape."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(**SHAPES[case.shape], pad_token_id=0, eos_token_id=None, bos_token_id=None)
-    model = LlamaForCausalLM._from_config(config, attn_implementation="sdpa")
-    return model.to(getattr(torch, case.dtype)).eval()
+    return random_llama(getattr(torch, case.dtype), **SHAPES[case.shape])
 
 
 def twin(model: nn.Module) -> Any:
@@ -108,10 +104,8 @@ def decoders(stock: Any, patched: Any, tokens_BL: Tensor) -> tuple[Decode, Decod
     taken out, which lets its hooks note lengths and positions on the cache as they do for any prompt, and
     the keys and values are put in afterwards: raw ones for the patched model, rotated ones for stock.
     """
-    from transformers import DynamicCache
-
     config, length = stock.config, tokens_BL.shape[1]
-    plain, raw = DynamicCache(config=config), DynamicCache(config=config)
+    plain, raw = empty_cache(config), empty_cache(config)
     with torch.no_grad(), without_layers(patched):
         patched(tokens_BL, **cache_argument(patched, raw), use_cache=True, logits_to_keep=1)
     generator = torch.Generator().manual_seed(1)

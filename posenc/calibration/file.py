@@ -12,9 +12,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from posenc.checkpoint import Fingerprint
 from posenc.errors import InvalidConfigError
 from posenc.files import expanded, read_yaml, replacing
+from posenc.params import Fingerprint
 
 FORMAT = "posenc-calibration"
 VERSION = 1

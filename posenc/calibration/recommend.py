@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from posenc.calibration.file import CLEAR, Calibration, Choice, check_same_model, read
-from posenc.checkpoint import Fingerprint
 from posenc.errors import InvalidConfigError
+from posenc.params import Fingerprint
 from posenc.plugins import strategies
 from posenc.plugins import strategy as named_strategy
 from posenc.positions import IdentityStrategy, PositionStrategy

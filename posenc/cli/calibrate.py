@@ -14,8 +14,8 @@ from posenc.cli._paths import FilePath
 
 if TYPE_CHECKING:
     from posenc.calibration.file import Choice
-    from posenc.calibration.run.job import Job, Outcome
-    from posenc.calibration.run.sweep import Sweep
+    from posenc.evaluate.calibrate.job import Job, Outcome
+    from posenc.evaluate.calibrate.sweep import Sweep
     from posenc.evaluate.models import DType
     from posenc.evaluate.perplexity import Mean
 
@@ -61,8 +61,8 @@ def command(
     """
     from posenc.bench.results import prepare as prepare_folder
     from posenc.calibration.file import write
-    from posenc.calibration.run import bundle as bundles
-    from posenc.calibration.run import job as work
+    from posenc.evaluate.calibrate import bundle as bundles
+    from posenc.evaluate.calibrate import job as work
     from posenc.evaluate.models import ModelSpec, load
 
     target = file or out / "calibration.yaml"
@@ -116,7 +116,7 @@ def _plots(outcome: Outcome, out: Path) -> list[Path]:
         import matplotlib  # noqa: F401
     except ImportError:
         return []
-    from posenc.calibration.run.picture import plot_sweeps
+    from posenc.evaluate.calibrate.picture import plot_sweeps
 
     native = outcome.calibration.native
     return [plot_sweeps(sweeps, native, out / f"v-curves-{name}.png") for name, sweeps in outcome.sweeps.items()]

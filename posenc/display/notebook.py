@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from posenc.errors import PosencError
 
 if TYPE_CHECKING:
-    from posenc.hf.handle import Handle
     from posenc.plan import PositionPlan
     from posenc.registry import Registry
 
@@ -27,9 +26,9 @@ def plan_html(plan: PositionPlan) -> str:
     return f"<div>{shown}<pre>{escape(plan.explain())}</pre></div>"
 
 
-def handle_html(handle: Handle) -> str:
-    """What is applied to what."""
-    return _table(["", ""], ((key, _shown(value)) for key, value in handle.describe().items()), header=False)
+def handle_html(described: Mapping[str, Any]) -> str:
+    """What is applied to what, from :meth:`Handle.describe`."""
+    return _table(["", ""], ((key, _shown(value)) for key, value in described.items()), header=False)
 
 
 def registry_html(registry: Registry[Any]) -> str:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from posenc.checkpoint import window_of
 from posenc.errors import InvalidInputError, UnsupportedModelError
 from posenc.files import expanded
-from posenc.hf.model_files import first_line, load_model, load_tokenizer
+from posenc.hf.model_files import first_line, load_model, load_tokenizer, quiet_transformers
 
 TINY = "tiny"
 SMOLLM2 = "smollm2"
@@ -128,10 +128,7 @@ def load(which: ModelSpec | str) -> Loaded:
     InvalidInputError
         If there is no such model, it cannot be read, or its device is not there or too small.
     """
-    from transformers.utils import logging as their_logging
-
-    their_logging.set_verbosity_error()
-    their_logging.disable_progress_bar()
+    quiet_transformers()
     spec = which if isinstance(which, ModelSpec) else ModelSpec(name=which, device="cpu")
     source, device = locate(spec.name), find_device(spec.device)
     tokenizer = load_tokenizer(source, called=spec.name)

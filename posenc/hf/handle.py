@@ -201,7 +201,7 @@ class Handle:
     def _repr_html_(self) -> str:
         from posenc.display.notebook import handle_html
 
-        return handle_html(self)
+        return handle_html(self.describe())
 
 
 def apply(

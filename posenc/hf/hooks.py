@@ -24,14 +24,14 @@ from posenc.hf import continuous_batching as continuous
 from posenc.hf.attachment import Attachment
 from posenc.hf.cache.rotated_keys import kept_layers
 from posenc.hf.cache.state import begin, finish
-from posenc.hf.compiled.step import CompiledStep, compiled_step
+from posenc.hf.compiled_step import CompiledStep, compiled_step
 from posenc.hf.padding import read_padding
 from posenc.hf.probe.masks import posenc_mask
-from posenc.hf.probe.unstepped import note_stray
 from posenc.hf.step import Step
 from posenc.hf.step_forwarding import RELAYS
-from posenc.hf.stock import stock_attention
+from posenc.hf.stock import register, stock_attention
 from posenc.hf.transformers_names import cache_of, output_cache, paged_cache_of
+from posenc.hf.unstepped import note_stray
 
 IMPLEMENTATIONS = {"sdpa": "posenc", "eager": "posenc_eager"}
 """Names registered with transformers, by the implementation that unpatched models of the same configuration run."""
@@ -212,7 +212,8 @@ class RecordHook:
         given = cache_of(kwargs)
         cache = output_cache(output) if given is None else given
         if cache is not None:
-            finish(cache, step, self.attachment, module, compiling=compiling)
+            attachment = self.attachment
+            finish(cache, step.record, step.leaves, step.past, step.bases, attachment, module, compiling=compiling)
 
 
 @dataclass
@@ -272,11 +273,8 @@ REGISTERED = {name: partial(posenc_attention_forward, original=stock) for stock,
 
 def register_with_transformers() -> None:
     """Add our attention and mask functions to transformers' registries (again is harmless)."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
     for name, function in REGISTERED.items():
-        AttentionInterface.register(name, function)
-        AttentionMaskInterface.register(name, posenc_mask)
+        register(name, function, posenc_mask)
 
 
 def install(model: nn.Module, decoder: nn.Module, attachment: Attachment) -> None:

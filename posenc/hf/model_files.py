@@ -15,10 +15,19 @@ from typing import Any
 from posenc.errors import InvalidInputError, PosencError
 
 LFS_POINTER = b"version https://git-lfs.github.com/"
+WEIGHTS = "model.safetensors"
 NAMED = 2
 """Tensors that a message names."""
 
 logger = logging.getLogger("posenc")
+
+
+def quiet_transformers() -> None:
+    """Errors only, and no progress bars, from transformers in this process."""
+    from transformers.utils import logging as their_logging
+
+    their_logging.set_verbosity_error()
+    their_logging.disable_progress_bar()
 
 
 def load_model(source: str, *, called: str | None = None, **options: Any) -> Any:
@@ -148,3 +157,26 @@ def _check_complete(name: str, info: dict[str, Any]) -> None:
 def _some(names: Any) -> str:
     shown = sorted(names)
     return ", ".join(shown[:NAMED]) + (", ..." if len(shown) > NAMED else "")
+
+
+def unpack_gguf(source: Path, folder: Path) -> None:
+    """Write the model of a GGUF file as a folder that ``from_pretrained`` reads, in float32."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {"gguf_file": source.name}
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
+    model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **options)
+    tokenizer.save_pretrained(folder)
+    # save_pretrained refuses a model that came from GGUF: write configuration and weights ourselves.
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)

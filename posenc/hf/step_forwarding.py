@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from posenc.errors import UnsupportedModelError
-from posenc.hf.compiled.step import CompiledStep
-from posenc.hf.probe.unstepped import probing
+from posenc.hf.compiled_step import CompiledStep
 from posenc.hf.transformers_names import cache_of
+from posenc.hf.unstepped import probing
 
 NOTED = "_posenc_noted_step"
 

@@ -1,4 +1,4 @@
-"""The attention functions a model runs when it is not patched."""
+"""The attention functions that transformers knows by name: those of unpatched models, and those added to them."""
 
 from __future__ import annotations
 
@@ -29,6 +29,15 @@ def stock_attention(name: str, module: nn.Module) -> StockAttention:
 
     function: StockAttention = ALL_ATTENTION_FUNCTIONS[name]
     return function
+
+
+def register(name: str, attention: StockAttention, mask: Callable[..., Any] | None = None) -> None:
+    """Add an attention function and its mask (by default that of sdpa) to transformers' registries, again or anew."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, mask or sdpa_mask)
 
 
 @dataclass(frozen=True)

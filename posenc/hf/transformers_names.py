@@ -23,6 +23,13 @@ def version() -> str:
     return str(transformers.__version__)
 
 
+def can_be_cropped(cache: Any) -> bool:
+    """Whether a cache can be cut back: sliding layers forget what a cut would need, recurrent ones never had it."""
+    from transformers.cache_utils import DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
 def cache_keyword(module: nn.Module) -> str:
     """The name under which a module's forward takes the KV cache."""
     parameters = inspect.signature(type(module).forward).parameters

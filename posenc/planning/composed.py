@@ -14,7 +14,7 @@ from posenc.positions import PositionStrategy
 from posenc.segment import Lengths, Segment
 
 if TYPE_CHECKING:
-    from posenc.checkpoint import Fingerprint
+    from posenc.params import Fingerprint
     from posenc.rope import Rotary
 
 

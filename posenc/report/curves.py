@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from posenc.calibration import file as record
-from posenc.calibration.run.bundle import parse_bundle
-from posenc.calibration.run.sweep import Sweep
+from posenc.evaluate.calibrate.bundle import parse_bundle
+from posenc.evaluate.calibrate.sweep import Sweep
 from posenc.files import read_yaml
 from posenc.report.svg import Point
 from posenc.report.tables import with_error

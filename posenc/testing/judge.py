@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from posenc.hf.handle import find_adapter
+from posenc.hf.stock import register
 
 NAME = "dense_relative"
 _attended: ContextVar[Tensor] = ContextVar("attended")
@@ -57,11 +58,7 @@ def dense_attention(
 
 def dense_logits(model: Any, tokens_1L: Tensor, relative_LL: np.ndarray[Any, Any]) -> Tensor:
     """Logits [L, vocab] of one text under integer relative positions (NaN where a pair is not attended)."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(NAME, dense_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    register(NAME, dense_attention)
     relative = torch.from_numpy(relative_LL)
     index = torch.arange(tokens_1L.shape[1])
     positions_LL = torch.where(relative.isnan(), index.double(), index[:, None] - relative).long()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from posenc.calibration.file import write
-from posenc.calibration.run import job as work
-from posenc.calibration.run.search import candidates
+from posenc.evaluate.calibrate import job as work
+from posenc.evaluate.calibrate.search import candidates
 from posenc.evaluate.models import Loaded
 
 WINDOW, VOCABULARY = 32, 60

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import posenc
-from posenc.calibration.run import curve
-from posenc.calibration.run.search import Candidate
-from posenc.calibration.run.sweep import Point, Sweep
 from posenc.errors import InvalidInputError
+from posenc.evaluate.calibrate import curve
+from posenc.evaluate.calibrate.search import Candidate
+from posenc.evaluate.calibrate.sweep import Point, Sweep
 from posenc.evaluate.perplexity import Mean
 
 WINDOW, DOCUMENTS = 256, 40

@@ -16,8 +16,8 @@ import yaml
 import posenc
 from posenc.calibration.file import Calibration, Score, read, write
 from posenc.calibration.recommend import find_profile, recommend
-from posenc.calibration.run import job as work
 from posenc.errors import InvalidConfigError, InvalidInputError
+from posenc.evaluate.calibrate import job as work
 from posenc.evaluate.models import Loaded, load
 from posenc.hf.fingerprint import fingerprint
 from posenc.hf.handle import find_adapter

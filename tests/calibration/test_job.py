@@ -15,13 +15,13 @@ import pytest
 
 import posenc
 from posenc.calibration.candidates import BUDGET
-from posenc.calibration.run import job as work
-from posenc.calibration.run.cells import Cells, plan_digest
-from posenc.calibration.run.corpus import draw, read_source
-from posenc.calibration.run.job import score_of
-from posenc.calibration.run.search import Candidate, candidates
-from posenc.calibration.run.sweep import STOP_ERRORS, STOP_NATS, paired, rounds, survivors, sweep
 from posenc.errors import InvalidConfigError, InvalidInputError, PluginError, UnknownNameError
+from posenc.evaluate.calibrate import job as work
+from posenc.evaluate.calibrate.cells import Cells, plan_digest
+from posenc.evaluate.calibrate.corpus import draw, read_source
+from posenc.evaluate.calibrate.job import score_of
+from posenc.evaluate.calibrate.search import Candidate, candidates
+from posenc.evaluate.calibrate.sweep import STOP_ERRORS, STOP_NATS, paired, rounds, survivors, sweep
 from posenc.evaluate.models import Loaded
 from posenc.evaluate.perplexity import Mean, measure
 from posenc.positions import PositionStrategy
@@ -201,7 +201,7 @@ def test_a_full_disk_loses_nothing(loaded: Loaded, asked: work.Asked, tmp_path: 
 
 
 def test_a_loss_that_overflows_is_an_error(loaded: Loaded, asked: work.Asked, tmp_path: Path, monkeypatch):
-    from posenc.calibration.run import cells as module
+    from posenc.evaluate.calibrate import cells as module
 
     cells = cells_of(work.prepare(loaded, asked), tmp_path)
     monkeypatch.setattr(module, "measure", lambda *_, **__: type("P", (), {"losses": Mean((float("nan"),))}))

@@ -9,7 +9,7 @@ import pytest
 
 import posenc
 from posenc.calibration.file import read
-from posenc.calibration.run.bundle import parse_bundle
+from posenc.evaluate.calibrate.bundle import parse_bundle
 
 
 @pytest.fixture

@@ -27,9 +27,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from posenc.calibration.run.corpus import read_source
-from posenc.calibration.run.search import Candidate, candidates
 from posenc.cli._group import group
+from posenc.evaluate.calibrate.corpus import read_source
+from posenc.evaluate.calibrate.search import Candidate, candidates
 from posenc.evaluate.texts import Text
 from scripts import micro
 from tests.docs.collect import ROOT
@@ -107,8 +107,8 @@ def posenc(words: list[str], patch: pytest.MonkeyPatch) -> str:
     parse(shlex.join(["posenc", *words]))
     patch.setattr("webbrowser.open", lambda address: None)
     patch.setattr("werkzeug.serving.BaseWSGIServer.serve_forever", answer_once)
-    patch.setattr("posenc.calibration.run.corpus.read_source", beginning)
-    patch.setattr("posenc.calibration.run.job.candidates", few_candidates)
+    patch.setattr("posenc.evaluate.calibrate.corpus.read_source", beginning)
+    patch.setattr("posenc.evaluate.calibrate.job.candidates", few_candidates)
     small = [] if {"--report", "--dry-run"} & set(words) else SMALL.get(words[0], "").split()
     if "slurm" in words:
         small += ["--slurm", "cluster=local"]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from posenc.calibration.file import check_same_model, read
-from posenc.checkpoint import Fingerprint
 from posenc.config import Config, read_config
 from posenc.errors import InvalidConfigError
+from posenc.params import Fingerprint
 
 LABEL, AGAINST, CALIBRATED, TRANSFERRED = "label", "against", "calibrated", "transferred_from"
 

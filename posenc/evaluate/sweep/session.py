@@ -8,7 +8,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from posenc.checkpoint import Fingerprint
 from posenc.config import Config, read_config
 from posenc.errors import InvalidInputError
 from posenc.evaluate import fingerprint
@@ -18,6 +17,7 @@ from posenc.evaluate.tasks import read_task
 from posenc.evaluate.tasks.base import Source, Subject, Task
 from posenc.evaluate.texts import read_text
 from posenc.files import plain
+from posenc.params import Fingerprint
 from posenc.planning.composed import ComposedStrategy
 from posenc.positions import PositionStrategy
 from posenc.trace import quiet

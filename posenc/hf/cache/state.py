@@ -6,18 +6,20 @@ and the next forward sees that the cache holds more than was accounted for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from posenc.adapter import LayerFacts
 from posenc.hf.attachment import Attachment
+from posenc.hf.cache.decode_tables import ATTRIBUTE as HORIZON
+from posenc.hf.cache.decode_tables import Horizon, look_ahead
 from posenc.hf.cache.record import ATTRIBUTE, CacheRecord, empty_record, read_record
 from posenc.hf.cache.witness import ATTRIBUTE as WITNESS
 from posenc.hf.cache.witness import witness_of
-from posenc.hf.compiled.decode_tables import ATTRIBUTE as HORIZON
-from posenc.hf.compiled.decode_tables import Horizon, look_ahead
-from posenc.hf.step import Step
+from posenc.hf.own_frequencies import Base
 
 
 def begin(cache: Any, past: int, attachment: Attachment, batch: int, device: torch.device) -> CacheRecord:
@@ -38,12 +40,22 @@ def begin(cache: Any, past: int, attachment: Attachment, batch: int, device: tor
     return record if witness is None else witness.check(cache, record, past - record.dropped, batch)
 
 
-def finish(cache: Any, step: Step, attachment: Attachment, decoder: nn.Module, *, compiling: bool) -> None:
+def finish(
+    cache: Any,
+    record: CacheRecord,
+    leaves: CacheRecord,
+    past: int,
+    bases: Mapping[LayerFacts, Base],
+    attachment: Attachment,
+    decoder: nn.Module,
+    *,
+    compiling: bool,
+) -> None:
     """Leave the state after a forward on its cache."""
-    setattr(cache, ATTRIBUTE, step.leaves)
+    setattr(cache, ATTRIBUTE, leaves)
     if getattr(cache, WITNESS, None) is None:
         setattr(cache, WITNESS, witness_of(cache, attachment.witnesses))
     witness = getattr(cache, WITNESS)
     if witness is not None:
-        witness.note(cache, step.leaves.slots, step.past if step.leaves is step.record else 0)
-    look_ahead(cache, step.record, step.past, attachment, decoder, step.bases, compiling=compiling)
+        witness.note(cache, leaves.slots, past if leaves is record else 0)
+    look_ahead(cache, record, past, attachment, decoder, bases, compiling=compiling)

@@ -24,9 +24,9 @@ from posenc.adapter import ArchitectureAdapter, LayerFacts, RotarySource
 from posenc.errors import UnsupportedModelError
 from posenc.hf.probe.layer_facts import CASES, POSITION, TOKENS, Call, Kinds, alike, layer_facts
 from posenc.hf.probe.masks import NotedMask, logged_masks
-from posenc.hf.probe.unstepped import logged_strays
 from posenc.hf.step_forwarding import install_relays
 from posenc.hf.transformers_names import CACHE_NAMES, returns_cache, version
+from posenc.hf.unstepped import logged_strays
 from posenc.rope import Arithmetic
 
 Facts = dict[nn.Module, LayerFacts]

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posenc.calibration.run.corpus import Corpus
-from posenc.calibration.run.search import Candidate
-from posenc.checkpoint import Fingerprint
 from posenc.errors import InvalidInputError
+from posenc.evaluate.calibrate.corpus import Corpus
+from posenc.evaluate.calibrate.search import Candidate
 from posenc.evaluate.models import Loaded
 from posenc.evaluate.perplexity import Mean, measure
 from posenc.files import replacing
+from posenc.params import Fingerprint
 from posenc.positions import PositionStrategy
 from posenc.trace import quiet, versions
 

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posenc.calibration.file import Calibration, Choice, ModelRecord, Score, Settings, Texts
-from posenc.calibration.run import curve
-from posenc.calibration.run.cells import Cells
-from posenc.calibration.run.corpus import Corpus, check_apart, draw
-from posenc.calibration.run.search import Candidate, candidates
-from posenc.calibration.run.sweep import STOPPING, Sweep, sweep
-from posenc.checkpoint import Fingerprint
 from posenc.errors import InvalidInputError
+from posenc.evaluate.calibrate import curve
+from posenc.evaluate.calibrate.cells import Cells
+from posenc.evaluate.calibrate.corpus import Corpus, check_apart, draw
+from posenc.evaluate.calibrate.search import Candidate, candidates
+from posenc.evaluate.calibrate.sweep import STOPPING, Sweep, sweep
 from posenc.evaluate.models import Loaded
 from posenc.evaluate.perplexity import Mean, check_lengths
 from posenc.hf.fingerprint import fingerprint
+from posenc.params import Fingerprint
 from posenc.positions import IdentityStrategy
 from posenc.trace import versions
 

@@ -14,8 +14,8 @@ from transformers import CompileConfig, DynamicCache, StaticCache
 from transformers.cache_utils import Cache, StaticLayer
 
 import posenc
+from posenc.hf.cache.decode_tables import ATTRIBUTE, Horizon
 from posenc.hf.cache.record import ATTRIBUTE as RECORD
-from posenc.hf.compiled.decode_tables import ATTRIBUTE, Horizon
 from posenc.planning.composed import ComposedStrategy
 from posenc.planning.planner import KEPT_PLANS, Planner, Schedule
 from posenc.testing import judge

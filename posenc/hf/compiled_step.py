@@ -14,14 +14,14 @@ from math import tau
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posenc.errors import UnsupportedModelError
 from posenc.hf.attachment import Attachment
-from posenc.hf.compiled.decode_tables import ATTRIBUTE, Horizon, Kind
+from posenc.hf.cache.decode_tables import ATTRIBUTE, Horizon, Kind
 from posenc.hf.step import refuse_options
 from posenc.hf.transformers_names import cache_of
+from posenc.kernels.one_query import attend_one
 from posenc.kernels.rotated import compute_dtype
 
 BROKEN = (
@@ -91,7 +91,9 @@ class CompiledStep:
         if horizon.scale_NT is not None:
             scale_R = horizon.scale_NT[self.plan_R, self.query_R].to(q_BH1D.device, dtype)
             q_BH1D = (q_BH1D * scale_R[:, None, None, None]).to(q_BH1D.dtype)
-        out_BH1D = _softmax(q_BH1D, turned_BHKD, v_BHKD, seen_RK, scaling, options.get("softcap"), options.get("s_aux"))
+        out_BH1D = attend_one(
+            q_BH1D, turned_BHKD, v_BHKD, seen_RK, scaling, options.get("softcap"), options.get("s_aux")
+        )
         return out_BH1D.transpose(1, 2), None
 
     def _slots(self, handed: int) -> Tensor:
@@ -124,35 +126,6 @@ class CompiledStep:
         angle_RKF = angle_RKF.to(dtype)
         factor_R11 = kind.factor_N[plan_R].square()[:, None, None].to(dtype)
         return angle_RKF.cos() * factor_R11, angle_RKF.sin() * factor_R11, seen_RK
-
-
-def _softmax(
-    q_BH1D: Tensor,
-    k_BHKD: Tensor,
-    v_BHKD: Tensor,
-    seen_RK: Tensor,
-    scaling: float | None,
-    softcap: float | None,
-    sinks_H: Tensor | None,
-) -> Tensor:
-    """Softmax attention of one query per head, [B, H, 1, D]; the query heads of a key head are its rows."""
-    batch, heads, _, dim = q_BH1D.shape
-    scaling = dim**-0.5 if scaling is None else scaling
-    q_BHGD = q_BH1D.reshape(batch, k_BHKD.shape[1], -1, dim)
-    seen_R11K = seen_RK[:, None, None]
-    if softcap is None and sinks_H is None:
-        out_BHGD = F.scaled_dot_product_attention(q_BHGD, k_BHKD, v_BHKD, attn_mask=seen_R11K, scale=scaling)
-        return out_BHGD.reshape(batch, heads, 1, -1)
-    precise = compute_dtype(q_BH1D)
-    logits_BHGK = q_BHGD.to(precise) @ k_BHKD.to(precise).transpose(-1, -2) * scaling
-    if softcap is not None:
-        logits_BHGK = softcap * torch.tanh(logits_BHGK / softcap)
-    logits_BHGK = logits_BHGK.masked_fill(~seen_R11K, float("-inf"))
-    if sinks_H is not None:
-        sinks_BHG1 = sinks_H.to(precise).reshape(1, k_BHKD.shape[1], -1, 1).expand(batch, -1, -1, -1)
-        logits_BHGK = torch.cat((logits_BHGK, sinks_BHG1), -1)
-    weights_BHGK = logits_BHGK.softmax(-1)[..., : k_BHKD.shape[2]]
-    return (weights_BHGK @ v_BHKD.to(precise)).to(v_BHKD.dtype).reshape(batch, heads, 1, -1)
 
 
 def compiled_step(attachment: Attachment, kwargs: dict[str, Any], tokens: Tensor) -> CompiledStep | None:

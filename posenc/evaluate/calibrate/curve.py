@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posenc.calibration.file import Confidence
-from posenc.calibration.run.sweep import Point, Sweep
 from posenc.errors import InvalidInputError
+from posenc.evaluate.calibrate.sweep import Point, Sweep
 from posenc.plugins import strategy
 
 STEPS = 48

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from posenc.calibration.file import Score
-from posenc.calibration.run.sweep import Sweep
 from posenc.display.viz import COLOURS, MARKERS, new_figure, save
+from posenc.evaluate.calibrate.sweep import Sweep
 
 
 def swept_keys(sweep: Sweep) -> tuple[str, str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from posenc.calibration.run.cells import Cells
-from posenc.calibration.run.search import Candidate
+from posenc.evaluate.calibrate.cells import Cells
+from posenc.evaluate.calibrate.search import Candidate
 from posenc.evaluate.perplexity import Mean
 
 FIRST_ROUND = 8

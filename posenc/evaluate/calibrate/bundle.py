@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from posenc.calibration.file import Calibration, damaged, parse
-from posenc.calibration.run.search import Candidate
-from posenc.calibration.run.sweep import Point, Sweep
+from posenc.evaluate.calibrate.search import Candidate
+from posenc.evaluate.calibrate.sweep import Point, Sweep
 from posenc.evaluate.perplexity import Mean
 from posenc.files import plain, replacing
 
 if TYPE_CHECKING:
-    from posenc.calibration.run.job import Outcome
+    from posenc.evaluate.calibrate.job import Outcome
 
 DECIMALS = 6
 """Of a stored loss: far finer than its error."""

@@ -1,1 +1,0 @@
-"""Decoding under torch.compile: tables laid out for every length a static cache can reach."""
