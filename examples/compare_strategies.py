@@ -1,6 +1,6 @@
-"""Perplexity of the end of one text, read with more and more of what precedes it, under several strategies.
+"""Perplexity at the end of one text, with more and more preceding text, under several strategies.
 
-One text is no measurement: `posenc ppl` takes many and gives standard errors.
+One text is not a measurement: `posenc ppl` uses many documents and reports standard errors.
 
     python examples/compare_strategies.py
 """
@@ -29,7 +29,7 @@ STRATEGIES = {
 
 @torch.no_grad()
 def perplexity(model: torch.nn.Module, ids: torch.Tensor) -> float:
-    """Of the last tokens of a text, given all before them."""
+    """Return the perplexity of the last tokens of a text, given all tokens before them."""
     logits = model(ids[None], logits_to_keep=SCORED + 1).logits[0, :-1]
     return float(F.cross_entropy(logits, ids[-SCORED:]).exp())
 

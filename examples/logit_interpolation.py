@@ -1,7 +1,7 @@
-"""Logit interpolation between two position maps, written against posenc's public names alone.
+"""Logit interpolation between integer positions, written with posenc's public names only.
 
-Far keys are squeezed into the pretraining window, which gives them fractional positions. A model has never seen
-those, so their logits are interpolated between the two whole positions beside them, in the manner of GALI
+Far keys are compressed into the pretraining window, which gives them fractional positions. The model has never seen
+fractional positions, so logits are interpolated between the two nearest integers, in the manner of GALI
 (Li et al. 2025, "A Training-Free Length Extrapolation Approach for LLMs: Greedy Attention Logit Interpolation").
 
     python examples/logit_interpolation.py
@@ -20,7 +20,7 @@ class LogitInterpolationParams(posenc.RemapParams):
 
 
 class LogitInterpolation(posenc.PositionStrategy):
-    """Distances below ``near`` are exact; beyond, ``P - near`` tokens share the rest of the window."""
+    """Distances below ``near`` are exact; beyond them, ``P - near`` tokens share the rest of the window."""
 
     name = "logit_interpolation"
     summary = "exact distances nearby; logits of farther keys interpolated between whole positions"
@@ -34,7 +34,7 @@ class LogitInterpolation(posenc.PositionStrategy):
         if lengths.prompt <= max(window, near):
             return [posenc.Segment.band("all", total, 0, None, index, index)]
         squeeze = (lengths.prompt - near) / max(window - near, 1)
-        # Whole query positions: then a pair lies between two whole distances, and its key alone says where.
+        # With integer query positions, a pair lies between two integer distances, and its key alone decides where.
         query = np.floor(index / squeeze + near - near / squeeze)
         return [
             posenc.Segment.band("near", total, 0, near, index, index),

@@ -1,4 +1,4 @@
-"""A needle in a haystack: a span of random tokens, planted far back, is continued when its beginning comes again.
+"""A needle in a haystack: the model continues a span of random tokens, planted far back, when its beginning recurs.
 
 python examples/needle.py
 """
@@ -18,7 +18,7 @@ LENGTH, NEEDLES, SPAN, CUE = 1024, 6, 12, 3
 
 @torch.no_grad()
 def found(model: torch.nn.Module, hay: torch.Tensor, depth: float, seed: int) -> float:
-    """Share of the needle's other tokens that are the model's first guess after its beginning."""
+    """Return the share of the needle's tokens after its beginning that are the model's first guess."""
     needle = torch.randint(100, 400, (SPAN,), generator=torch.Generator().manual_seed(seed))
     at = int(depth * (LENGTH - 2 * SPAN))
     text = torch.cat((hay[:at], needle, hay[at : LENGTH - 2 * SPAN], needle))

@@ -1,7 +1,7 @@
-"""A decoder in plain PyTorch that reads past its window through ``posenc.attention``. No transformers.
+"""A decoder in plain PyTorch, without transformers, that reads past its window through ``posenc.attention``.
 
-What a model of your own has to do: keep its keys unrotated, and hand raw queries and keys to ``posenc.attention``
-with a plan. One plan is made for the prompt and all tokens to come; ``plan.prefix`` is its part for the tokens so far.
+Your own model has to cache unrotated keys, and to pass raw queries and keys with a plan to ``posenc.attention``.
+One plan covers the prompt and all tokens to come; ``plan.prefix`` is its part for the tokens so far.
 
     python examples/plain_pytorch.py
 
@@ -54,7 +54,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def generate(self, tokens_BL: Tensor, new: int, strategy: posenc.PositionStrategy) -> Tensor:
-        """Greedy tokens after the prompt."""
+        """Return the tokens that greedy decoding generates after the prompt."""
         plan = strategy.plan(tokens_BL.shape[1], tokens_BL.shape[1] + new)
         caches: list[list[Tensor]] = [[] for _ in self.layers]
         step_BL, found = tokens_BL, []

@@ -1,7 +1,7 @@
-"""Positions that differ from layer to layer, written against posenc's public names alone.
+"""Positions that differ from layer to layer, written with posenc's public names only.
 
-Lower layers look at words and need exact neighbours; upper layers carry the gist and stand coarser positions. This
-method groups far positions in every layer (Jin et al. 2024, SelfExtend), by larger groups the higher the layer.
+Lower layers look at words and need exact neighbours; upper layers carry the gist and tolerate coarser positions. This
+method groups far positions in every layer (Jin et al. 2024, SelfExtend), with larger groups in higher layers.
 
     python examples/positions_per_layer.py
 """
@@ -32,7 +32,7 @@ class GroupedByLayer(posenc.PositionStrategy):
         return self.grouped(round(self.params.lowest + share * (self.params.highest - self.params.lowest)))
 
     def segments(self, lengths: posenc.Lengths):
-        """What is shown where no layer is asked for: the last one."""
+        """Return the segments of the last layer, which are shown if no layer is requested."""
         return self.grouped(self.params.highest).segments(lengths)
 
     def grouped(self, group: int) -> posenc.PositionStrategy:

@@ -1,4 +1,4 @@
-"""Apply a strategy, generate far beyond the window, look at the plan, take it off again.
+"""Apply a strategy, generate far beyond the window, look at the plan and remove it again.
 
 python examples/quickstart.py
 """

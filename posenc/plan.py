@@ -297,4 +297,4 @@ def check_scale_array(query_scale: Any, total: int) -> None:
 
 def _display(room: str) -> Any:
     """A module that shows plans, by name: the core imports no tool."""
-    return import_module(f"posenc.{room}")
+    return import_module(f"posenc.display.{room}")

@@ -3,7 +3,7 @@
     python -m scripts.micro [--threads 1] [--heads 9/3x64] [--model smollm2-135m]
 
 Each line is a median of several runs in processor time, which other work on the machine
-disturbs less than wall-clock time. docs/cpu-design.md draws the conclusions.
+disturbs less than wall-clock time. docs/internals/cpu-kernel.md draws the conclusions.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ MUST_HOLD = (
     "posenc/display/explore/static/page.css",
     "posenc/display/explore/templates/page.html",
     "posenc/models/tiny/model.safetensors",
-    "posenc/cli/scaffold/plugin/module.py.template",
+    "posenc/cli/_scaffold/plugin/module.py.template",
     "posenc_adapters/families.json",
     "posenc_plugins/lampe.py",
 )

@@ -1,1 +1,1 @@
-"""How the tiny model that posenc ships was made: texts, recipe, training and evaluation."""
+"""Texts, recipe, training and evaluation of the tiny model that posenc ships."""

@@ -1,7 +1,7 @@
-"""What the tiny model can do inside its window, what breaks past it, and whether that is repairable.
+"""Measure the tiny model inside and past its window, and whether clipped positions repair it.
 
-Plain transformers, no posenc: the repair is a dense ReRoPE (relative positions clipped at a
-constant), the simplest remapping there is.
+This module uses plain transformers without posenc. The repair is a dense ReRoPE (relative
+positions clipped at a constant), the simplest remapping there is.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _RETRIEVAL_DISTANCES = {
 
 
 def evaluate(folder: Path, texts: list[Text]) -> dict[str, Any]:
-    """Measure perplexity and retrieval, native and with clipped positions, on held-out texts.
+    """Measure perplexity and retrieval on held-out texts, with native and with clipped positions.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def evaluate(folder: Path, texts: list[Text]) -> dict[str, Any]:
 def perplexity(model: Any, tokens: NDArray[np.int64], length: int) -> float:
     """Return the perplexity of the last 128 tokens of inputs of `length` tokens.
 
-    The scored tokens are the same for every length; only how much precedes them differs.
+    The scored tokens are the same for every length; only the amount of text before them differs.
     """
     ends = np.linspace(max(LENGTHS), len(tokens), _DOCUMENTS).astype(int)
     inputs = torch.from_numpy(np.stack([tokens[end - length : end] for end in ends]))
@@ -83,11 +83,11 @@ def perplexity(model: Any, tokens: NDArray[np.int64], length: int) -> float:
 def retrieval(
     model: Any, tokens: NDArray[np.int64], random_ids: NDArray[np.int64], length: int, distances: tuple[int, int]
 ) -> float:
-    """Return how much of a random span is copied where it occurs again.
+    """Return the share of a random span that the model copies when the span occurs again.
 
-    Inputs of `length` tokens end with a span of 12 random tokens that was planted before, at a
-    distance in `distances`. The measure is the share of the span's tokens, after the first three,
-    that are the model's first guess.
+    Inputs of `length` tokens end with a span of 12 random tokens. The same span was planted earlier,
+    at a distance in `distances`. The measure is the share of the span's tokens, after the first
+    three, that are the model's first guess.
     """
     rng = np.random.default_rng([_SEED, length, *distances])
     samples = []
@@ -106,7 +106,7 @@ def retrieval(
 
 @contextmanager
 def clipped_positions(model: Any, clip: int) -> Iterator[None]:
-    """Let `model` attend as if no token were further away than `clip`: ReRoPE, computed densely."""
+    """Make `model` attend as if no token were farther away than `clip`: ReRoPE, computed densely."""
     rotary, before = model.model.rotary_emb, model.config._attn_implementation
 
     def unrotated(module: Any, args: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -124,7 +124,7 @@ def clipped_positions(model: Any, clip: int) -> Iterator[None]:
         groups = q.shape[1] // k.shape[1]
         near_k, k, v = (part.repeat_interleave(groups, dim=1) for part in (near_k, k, v))
         blocks = []
-        # In blocks of queries: the allocator gives large score matrices back to the system each time.
+        # Queries run in blocks, because the allocator returns large score matrices to the system each time.
         for start in range(0, q.shape[2], _QUERIES):
             stop = min(start + _QUERIES, q.shape[2])
             distance_LL = positions_L[start:stop, None] - positions_L[None, :stop]

@@ -1,4 +1,4 @@
-"""A reader for the few R objects that the novels' database is made of."""
+"""A reader for the few kinds of R objects in the novels' database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _HAS_ATTRIBUTES, _HAS_TAG = 0x200, 0x400
 
 
 class RDataError(Exception):
-    """The bytes are not an R serialisation of the kinds read here."""
+    """The bytes are not an R serialisation of a kind that this module reads."""
 
 
 def unserialize(data: bytes) -> Any:
@@ -20,7 +20,7 @@ def unserialize(data: bytes) -> Any:
     Parameters
     ----------
     data
-        The serialised object, not compressed.
+        The serialised object, uncompressed.
 
     Returns
     -------

@@ -1,8 +1,8 @@
-"""What the tiny model is trained on, batch by batch.
+"""The training data of the tiny model, batch by batch.
 
-Retrieval forms only from data that needs it. Repeats inside prose are too rare and too easily
-guessed from the last few tokens, so the first stage is only random segments repeated to
-fill the context; text is mixed in once the model has learnt to copy.
+A model learns retrieval only from data that requires it. Repeats in prose are too rare and too
+easily guessed from the last few tokens, so the first stage consists only of random segments
+that are repeated to fill the context. Text is mixed in once the model has learnt to copy.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from numpy.typing import NDArray
 
 Tokens = NDArray[np.int64]
 IGNORED = -100
-"""The label of a token that is not trained on."""
+"""The label of a token that the loss ignores."""
 
 _PLACING_ATTEMPTS = 50
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training.
+    """A stage of the training.
 
     Attributes
     ----------
     steps
-        How long it lasts.
+        Its length in steps.
     tiled, planted
-        How many of a batch's samples are of these kinds; the rest is plain text.
+        The number of samples of each kind in a batch; the others are plain text.
     pairs
-        At most this many spans are planted into a sample.
+        The largest number of spans planted into a sample.
     """
 
     steps: int
@@ -42,19 +42,19 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The hyper-parameters of a training run; the defaults made the shipped model.
+    """The hyperparameters of a training run; the defaults produced the shipped model.
 
     Attributes
     ----------
     seed
         Seeds the weights and, with the step number, every batch.
     stages
-        First nothing but copying, then text with more and more recall in it: with few planted
-        spans, a guess from the text's own habits too often wins over the copy.
+        First only copying, then text with more and more recall: if few spans are planted, a
+        guess from the surrounding text too often wins over the copy.
     warmup_steps, decay_steps
         The learning rate rises linearly at the start and falls linearly to zero at the end.
     tiled_segment, planted_span
-        Shortest and longest random segment to repeat, and random span to plant twice.
+        The shortest and longest random segment to repeat, and random span to plant twice.
     """
 
     seed: int = 20
@@ -77,7 +77,7 @@ class Recipe:
 
     @property
     def steps(self) -> int:
-        """Steps of all stages together."""
+        """The total number of steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
     def stage(self, step: int) -> Stage:
@@ -86,12 +86,12 @@ class Recipe:
         return next(stage for stage, end in zip(self.stages, ends, strict=True) if step < end)
 
     def rate(self, step: int) -> float:
-        """Return the factor on the learning rate at `step`."""
+        """Return the factor by which the learning rate is multiplied at `step`."""
         return min(1.0, (step + 1) / self.warmup_steps, (self.steps - step) / self.decay_steps)
 
 
 def make_batch(recipe: Recipe, step: int, stream: Tokens, random_ids: Tokens) -> tuple[Tokens, Tokens]:
-    """Make the batch of one step; it depends on the seed and the step only.
+    """Make the batch of one step, which depends only on the seed and the step.
 
     Parameters
     ----------
@@ -100,9 +100,9 @@ def make_batch(recipe: Recipe, step: int, stream: Tokens, random_ids: Tokens) ->
     step
         The step's number, counted over all stages.
     stream
-        All training texts' tokens, one after the other.
+        The tokens of all training texts, concatenated.
     random_ids
-        The tokens random segments are drawn from.
+        The tokens that random segments are drawn from.
 
     Returns
     -------
@@ -127,11 +127,11 @@ def make_batch(recipe: Recipe, step: int, stream: Tokens, random_ids: Tokens) ->
 
 
 def tiled(rng: np.random.Generator, recipe: Recipe, random_ids: Tokens) -> tuple[Tokens, Tokens]:
-    """Repeat a random segment until the context is full; only its repeats are trained on."""
+    """Repeat a random segment until the context is full; only the repeats are trained on."""
     size = int(rng.integers(recipe.tiled_segment[0], recipe.tiled_segment[1] + 1))
     tokens = np.resize(rng.choice(random_ids, size), recipe.context)
     labels = tokens.copy()
-    # Nothing tells where the first repeat starts, so its first token is not predictable either.
+    # Nothing indicates where the first repeat starts, so its first token cannot be predicted either.
     labels[: size + 1] = IGNORED
     return tokens, labels
 
@@ -139,7 +139,7 @@ def tiled(rng: np.random.Generator, recipe: Recipe, random_ids: Tokens) -> tuple
 def planted(
     rng: np.random.Generator, recipe: Recipe, pairs: int, text: Tokens, random_ids: Tokens
 ) -> tuple[Tokens, Tokens]:
-    """Overwrite parts of `text` with up to `pairs` random spans, each twice, at any distance inside it."""
+    """Overwrite parts of `text` with up to `pairs` random spans, each planted twice at a random distance."""
     tokens, labels = text.copy(), text.copy()
     free = np.ones(len(text), dtype=bool)
     for _ in range(int(rng.integers(1, pairs + 1))):

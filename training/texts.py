@@ -1,8 +1,8 @@
-"""Fetch and read the English texts the tiny model is trained and evaluated on.
+"""Fetch and read the English texts that the tiny model is trained and evaluated on.
 
-Two Debian packages (six Jane Austen novels, the Jargon File) and the docstrings of the running
-Python's standard library. `pydoc_data` is never read for training: its language reference is
-held-out text, here and in the demo.
+The texts come from two Debian packages (six Jane Austen novels, the Jargon File) and from the
+docstrings of the running Python's standard library. `pydoc_data` is never used for training: its
+language reference is held-out text, here and in the demo.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Text:
     Attributes
     ----------
     name
-        What the text is called in the training record.
+        The name of the text in the training record.
     source
-        Where it comes from: a Debian package with its version, or the standard library.
+        Its origin: a Debian package with its version, or the standard library.
     documents
-        The text, cut where its parts are unrelated.
+        The text, split into unrelated parts.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Text:
     documents: tuple[str, ...]
 
     def record(self) -> dict[str, object]:
-        """Return name, source, size and checksum, for the training record."""
+        """Return name, source, size and checksum for the training record."""
         joined = "\x00".join(self.documents).encode()
         return {
             "name": self.name,
@@ -73,7 +73,7 @@ def fetch(cache: Path) -> Path:
     Parameters
     ----------
     cache
-        The folder to fill: one sub-folder per package.
+        The folder to fill, with one subfolder per package.
 
     Returns
     -------
@@ -105,7 +105,7 @@ def held_out_texts(folder: Path) -> list[Text]:
 
 
 def read_novels(folder: Path) -> dict[str, Text]:
-    """Read the six novels out of the R database in the unpacked r-cran-janeaustenr package."""
+    """Read the six novels from the R database in the unpacked r-cran-janeaustenr package."""
     data = folder / PACKAGES[0] / _AUSTEN_DATA
     index = unserialize(_inflate_file(data / "Rdata.rdx"))
     blocks = (data / "Rdata.rdb").read_bytes()
@@ -131,7 +131,7 @@ def read_jargon(folder: Path) -> Text:
 
 
 def read_docstrings() -> Text:
-    """Read every docstring of a line or more of prose in the standard library, `pydoc_data` apart."""
+    """Read every docstring of at least 80 characters in the standard library, except `pydoc_data`."""
     root = Path(sysconfig.get_paths()["stdlib"])
     documents: dict[str, None] = {}
     for path in sorted(root.rglob("*.py")):
@@ -148,14 +148,14 @@ def read_docstrings() -> Text:
 
 
 def without_overlap(text: Text, held_out: Text) -> Text:
-    """Leave out the documents that share 13 words in a row with a held-out text."""
+    """Drop the documents that share 13 consecutive words with a held-out text."""
     forbidden = {words for document in held_out.documents for words in _shingles(document)}
     kept = tuple(document for document in text.documents if forbidden.isdisjoint(_shingles(document)))
     return Text(text.name, text.source, kept)
 
 
 def read_topics() -> Text:
-    """Read `pydoc_data.topics`, Python's own language reference: held out, never trained on."""
+    """Read `pydoc_data.topics`, Python's own language reference, which is never used for training."""
     from pydoc_data.topics import topics
 
     return Text("pydoc_data.topics", "Python standard library", ("\n".join(topics[key] for key in sorted(topics)),))
@@ -197,7 +197,7 @@ def _inflate_file(path: Path) -> bytes:
 
 
 def _inflate_block(block: bytes) -> bytes:
-    # An R database block: the size before compression in four bytes, then zlib, or a letter and xz.
+    # An R database block starts with its uncompressed size in four bytes; zlib follows, or a letter and xz.
     if block[4:5] == b"Z":
         return lzma.decompress(block[5:], lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 6}])
     return zlib.decompress(block[4:])

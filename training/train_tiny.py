@@ -1,11 +1,11 @@
 """Train, export and evaluate the tiny Llama model that posenc ships, or its Qwen-shaped sibling.
 
     python -m training.train_tiny                  train, export to posenc/models/tiny, evaluate
-    python -m training.train_tiny --shape qwen3    the sibling, to benchmarks/models/tiny-qwen3
-    python -m training.train_tiny --evaluate       evaluate what is there
+    python -m training.train_tiny --shape qwen3    the same for the sibling, benchmarks/models/tiny-qwen3
+    python -m training.train_tiny --evaluate       evaluate the exported model
 
-Run it from the repository's root. Training writes a checkpoint to the work folder regularly and
-goes on from it when it is started again.
+Run it from the repository's root. Training regularly writes a checkpoint to the work folder and
+resumes from it when it is started again.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ _LOG_EVERY, _SAVE_EVERY = 50, 250
 
 TinyModel = LlamaForCausalLM | Qwen3ForCausalLM
 OUT = {"llama": ROOT / "posenc/models/tiny", "qwen3": ROOT / "benchmarks/models/tiny-qwen3"}
-"""The shapes that can be trained, and where each goes."""
+"""The shapes that can be trained, and the folder that each is exported to."""
 
 
 class TrainingError(Exception):
-    """The command cannot be carried out."""
+    """The command cannot be run."""
 
 
 @dataclass
 class Progress:
-    """A run's state: all of it is in the checkpoint."""
+    """The state of a run, all of which is in the checkpoint."""
 
     model: TinyModel
     optimizer: torch.optim.AdamW
@@ -59,7 +59,7 @@ class Progress:
 
 
 def train_tokenizer(texts: list[Text]) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer, lossless on any text, that adds no special tokens by itself."""
+    """Train a byte-level BPE tokenizer that is lossless on any text and adds no special tokens by itself."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -80,17 +80,17 @@ def train_tokenizer(texts: list[Text]) -> PreTrainedTokenizerFast:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: Text) -> Tokens:
-    """Return the tokens of a text, a separator after each of its documents."""
+    """Return the tokens of a text, with a separator after each of its documents."""
     encoded = tokenizer.backend_tokenizer.encode_batch(list(text.documents))
     end = [tokenizer.convert_tokens_to_ids(SEPARATOR)]
     return np.concatenate([np.array(one.ids + end, dtype=np.int64) for one in encoded])
 
 
 def build_model(shape: str, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> TinyModel:
-    """Build the untrained model; untied embeddings, because copying does not form with tied ones.
+    """Build the untrained model, with untied embeddings because the model does not learn to copy with tied ones.
 
-    The Qwen shape differs in all that may move the best parameters: it is narrower, normalizes queries and
-    keys, has another grouping of heads and another theta.
+    The Qwen shape differs in everything that may shift the best parameters: it is narrower, normalizes queries
+    and keys, and has another grouping of heads and another theta.
     """
     torch.manual_seed(recipe.seed)
     theta = 100000.0 if shape == "qwen3" else 10000.0
@@ -112,7 +112,7 @@ def build_model(shape: str, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) 
 
 
 def start(shape: str, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, checkpoint: Path) -> Progress:
-    """Return a fresh run, or the one in `checkpoint`."""
+    """Return a new run, or the one saved in `checkpoint`."""
     model = build_model(shape, recipe, tokenizer)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
@@ -127,7 +127,7 @@ def start(shape: str, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, checkp
 
 
 def train(recipe: Recipe, progress: Progress, stream: Tokens, random_ids: Tokens, checkpoint: Path) -> None:
-    """Run the steps that are left, logging the loss and saving checkpoints on the way."""
+    """Run the remaining steps, logging the loss and saving checkpoints."""
     model, optimizer = progress.model, progress.optimizer
     model.train()
     began, before = time.perf_counter(), progress.minutes
@@ -169,7 +169,7 @@ def save(progress: Progress, checkpoint: Path) -> None:
 
 
 def export(progress: Progress, tokenizer: PreTrainedTokenizerFast, entries: dict[str, Any], out: Path) -> None:
-    """Write model, tokenizer and training record to `out`, replacing the model that is there.
+    """Write model, tokenizer and training record to `out`, replacing an earlier export.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ def export(progress: Progress, tokenizer: PreTrainedTokenizerFast, entries: dict
     entries
         The training record.
     out
-        The folder to write; refused when it holds anything but an earlier export.
+        The folder to write; it is refused if it exists and is not an earlier export.
     """
     if out.exists() and not (out / RECORD).exists():
         raise TrainingError(f"{out} is not a folder exported before: name another one")
@@ -190,14 +190,14 @@ def export(progress: Progress, tokenizer: PreTrainedTokenizerFast, entries: dict
     tokenizer.save_pretrained(building)
     write_record(building, entries)
     for file in building.iterdir():
-        # The weights are written readable by their owner only, and packaging would keep it so.
+        # The weights are written readable by their owner only, and packaging would keep this mode.
         file.chmod(0o644)
     shutil.rmtree(out, ignore_errors=True)
     building.rename(out)
 
 
 def record(shape: str, recipe: Recipe, progress: Progress, texts: list[Text], counts: dict[str, int]) -> dict[str, Any]:
-    """Return everything needed to make the model again, and how the training went."""
+    """Return everything needed to reproduce the model, and how the training went."""
     stages = [str(stage.steps) for stage in recipe.stages]
     return {
         "command": shlex.join(["python", "-m", "training.train_tiny", "--shape", shape, "--steps", *stages]),
@@ -248,7 +248,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Do what the command line asks for."""
+    """Run what the command line requests."""
     torch.set_num_threads(options.threads)
     folder = options.texts or fetch(ROOT / ".cache/texts")
     if not options.evaluate:
@@ -278,7 +278,7 @@ def _train_and_export(options: argparse.Namespace, folder: Path) -> None:
 
 
 def main() -> int:
-    """Run the command; a failure is one line."""
+    """Run the command; a failure prints one line."""
     try:
         run(parse())
     except (TextsError, TrainingError, OSError) as error:

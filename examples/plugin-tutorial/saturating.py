@@ -1,4 +1,4 @@
-"""Far tokens at positions that approach, and never reach, the end of the window: no text is too long."""
+"""Far tokens get positions that approach, but never reach, the end of the window, so no text is too long."""
 
 import posenc
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from posenc.cli.scaffold import Kind
+    from posenc.cli._scaffold import Kind
 
 
 @click.group("new", short_help="Begin a plugin: a strategy or a model family.")
@@ -35,7 +35,7 @@ def adapter(name: str, into: str) -> None:
 
 
 def _create(kind: Kind, name: str, into: str) -> None:
-    from posenc.cli.scaffold import create
+    from posenc.cli._scaffold import create
 
     written = create(kind, name, into)
     click.echo("written:")

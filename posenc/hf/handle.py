@@ -336,7 +336,7 @@ def find_adapter(model: nn.Module) -> ArchitectureAdapter:
     served = sorted({name for info in adapters().values() for name in info.adapter.model_types})
     raise UnsupportedModelError(
         f"no adapter serves the family {model.config.model_type!r} ({type(model).__name__}). Served: "
-        f"{', '.join(served)}. A plugin can add one; see docs/architecture.md."
+        f"{', '.join(served)}. A plugin can add one: see docs/write-an-adapter.md."
     )
 
 

@@ -38,7 +38,10 @@ IMPLEMENTATIONS = {"sdpa": "posenc", "eager": "posenc_eager"}
 
 STEP = "posenc_step"
 CANDIDATES = "posenc_candidates"
-OUTSIDE = "posenc makes plans in Python; only a token decoded on a static cache is traced (docs/architecture.md)"
+OUTSIDE = (
+    "posenc makes plans in Python; only a token decoded on a static cache is traced "
+    "(docs/internals/compiled-decoding.md)"
+)
 """Why torch.compile breaks its graph in every other forward."""
 
 

@@ -83,7 +83,7 @@ def frequencies(name: str) -> str:
     for number, (old, new) in enumerate(zip(base.inv_freq.tolist(), changed.inv_freq.tolist(), strict=True)):
         length = 2 * 3.141592653589793 / old
         rows.append([number, f"{length:.4g}", f"{window / length:.3g}", f"{old / new:.4g}"])
-    shown = table(["frequency", "wavelength in tokens", "turns in the window", "divided by"], rows)
+    shown = table(["frequency", "wavelength in tokens", "rotations in the window", "divided by"], rows)
     factor = changed.attention_scaling / base.attention_scaling
     return f"{shown}\n\ncos and sin are multiplied by {factor:.5g}, logits by its square, {factor**2:.5g}."
 

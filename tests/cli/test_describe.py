@@ -276,7 +276,7 @@ def test_a_refusal_is_not_a_failure(run):
 
 def test_doctor_says_why_the_operators_of_xformers_cannot_load(run, monkeypatch: pytest.MonkeyPatch):
     """It says so even without a GPU, where the backend refuses for that reason."""
-    from posenc.kernels.windowed.backend import xformers_library
+    from posenc.kernels.windowed import xformers_library
 
     monkeypatch.setattr(xformers_library, "operators_problem", lambda: "no runtime; pip install it")
     shown = run("doctor").stdout

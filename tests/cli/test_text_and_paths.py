@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import posenc
 from posenc.cli._group import group
-from posenc.cli.scaffold import create
+from posenc.cli._scaffold import create
 from posenc.errors import InvalidInputError
 from posenc.evaluate.models import locate
 from posenc.evaluate.texts import read_text

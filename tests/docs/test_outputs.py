@@ -19,7 +19,8 @@ from posenc.testing import AdapterContract, BackendContract, ContractViolation, 
 from tests.contract.test_adapter_mutants import FrequenciesOfAShortText, good, long_phi
 from tests.contract.test_backend_mutants import drop_a_key, mistaken
 from tests.docs import shell
-from tests.docs.collect import ROOT, Block, all_blocks, blocks
+from tests.docs.collect import ROOT, Block, all_blocks, blocks, page_names
+from tests.docs.pictures import cpu_calls, end_to_end, layers, named_paths, one_query, seams, windowed_calls
 from tests.kernels.cpu.test_parts import call
 
 Check = Callable[[str, pytest.MonkeyPatch], None]
@@ -38,14 +39,8 @@ def micro(shown: str, patch: pytest.MonkeyPatch) -> None:
     assert shape(shown) == shape(shell.run("python -m scripts.micro", patch))
 
 
-def layers(shown: str, _: pytest.MonkeyPatch) -> None:
-    """The picture of the design names what is there."""
-    paths = re.findall(r"\b(?:posenc|plugins|adapters)/[\w/]+(?:\.py)?", shown)
-    assert len(paths) > 20
-    assert [path for path in paths if not (ROOT / path).exists()] == []
-
-
 def trace(shown: str, patch: pytest.MonkeyPatch) -> None:
+    posenc.backends()  # their discovery is traced as well
     patch.setenv("POSENC_TRACE", "1")
     logging.getLogger("posenc").setLevel(logging.NOTSET)
     with redirect_stderr(StringIO()) as printed:
@@ -107,9 +102,20 @@ def backend_message(shown: str, _: pytest.MonkeyPatch) -> None:
 
 CHECKS: dict[str, tuple[str, Check]] = {
     "model tiny (": ("README.md", demo),
-    ' "lampe" / posenc.yaml': ("docs/architecture.md", layers),
-    "posenc: backend auto": ("docs/architecture.md", trace),
-    "flash operator, ns": ("docs/cpu-design.md", micro),
+    ' "lampe" / posenc.yaml': ("docs/architecture.md", seams),
+    " the decoder's keyword": ("docs/internals/one-forward.md", layers),
+    "posenc: backend auto": ("docs/internals/choosing-a-backend.md", trace),
+    "The calls of self_extend (window_size=256) for a prompt of 1024 tokens on the CPU": (
+        "docs/internals/plan-to-calls.md",
+        cpu_calls,
+    ),
+    "The calls of self_extend (window_size=256) for a prompt of 1024 tokens on a kernel": (
+        "docs/internals/plan-to-calls.md",
+        windowed_calls,
+    ),
+    "One token of lampe (window 2048) after a prompt of 8192: 3 key": ("docs/internals/plan-to-calls.md", one_query),
+    "One token of lampe (window 2048) after a prompt of 8192, in 4": ("docs/internals/triton-kernels.md", end_to_end),
+    "flash operator, ns": ("docs/internals/cpu-kernel.md", micro),
     "U     = floor(": ("docs/strategies/lampe.md", lampe),
     "Halved(window=16": ("docs/testing.md", strategy_message),
     "adapter 'mine'": ("docs/testing.md", adapter_message),
@@ -122,6 +128,14 @@ def check_of(block: Block) -> Check | None:
     return next(
         (check for begin, (page, check) in CHECKS.items() if block.page == page and block.code.startswith(begin)), None
     )
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in page_names() if page.startswith(("docs/internals", "docs/decisions"))]
+)
+def test_the_internals_name_existing_paths(page: str) -> None:
+    named = named_paths((ROOT / page).read_text(encoding="utf-8"))
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 def test_every_shown_output_has_a_check() -> None:
@@ -145,7 +159,15 @@ def test_a_shown_output_is_right(block: Block, desk: Path, monkeypatch: pytest.M
         (lampe, "m(H) - 1", "m(H)"),
         (strategy_message, "i=1", "i=2"),
         (micro, "in place", "elsewhere"),
-        (layers, "posenc/rope.py", "posenc/ropes.py"),
+        (seams, "posenc/rope.py", "posenc/ropes.py"),
+        (layers, "posenc/backend.py", "posenc/backends.py"),
+        (cpu_calls, "1  L\\b", "1    L"),
+        (cpu_calls, "6 of the segment", "5 of the segment"),
+        (windowed_calls, "left=255", "left=256"),
+        (windowed_calls, "g\\n    n    n", "g    n    n"),
+        (one_query, "8065", "8064"),
+        (one_query, "4096 to", "4097 to"),
+        (end_to_end, "2112", "2048"),
     ],
 )
 def test_another_output_fails(check: Check, said: str, wrong: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def test_every_entry_of_the_reference_is_documented(line: str) -> None:
     assert found.__doc__, f"{line} has no docstring"
 
 
-def test_every_error_has_its_cause_and_cure() -> None:
+def test_every_error_has_its_cause_and_fix() -> None:
     page = sections(read("errors.md"))
     kinds = {
         name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == "posenc.errors"
@@ -105,10 +105,10 @@ def test_every_error_has_its_cause_and_cure() -> None:
         kinds |= {name for name, bases in named if kinds & set(re.findall(r"\w+", bases))}
     assert set(page) == kinds
     for name in kinds:
-        cause, cure = page[name].split("**Cure.**")
+        cause, fix = page[name].split("**Fix.**")
         assert cause.strip().startswith("**Cause.**")
         assert len(cause) > 60
-        assert len(cure) > 40
+        assert len(fix) > 40
         assert name in posenc.__all__
 
 
@@ -131,6 +131,27 @@ def test_the_navigation_contains_every_page() -> None:
     shelf = {page for page in nav_pages() if page.startswith(sources.SHELF)}
     assert set(nav_pages()) - shelf == pages, "list new pages in mkdocs.yml"
     assert shelf <= set(sources.outside(sorted(DOCS.rglob("*.md")), ROOT))
+
+
+def test_the_architecture_is_one_screen() -> None:
+    assert len(read("architecture.md").splitlines()) <= 64
+
+
+def test_the_architecture_leads_to_every_page_of_the_internals() -> None:
+    pages = {path.relative_to(DOCS).as_posix() for path in (DOCS / "internals").glob("*.md")}
+    assert {page for page in pages if f"]({page})" not in read("architecture.md")} == set()
+
+
+def test_every_decision_is_dated_and_listed() -> None:
+    rows = re.findall(r"^\| (\d{4}-\d\d-\d\d) \| \[(.+)\]\((.+)\) \|$", read("decisions/index.md"), re.MULTILINE)
+    assert rows
+    assert [date for date, *_ in rows] == sorted(date for date, *_ in rows)
+    pages = {path.name for path in (DOCS / "decisions").glob("*.md")} - {"index.md"}
+    assert {name for *_, name in rows} == pages
+    for date, title, name in rows:
+        page = read(f"decisions/{name}")
+        assert page.startswith(f"# {title}\n\n**Date.** {date}\n")
+        assert re.findall(r"^\*\*(\w+)\.\*\*", page, re.MULTILINE) == ["Date", "Context", "Decision", "Consequences"]
 
 
 def test_a_page_with_an_unknown_part_is_refused() -> None:

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 import posenc
 from posenc.cli._group import group
-from posenc.cli.scaffold import FILES, create
+from posenc.cli._scaffold import FILES, create
 from scripts.environments import BUILDER, ROOT, Environment
 from scripts.package import build
 

@@ -1,5 +1,15 @@
 """The kernel calls of a plan on torch's CPU flash operator: which tile of which segment reads what.
 
+::
+
+    plan       segments: a key interval per query, and positions
+      |        layout: queries rotated once per segment, keys once per map
+    segment
+      |        tile: rectangles, triangles and blocks of bands
+    Call       its queries, keys and values as views; tiles that repeat along the diagonal are one batched call
+      |        the operator: output and logsumexp of the tile
+    output     merged in place by logsumexp; the first call of a row is copied
+
 Shape letters: B batch, G batch rows x heads, N blocks of a tile, L tokens, D head_dim.
 """
 

@@ -1,11 +1,16 @@
 """One query per row on torch's CPU flash operator: what decoding a token runs in every layer.
 
-An operation that torch shares out to threads takes longer to start than a short segment takes to compute. So
-the keys of short segments are turned anew at every step into the frame of a long neighbour, where its
-query serves both, and one call reads them together. What does not depend on a layer's tensors is worked out
-once per plan and kept there.
+An operation that torch distributes over threads takes longer to start than a short segment takes to compute. So
+at every step the keys of short segments are rotated into the frame of a long neighbour, the primary, whose query then
+serves both, and one call reads them together. What does not depend on a layer's tensors is worked out once per plan
+and kept there. The segments of a plan, in the order of their keys::
 
-Shape letters: B batch, H heads, S reads, R query heads of a key/value head, P pieces of a read, L tokens,
+    keys      |    tail    |           middle            |    head    |
+    role        neighbour             primary              neighbour
+    rotated     every step    when new, then kept          every step
+    read      [          split 0          |          split 1          ]    merged by logsumexp
+
+Shape letters: B batch, H heads, S reads, R query heads of a key/value head, P splits of a read, L tokens,
 D head_dim, F frequencies.
 """
 

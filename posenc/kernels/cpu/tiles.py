@@ -4,7 +4,18 @@ Along the queries, both interval bounds move in straight runs: each stands still
 key per query. A run is a rectangle, a triangle beside a rectangle, or a band. The operator computes
 whole blocks of 512 keys, so a triangle is halved again and again into squares of full blocks, all
 squares of one size in one batched call; a band is cut into short blocks of queries under one small
-mask, again one batched call. ``docs/architecture.md`` has the measurements behind this.
+mask, again one batched call. A causal triangle of 1024 queries, in cells of 128 queries and 128 keys::
+
+    L
+    1 L                  L  8 causal triangles, one batched call
+    2 2 L                1  4 squares of 128, one batched call
+    2 2 1 L              2  2 squares of 256, one batched call
+    3 3 3 3 L            3  1 square of 512
+    3 3 3 3 1 L
+    3 3 3 3 2 2 L
+    3 3 3 3 2 2 1 L
+
+``docs/internals/plan-to-calls.md`` draws a whole plan, ``docs/internals/cpu-kernel.md`` has the measurements.
 """
 
 from __future__ import annotations

@@ -1,9 +1,14 @@
 """Decode: few queries against many keys, which are read once.
 
 The keys of all segments of a request are laid end to end and split evenly; a program takes one split for the queries
-of all heads that share a key/value head. Partial results are merged by logsumexp in a second, small kernel. Keys are
-raw, and rotated on read, or come rotated, a copy for every map; raw keys may lie in pages behind a block table.
-Requests with plans of their own run in one launch.
+of all heads that share a key/value head. Partial results are merged by logsumexp in a second, small kernel::
+
+    segments       |  head  |             middle              |  tail  |    in the order of the plan
+    decode_kernel  [   split 0   |   split 1   |   split 2   | split 3 ]    0 and 3 each run over two segments
+    merge_kernel   output and logsumexp of every split -> one row per query and head
+
+Keys are raw, and rotated on read, or come rotated, a copy for every map; raw keys may lie in pages behind a block
+table. Requests with plans of their own run in one launch.
 
 Shape letters: B batch, H heads, L tokens, D head_dim, P splits, N requests, M pages of a request, K slots of a page.
 """

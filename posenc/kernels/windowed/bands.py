@@ -2,7 +2,14 @@
 
 Flash attention on a GPU takes how many keys to the left and to the right of the diagonal a query sees, where the
 diagonal ends in the last query's last key. One such call covers what takes three on a kernel that only knows
-causal: see :mod:`posenc.kernels.cpu.tiles`.
+causal: see :mod:`posenc.kernels.cpu.tiles`. A plan of a near window ``n`` and a far segment ``g``, in cells of 128
+queries and 128 keys; where both meet, a cell is cut along its diagonal::
+
+    n
+    n   n                      n  one call through a window: left=255, right=0
+    g/n n   n                  g  one causal call, from query 256 on
+    g   g/n n   n
+    g   g   g/n n   n          The first 256 queries are n alone; the others are n and g, merged by logsumexp.
 
 Shape letters: R queries and K keys of one call.
 """

@@ -21,9 +21,10 @@ import posenc
 import posenc.testing
 from posenc.kernels.devices import loadable, on_device
 from posenc.kernels.rotated_key_cache import KeptKeys
-from posenc.kernels.windowed.backend import WindowedBackend, _for_kernel, xformers_library
-from posenc.kernels.windowed.backend import backend as windowed
-from posenc.kernels.windowed.backend import xformers as xformers_segments
+from posenc.kernels.windowed import backend as windowed
+from posenc.kernels.windowed import xformers as xformers_segments
+from posenc.kernels.windowed import xformers_library
+from posenc.kernels.windowed.backend import WindowedBackend, _for_kernel
 from posenc.kernels.windowed.bands import Band, schedule
 from posenc.kernels.windowed.torch_flash import TorchFlashBackend
 from posenc.kernels.windowed.xformers import XformersBackend

@@ -14,7 +14,7 @@ import torch
 
 import posenc
 import posenc.testing
-from posenc.kernels.windowed.backend import flash_attn_4
+from posenc.kernels.windowed import flash_attn_4
 from posenc.kernels.windowed.flash_attn_4 import NEEDED, FlashAttention4Backend, find_forward
 from tests.kernels import stand_ins
 

@@ -13,8 +13,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from posenc.kernels.windowed.backend import xformers as xformers_segments
-from posenc.kernels.windowed.backend import xformers_library
+from posenc.kernels.windowed import xformers as xformers_segments
+from posenc.kernels.windowed import xformers_library
 from posenc.kernels.windowed.xformers import XformersBackend
 from posenc.kernels.windowed.xformers_library import RUNTIME, WHEEL, find_fmha
 from tests.kernels.stand_ins import fmha
@@ -34,7 +34,7 @@ except OSError as error:
 ASKED = """
 import sys, torch
 torch.version.cuda = "13.0"  # whatever torch this is, it brings no CUDA 12
-from posenc.kernels.windowed.backend import xformers_library as library
+from posenc.kernels.windowed import xformers_library as library
 if sys.argv[1] == "without":
     library.WHEEL = "no-such-distribution"
 print(library.operators_problem())
