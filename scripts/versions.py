@@ -2,8 +2,8 @@
 
     python -m scripts.versions
 
-The newest is what pip finds today, regardless of constraints.txt. Each of the two environments has its own transformers
-and takes everything else from the environment that runs this script; both are kept in .venv for the next run.
+The newest is what pip finds today, whatever constraints.txt says. Everything else comes from the environment that
+runs this, behind the one transformers that each environment has of its own; both are kept in .venv for the next run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TESTS = ("tests/versions", "--confcutdir", "tests/versions", "-p", "no:cacheprov
 
 
 def main() -> None:
-    """Install and test; stop at the first failure with pytest's exit status."""
+    """Install and test; the first failure ends it with pytest's exit status."""
     for name, wanted in (("oldest", oldest("transformers")), ("newest", "transformers")):
         environment = Environment(FOLDER / name, behind=(BUILDER, ROOT, ROOT / "plugins", ROOT / "adapters"))
         environment.pip("install", "--upgrade", wanted)
