@@ -1,4 +1,4 @@
-"""The verbs that describe what is installed: list, show, plan, plugins, doctor."""
+"""The verbs that describe the installation: list, show, plan, plugins, doctor."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_list_names_every_strategy_and_its_distribution(run):
 
 
 @pytest.mark.parametrize("seam", ["adapters", "backends"])
-def test_list_of_the_other_seams(run, seam: str):
+def test_list_shows_adapters_and_backends(run, seam: str):
     names = set(getattr(posenc, seam)())
     assert names
     assert {row["name"] for row in json.loads(run("list", f"--{seam}", "--json").stdout)} == names
@@ -36,7 +36,7 @@ def test_list_of_the_other_seams(run, seam: str):
 
 
 @pytest.mark.parametrize("name", sorted(posenc.strategies()))
-def test_show_every_strategy(run, name: str):
+def test_show_describes_every_strategy(run, name: str):
     info = posenc.strategies()[name]
     data = json.loads(run("show", name, "--json").stdout)
     assert (data["name"], data["paper"], data["distribution"]) == (name, info.paper, info.distribution)
@@ -46,7 +46,7 @@ def test_show_every_strategy(run, name: str):
     assert all(key in shown.stdout for key in info.params.model_fields)
 
 
-def test_show_gives_defaults_and_types(run):
+def test_show_prints_defaults_and_types(run):
     params = {param["name"]: param for param in json.loads(run("show", "self_extend", "--json").stdout)["params"]}
     assert params["group"]["default"] == 8
     assert params["group"]["type"] == "int"
@@ -54,20 +54,20 @@ def test_show_gives_defaults_and_types(run):
 
 
 @pytest.mark.parametrize("verb", ["show", "plan"])
-def test_unknown_strategy_suggests_the_nearest(run, verb: str):
+def test_an_unknown_strategy_suggests_the_nearest(run, verb: str):
     result = run(verb, "lampee", *(["--prompt", "8"] if verb == "plan" else []))
     assert result.exit_code == 2
     assert "no strategy named 'lampee'. Did you mean 'lampe'? Installed: " in result.stderr
     assert result.stdout == ""
 
 
-def test_plan_explains(run):
+def test_plan_explains_the_segments(run):
     result = run("plan", "rerope", "--prompt", "64", "--param", "window_size=16", "--window", "32")
     plan = posenc.strategy("rerope", window=32, window_size=16).plan(64)
     assert result.stdout == plan.explain() + "\n"
 
 
-def test_plan_as_json(run):
+def test_plan_prints_json(run):
     arguments = ("plan", "lampe", "--prompt", 256, "--total", 300, "--window", 128, "-p", "mapping=64", "-p", "head=8")
     data = json.loads(run(*arguments, "--json").stdout)
     plan = posenc.strategy("lampe", window=128, mapping=64, head=8).plan(256, 300)
@@ -113,18 +113,18 @@ def test_bad_input_is_one_message(run, arguments: list[str], said: str):
     assert result.stdout == ""
 
 
-def test_a_length_that_is_no_number(run):
+def test_a_length_that_is_not_a_number_is_a_usage_error(run):
     result = run("plan", "rope", "--prompt", "many")
     assert result.exit_code == 2
     assert "'many' is not a valid integer" in result.stderr
 
 
-def test_head_larger_than_the_prompt_is_the_identity(run):
+def test_a_head_larger_than_the_prompt_gives_the_identity(run):
     data = json.loads(run("plan", "lampe", "--prompt", 20, "--window", 64, "-p", "head=30", "--json").stdout)
     assert data["is_identity"]
 
 
-def test_plot_is_written_whole(run, tmp_path: Path):
+def test_a_plot_is_written_completely(run, tmp_path: Path):
     file = tmp_path / "map.png"
     result = run("plan", "self_extend", "--prompt", 3000, "--window", 256, "--plot", file)
     assert result.exit_code == 0, result.stderr
@@ -133,20 +133,20 @@ def test_plot_is_written_whole(run, tmp_path: Path):
     assert f"plot: {file}" in result.stdout
 
 
-def test_plot_into_a_missing_folder(run, tmp_path: Path):
+def test_a_plot_into_a_missing_folder_is_refused(run, tmp_path: Path):
     result = run("plan", "rope", "--prompt", 8, "--plot", tmp_path / "no" / "map.png")
     assert result.exit_code == 2
     assert "cannot be written (No such file or directory)" in result.stderr
 
 
-def test_plot_of_an_unknown_kind(run, tmp_path: Path):
+def test_a_plot_of_an_unknown_kind_is_refused(run, tmp_path: Path):
     result = run("plan", "rope", "--prompt", 8, "--plot", tmp_path / "map.doc")
     assert result.exit_code == 2
     assert "must end in .png, .pdf, .svg" in result.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_plugins_lists_what_each_brings(run):
+def test_plugins_lists_what_each_provides(run):
     data = json.loads(run("plugins", "--json").stdout)
     strategies = next(
         record for record in data if record["name"] == "strategies" and record["distribution"] == "posenc"
@@ -169,7 +169,7 @@ def test_plugins_shows_failures(run, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("verb", ["plugins", "doctor"])
-def test_warnings_are_held_back_for_the_verb_only(
+def test_warnings_are_suppressed_only_for_the_verb(
     run, caplog: pytest.LogCaptureFixture, verb: str, monkeypatch: pytest.MonkeyPatch
 ):
     logger = logging.getLogger("posenc.plugins")
@@ -186,7 +186,7 @@ def test_warnings_are_held_back_for_the_verb_only(
     assert caplog.messages == ["heard again"]
 
 
-def test_doctor_passes_here(run):
+def test_doctor_passes(run):
     result = run("doctor", "--json")
     data = json.loads(result.stdout)
     assert result.exit_code == 0
@@ -199,7 +199,7 @@ def test_doctor_passes_here(run):
     assert data["machine"]["kernels"]["torch CPU flash"]
 
 
-def test_doctor_prints_what_to_paste(run, monkeypatch: pytest.MonkeyPatch):
+def test_doctor_prints_a_report_to_paste(run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("POSENC_BACKEND", "reference")
     shown = run("doctor").stdout
     assert "paste everything from here on into a bug report" in shown
@@ -244,7 +244,7 @@ def test_doctor_names_gpus(monkeypatch: pytest.MonkeyPatch):
     assert doctor.machine()["gpus"] == ["Accelerator 9, compute capability 9.1, 80 GiB"]
 
 
-def test_doctor_says_why_a_backend_cannot_run_here(run):
+def test_doctor_says_why_a_backend_cannot_run(run):
     from posenc.kernels.reference import ReferenceBackend
     from posenc.testing.tensors import installed
 
@@ -258,7 +258,7 @@ def test_doctor_says_why_a_backend_cannot_run_here(run):
     assert result.exit_code == 0
 
 
-def test_a_refusal_is_no_failure(run):
+def test_a_refusal_is_not_a_failure(run):
     from posenc.kernels.reference import ReferenceBackend
     from posenc.testing.tensors import installed
 
@@ -275,7 +275,7 @@ def test_a_refusal_is_no_failure(run):
 
 
 def test_doctor_says_why_the_operators_of_xformers_cannot_load(run, monkeypatch: pytest.MonkeyPatch):
-    """Also without a GPU, where the backend is refused for that."""
+    """It says so even without a GPU, where the backend refuses for that reason."""
     from posenc.kernels.windowed import xformers_library
 
     monkeypatch.setattr(xformers_library, "operators_problem", lambda: "no runtime; pip install it")
@@ -347,7 +347,7 @@ def test_doctor_fails_when_generation_is_wrong(run, monkeypatch: pytest.MonkeyPa
     ]
 
 
-def test_numbers_are_never_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_numbers_are_never_truncated(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     heads = [f"{number} tokens" for number in range(12)]
     print_table("t", ["strategy", *heads], [["a long label " * 9, *["123.45 ± 67.89"] * 12]], numbers=heads)

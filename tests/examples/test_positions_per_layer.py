@@ -1,4 +1,4 @@
-"""The example of per-layer positions: the contract, and a dense float64 decoder whose layers differ."""
+"""The example of per-layer positions passes the contract and equals a dense float64 decoder whose layers differ."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_row_re_plans_when_one_of_its_layers_must() -> None:
     assert len(row.schedule.entries) > 1
 
 
-def test_it_composes_with_frequencies() -> None:
+def test_per_layer_positions_compose_with_frequencies() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, PROMPT)
     strategy = GroupedByLayer(window=64, lowest=2, highest=6, near=16)
     with torch.no_grad(), posenc.apply(model, strategy, frequencies={"name": "yarn", "factor": 4}) as handle:
