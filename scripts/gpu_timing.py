@@ -1,4 +1,4 @@
-"""Times of every backend: the most wanted case first, one process per backend, a line per case as it is measured."""
+"""Time every backend: the most important case first, one process per backend, a line per case as it is measured."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from scripts.gpu_process import Died, Workers
 
 TIME = "scripts.gpu_times:time_case"
 LENGTHS = (32768, 131072, 65536, 4096, 8192, 16384)
-"""Goals are for the first three."""
+"""The first three have goals."""
 
 SHORTEST_CACHE = 8192
-"""Tokens from which decoding is measured: below, a step is all launches."""
+"""Shortest cache, in tokens, at which decoding is measured: below it, launches dominate a step."""
 
 MAIN_STRATEGY, MAIN_BACKEND = "lampe", "triton"
 CASE_SECONDS = 45.0
-"""A case that takes longer hangs."""
+"""A case that takes longer is taken to hang."""
 
 LAST_CASE = 15.0
-"""Seconds that the case under way and the file need at the end."""
+"""Seconds reserved at the end for the running case and the file."""
 
 FAR_OFF, FAR_OFF_TWICE = 3.0, 2
-"""A backend that is so many times slower than flash attention alone, so many times, is not measured further."""
+"""A backend this many times slower than flash attention alone, in this many cases, is not measured further."""
 
 MOST_DEATHS = 3
-"""A backend whose process ended so often is not measured further."""
+"""A backend whose process ended this often is not measured further."""
 
 
 class Timing:
-    """Cases measured one at a time until time is up; what is left out is counted by reason.
+    """Cases measured one at a time until time is up; cases left out are counted by reason.
 
     Parameters
     ----------
     file : Path
-        Where the lines go.
+        File for the lines.
     workers : Workers
         The process of every backend.
     ends : float
-        Everything has ended at this time of ``time.monotonic()``.
+        Time of ``time.monotonic()`` by which everything must have ended.
     """
 
     def __init__(self, file: Path, workers: Workers, ends: float) -> None:
@@ -60,11 +60,11 @@ class Timing:
         self.deaths: Counter[str] = Counter()
 
     def leave_out(self, backend: str, reason: str) -> None:
-        """Measure nothing of a backend."""
+        """Exclude a backend from the measurements."""
         self.out[backend] = reason
 
     def measure(self, smoke: bool) -> None:
-        """Every case of every backend, in order."""
+        """Measure every case of every backend, in order."""
         for settings in parts(tuple(self.workers), smoke):
             for case in settings.cases():
                 reason = self._left_out(case)
@@ -74,7 +74,7 @@ class Timing:
                     lines.append(self.file, {"left_out": {"backend": case.backend, "reason": reason}})
 
     def _left_out(self, case: BenchCase) -> str | None:
-        """Why a case is not begun, or None."""
+        """Return why a case is not begun, or None."""
         if case.backend in self.out:
             return self.out[case.backend]
         if self.slow[_work(case)] >= FAR_OFF_TWICE:
@@ -86,7 +86,7 @@ class Timing:
         return None
 
     def _case(self, case: BenchCase, settings: BenchSettings) -> str | None:
-        """Measure a case; why it could not be, or None."""
+        """Measure a case; return why that failed, or None."""
         worker = self.workers[case.backend]
         options: dict[str, Any] = {"rounds": settings.rounds, "seconds": settings.seconds}
         try:
@@ -115,7 +115,7 @@ def _shown(case: BenchCase) -> str:
 
 
 def _described(row: BenchRow) -> str:
-    """The numbers of a case in one line."""
+    """Return the numbers of a case in one line."""
     parts = [f"{ratio(row):.2f} of flash alone" if row.baselines else "", f"{row.ratio:.2f} of plain"]
     cudnn = row.over(CUDNN)
     parts += ["" if cudnn is None else f"{cudnn:.2f} of cuDNN alone"]
@@ -124,7 +124,7 @@ def _described(row: BenchRow) -> str:
 
 
 def parts(names: tuple[str, ...], smoke: bool) -> list[BenchSettings]:
-    """What is timed, the most wanted first: time may run out."""
+    """Return what to time, the most important first, since time may run out."""
     keeping = tuple(name for name in names if name in backends() and backends()[name].capabilities.keeps_keys)
     if smoke:
         tiny = BenchSettings(

@@ -1,9 +1,9 @@
-"""Micro-benchmarks behind the design of the CPU backend: the operator, the merge, the rotation, the planner, padding.
+"""Micro-benchmarks for the design of the CPU backend: the operator, the merge, the rotation, the planner, padding.
 
     python -m scripts.micro [--threads 1] [--heads 9/3x64] [--model smollm2-135m]
 
-Each line is a median of several runs in seconds of processor time, which other work on the machine
-disturbs less than wall-clock time. docs/internals/cpu-kernel.md says what follows from them.
+Each line is a median of several runs in processor time, which other work on the machine
+disturbs less than wall-clock time. docs/internals/cpu-kernel.md draws the conclusions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RUNS = 7
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Median processor time of a call, after one to warm up."""
+    """Return the median processor time of a call, after one warm-up call."""
     work()
     times = []
     for _ in range(RUNS):
@@ -42,7 +42,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def operator(heads: Heads) -> None:
-    """What a pair costs in calls of several shapes: causal squares are computed in blocks of 512 whole keys."""
+    """Time an attended pair in calls of several shapes: causal squares are computed in blocks of 512 whole keys."""
     print("flash operator, ns per attended pair")
     for blocks, q_len, k_len, causal in [
         (1, 4096, 4096, False),
@@ -64,7 +64,7 @@ def operator(heads: Heads) -> None:
 
 
 def bands(heads: Heads) -> None:
-    """A band as blocks of queries under one mask, and as two causal triangles per ``width`` queries."""
+    """Time a band as blocks of queries under one mask, and as two causal triangles per ``width`` queries."""
     print("band of 4096 queries, ns per query and head")
     for width in (128, 256, 512, 1024, 2048):
         line = []
@@ -80,7 +80,7 @@ def bands(heads: Heads) -> None:
 
 
 def merging(heads: Heads) -> None:
-    """The merge, in place and as sums of fresh products."""
+    """Time the merge, in place and as sums of fresh products."""
     print("merge and fresh memory, ns per query and head")
     for length in (1024, 4096, 16384):
         out, new = torch.randn(2, 1, heads.query, length, heads.dim)
@@ -94,7 +94,7 @@ def merging(heads: Heads) -> None:
 
 
 def rotation(heads: Heads) -> None:
-    """One rotation of the queries: products and sums of halves, and in place."""
+    """Time one rotation of the queries: products and sums of halves, and in place."""
     print("rotation of the queries, ns per query and head")
     rotary = posenc.Rotary.from_theta(1e4, heads.dim)
     for length in (1024, 4096, 16384):
@@ -111,7 +111,7 @@ def rotation(heads: Heads) -> None:
 
 
 def planning() -> None:
-    """A plan, and the kernel calls made of it, once per prompt."""
+    """Time making a plan and its kernel calls, which happens once per prompt."""
     print("plan and calls of 16384 tokens, ms")
     for name in STRATEGIES:
         params = {"mapping": 3072} if name == "lampe" else {}
@@ -122,7 +122,7 @@ def planning() -> None:
 
 
 def padding(shape: str) -> None:
-    """What a padded batch costs beyond its rows where nothing attends: linear layers compute padding as well."""
+    """Time a padded batch against its rows without attention: linear layers compute the padding too."""
     from transformers import AttentionInterface
 
     def no_attention(module: object, q: Tensor, k: Tensor, v: Tensor, *rest: object, **options: object) -> Any:
@@ -139,7 +139,7 @@ def padding(shape: str) -> None:
 
 
 def tensors(heads: Heads, batch: int, q_len: int, k_len: int) -> list[Tensor]:
-    """Random query, key and value."""
+    """Return random query, key and value tensors."""
     shapes = ((heads.query, q_len), (heads.key, k_len), (heads.key, k_len))
     return [torch.randn(batch, count, length, heads.dim) for count, length in shapes]
 

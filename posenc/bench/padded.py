@@ -14,17 +14,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-import posenc
-from posenc.adapter import LayerFacts, RotarySource
+from posenc.adapter import ArchitectureAdapter, LayerFacts, RotarySource
 from posenc.bench.attention import THETA
 from posenc.bench.cases import BenchCase
 from posenc.bench.shapes import Heads, row_lengths
 from posenc.bench.timing import Pair
+from posenc.hf.attachment import Attachment, Layers
 from posenc.hf.cache.record import empty_record
+from posenc.hf.cache.state import CachedTokens
+from posenc.hf.layer_call import LayerCall
 from posenc.hf.own_frequencies import Base
 from posenc.hf.step import Step
-from posenc.hf.stock import stock_attention
-from posenc.planning.planner import Planner
+from posenc.positions import PositionStrategy
+from posenc.rope import Rotary
+
+ADAPTER = ArchitectureAdapter("bench", "a single layer", ("*",))
 
 
 @dataclass
@@ -38,9 +42,8 @@ class LayerAttention:
     v_BHLD: Tensor
 
     def __call__(self) -> Tensor:
-        out_BLHD, _ = self.step.attend(
-            self.module, self.q_BHLD, self.k_BHLD, self.v_BHLD, None, scaling=None, dropout=0.0, options={}
-        )
+        call = LayerCall(self.module, self.q_BHLD, self.k_BHLD, self.v_BHLD, None, None, 0.0, {})
+        out_BLHD, _ = self.step.attend(call)
         return out_BLHD[:, -1]
 
 
@@ -62,26 +65,26 @@ def build(case: BenchCase) -> Pair:
         torch.randn(len(lengths), count, case.length, heads.dim, generator=generator, dtype=dtype)
         for count in (heads.query, heads.key, heads.key)
     )
-    planner = Planner(case.make_strategy())
+    strategy = case.make_strategy()
 
     def layer(rows: slice, longest: int) -> LayerAttention:
         tensors = (x[rows, :, case.length - longest :] for x in (q, k, v))
         module = nn.Module()
-        return LayerAttention(_step(planner, module, lengths[rows], heads.dim, case.backend), module, *tensors)
+        return LayerAttention(_step(strategy, module, lengths[rows], heads.dim, case.backend), module, *tensors)
 
     single_rows = [layer(slice(row, row + 1), length) for row, length in enumerate(lengths)]
     return Pair(RowByRow(single_rows), layer(slice(None), case.length))
 
 
-def _step(planner: Planner, module: nn.Module, lengths: list[int], dim: int, backend: str) -> Step:
+def _step(strategy: PositionStrategy, module: nn.Module, lengths: list[int], dim: int, backend: str) -> Step:
     """The step of a forward with an empty cache, for rows that are padded on the left to the longest."""
     ids_BL = torch.arange(max(lengths)).expand(len(lengths), -1)
     padding_B1 = max(lengths) - torch.tensor(lengths)[:, None]
     real_BL = ids_BL >= padding_B1
     facts = LayerFacts(RotarySource("rotary_emb"))
-    record = empty_record(planner.strategy.fingerprint, len(lengths), ids_BL.device).extended(
-        0, (ids_BL - padding_B1).clamp(min=0), real_BL, planner
+    attachment = Attachment(strategy, ADAPTER, backend, "sdpa", facts={module: facts})
+    record = empty_record(attachment.fingerprint, len(lengths), ids_BL.device).extended(
+        0, (ids_BL - padding_B1).clamp(min=0), real_BL, attachment.planner
     )
-    bases = {facts: Base(posenc.Rotary.from_theta(THETA, dim))}
-    stock = stock_attention("sdpa", module)
-    return Step(record, 0, {module: facts}, {module: planner}, bases, backend, stock, leaves=record)
+    bases = {facts: Base(Rotary.from_theta(THETA, dim))}
+    return Step(CachedTokens(record, 0, record), Layers(attachment, module, bases))

@@ -65,7 +65,7 @@ def command(
     import torch
 
     from posenc.evaluate.models import ModelSpec, load, pad_token
-    from posenc.hf.handle import apply
+    from posenc.hf.apply import apply
 
     loaded = load(ModelSpec(name=model, dtype=dtype, device=device))
     tokens = loaded.tokenizer(content, return_tensors="pt", verbose=False)["input_ids"].to(loaded.model.device)

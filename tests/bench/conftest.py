@@ -1,4 +1,4 @@
-"""Cases small enough to run in a moment, and a result that nothing had to be measured for."""
+"""Cases small enough to run quickly, and made-up results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run() -> Callable[..., Result]:
 
 
 def small(kind: str, **changes: Any) -> BenchCase:
-    """A case of 64 tokens with window 16."""
+    """Return a case of 64 tokens with window 16."""
     of_model = kind in ("prefill", "decode", "padded")
     facts: dict[str, Any] = {
         "kind": kind,
@@ -37,7 +37,7 @@ def small(kind: str, **changes: Any) -> BenchCase:
 
 
 def row(**changes: Any) -> results.BenchRow:
-    """A row of a result file: ratio 1.25 at 4096 tokens, where the goal is 1.15."""
+    """Return a row of a result file: ratio 1.25 at 4096 tokens, where the goal is 1.15."""
     facts: dict[str, Any] = {
         "kind": "attention",
         "shape": "9/3x64",
@@ -57,7 +57,7 @@ def row(**changes: Any) -> results.BenchRow:
 
 
 def result(*rows: results.BenchRow, **machine: Any) -> results.Result:
-    """A result file of these rows."""
+    """Return a result file with these rows."""
     facts: dict[str, Any] = {
         "cpu": "Made-Up CPU @ 3 GHz",
         "cores": 2,

@@ -162,7 +162,7 @@ def test_doctor_says_why_the_operators_of_xformers_cannot_load(run, monkeypatch:
 @pytest.mark.parametrize(
     ("breaks", "says"),
     [
-        ("posenc.hf.handle.apply", "RuntimeError: it does not work"),
+        ("posenc.hf.apply.apply", "RuntimeError: it does not work"),
         ("transformers.AutoModelForCausalLM.from_pretrained", "tiny: transformers cannot load it: it does not work"),
     ],
 )
@@ -178,9 +178,9 @@ def test_doctor_fails_when_the_shipped_model_does(run, monkeypatch: pytest.Monke
 
 
 def test_doctor_fails_when_a_remap_does_nothing(run, monkeypatch: pytest.MonkeyPatch):
-    from posenc.hf.handle import apply
+    from posenc.hf.apply import apply
 
-    monkeypatch.setattr("posenc.hf.handle.apply", lambda model, name, **params: apply(model, "rope"))
+    monkeypatch.setattr("posenc.hf.apply.apply", lambda model, name, **params: apply(model, "rope"))
     assert "a remap does not change the shipped model" in run("doctor").stdout
 
 

@@ -1,4 +1,4 @@
-"""The files that contributors meet: hooks, issue templates, CI, changelog."""
+"""The files that contributors use: hooks, issue templates, CI, changelog."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_extra_for_smollm2_compiles_nothing() -> None:
 
 
 def test_ranges_hold_what_is_tested() -> None:
-    """constraints.txt lies inside of pyproject.toml's ranges, and the oldest transformers is that of test-versions."""
+    """constraints.txt lies inside the ranges of pyproject.toml, whose oldest transformers is that of test-versions."""
     from packaging.requirements import Requirement
 
     everything = [

@@ -1,4 +1,4 @@
-"""A plan that is sound but hardly meant is worth one word for each kind, strategy and handle."""
+"""A valid plan that is hardly intended causes one warning for each kind, strategy and handle."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def generate(model: Any, length: int) -> None:
         ("leaky_rerope", {"factor": 1.5}, "sees distances up to"),
     ],
 )
-def test_one_word_for_a_handle(name: str, params: dict[str, Any], says: str, said: pytest.LogCaptureFixture) -> None:
+def test_a_handle_warns_once(name: str, params: dict[str, Any], says: str, said: pytest.LogCaptureFixture) -> None:
     model = tiny.make("llama")
     with posenc.apply(model, name, **params):
         generate(model, 30)
-        assert not said.messages  # inside the window nothing is wrong
+        assert not said.messages  # there is nothing to warn about inside the window
         generate(model, 150)
         generate(model, 150)
         generate(model, 160)
@@ -71,9 +71,7 @@ def test_one_word_for_a_handle(name: str, params: dict[str, Any], says: str, sai
         ("leaky_rerope", {"factor": 1.5, "frequencies": "linear"}),
     ],
 )
-def test_nothing_is_said_of_plans_that_are_meant(
-    name: str, params: dict[str, Any], said: pytest.LogCaptureFixture
-) -> None:
+def test_intended_plans_cause_no_warning(name: str, params: dict[str, Any], said: pytest.LogCaptureFixture) -> None:
     model = tiny.make("llama")
     with posenc.apply(model, name, **params):
         generate(model, 150)

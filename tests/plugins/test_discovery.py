@@ -1,4 +1,4 @@
-"""Discovery of third-party plugins: fake distributions on sys.path, the broken ones included."""
+"""Discovery of third-party plugins, tested with fake distributions on sys.path, including broken ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ GOOD = """
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Put a distribution with one plugin module on sys.path; undone afterwards."""
+    """Put a distribution with one plugin module on sys.path, and remove it afterwards."""
     monkeypatch.delenv("POSENC_PLUGINS", raising=False)
     modules: list[str] = []
 
@@ -73,7 +73,7 @@ def failures(distribution: str) -> list[str]:
 
 
 def shown() -> dict[str, list[str]]:
-    """What ``posenc plugins`` says went wrong, by distribution."""
+    """The failures that ``posenc plugins`` reports, by distribution."""
     result = CliRunner().invoke(group, ["plugins", "--json"])
     assert result.exit_code == 0, result.output
     found: dict[str, list[str]] = {}
@@ -87,7 +87,7 @@ def assert_built_ins_work() -> None:
     assert posenc.strategies()["rerope"].distribution == "posenc"
 
 
-def test_a_third_party_strategy_is_found_like_a_built_in(install: Install) -> None:
+def test_a_third_party_strategy_is_discovered_like_a_built_in(install: Install) -> None:
     module = install(GOOD.format(name="mine"))
     info = posenc.strategies()["mine"]
     assert (info.distribution, info.paper) == ("fake-plugin", "nobody, 2026")
@@ -95,11 +95,11 @@ def test_a_third_party_strategy_is_found_like_a_built_in(install: Install) -> No
     (record,) = [r for r in plugin_records() if r.distribution == "fake-plugin"]
     assert (record.module, record.version, record.failures) == (module, "1.2", ())
     assert record.provides == ("strategy mine",)
-    assert next(iter(posenc.strategies())) == "rope"  # built-ins first, whatever sys.path says
+    assert next(iter(posenc.strategies())) == "rope"  # built-ins first, whatever the order of sys.path
     assert_built_ins_work()
 
 
-def test_it_is_gone_when_uninstalled() -> None:
+def test_an_uninstalled_plugin_disappears() -> None:
     assert "mine" not in posenc.strategies()
     assert posenc.strategies().get("mine") is None
 
@@ -144,7 +144,9 @@ def test_it_is_gone_when_uninstalled() -> None:
         ),
     ],
 )
-def test_a_broken_plugin_is_recorded_and_hurts_nobody(install: Install, source: str, entry: str, says: str) -> None:
+def test_a_broken_plugin_is_recorded_and_does_not_affect_others(
+    install: Install, source: str, entry: str, says: str
+) -> None:
     install(GOOD.format(name="bystander"), distribution="a-good-one")
     install(source, distribution="broken-plugin", entry=entry)
     (failure,) = failures("broken-plugin")
@@ -174,7 +176,7 @@ def test_a_broken_plugin_is_recorded_and_hurts_nobody(install: Install, source: 
         ("Abstract", "does not implement: segments"),
     ],
 )
-def test_nonsense_is_refused_and_the_rest_registered(install: Install, thing: str, says: str) -> None:
+def test_invalid_strategies_are_refused_and_the_rest_registered(install: Install, thing: str, says: str) -> None:
     install(
         """
         from posenc import PositionStrategy
@@ -265,7 +267,9 @@ NONSENSE = """
         ("pass", "register(Urgent())", "priority must be a whole number, got 'very'"),
     ],
 )
-def test_nonsense_of_the_other_seams_is_refused(install: Install, adapter: str, backend: str, says: str) -> None:
+def test_invalid_adapters_and_backends_are_refused_and_the_rest_registered(
+    install: Install, adapter: str, backend: str, says: str
+) -> None:
     install(NONSENSE.replace("ADAPTER", adapter).replace("BACKEND", backend))
     (failure,) = failures("fake-plugin")
     assert says in failure
@@ -275,7 +279,7 @@ def test_nonsense_of_the_other_seams_is_refused(install: Install, adapter: str, 
     assert_built_ins_work()
 
 
-def test_a_backend_that_fails_when_asked_does_not_keep_auto_from_the_others(install: Install) -> None:
+def test_a_backend_whose_refuses_fails_does_not_keep_auto_from_the_others(install: Install) -> None:
     import torch
 
     install(NONSENSE.replace("ADAPTER", "pass").replace("BACKEND", "register(Undecided())"))
@@ -286,7 +290,7 @@ def test_a_backend_that_fails_when_asked_does_not_keep_auto_from_the_others(inst
         call(backend="undecided")
 
 
-def test_a_slow_import_is_shown_with_its_time(install: Install) -> None:
+def test_the_import_time_of_a_plugin_is_shown(install: Install) -> None:
     install("import time; time.sleep(0.3)\n" + textwrap.dedent(GOOD.format(name="slow")), distribution="slow-plugin")
     install(GOOD.format(name="quick"), distribution="quick-plugin")
     seconds = {record.distribution: record.seconds for record in plugin_records()}
@@ -332,10 +336,12 @@ WRONG = """
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
-def test_a_strategy_that_breaks_an_invariant_is_named_and_hurts_nobody(install: Install, body: str, says: str) -> None:
+def test_a_strategy_that_breaks_an_invariant_is_named_and_does_not_affect_others(
+    install: Install, body: str, says: str
+) -> None:
     install(WRONG.replace("BODY", body), distribution="wrong-plugin")
     install(GOOD.format(name="bystander"), distribution="a-good-one")
-    assert failures("wrong-plugin") == []  # nothing is wrong until it plans
+    assert failures("wrong-plugin") == []  # the fault shows only in its plans
     found = shown()
     (failure,) = found["wrong-plugin"]
     assert failure.startswith("strategy wrong: PluginError: strategy 'wrong'")
@@ -349,7 +355,7 @@ def test_a_strategy_that_breaks_an_invariant_is_named_and_hurts_nobody(install: 
     with pytest.raises(posenc.PluginError, match="strategy 'wrong'"):
         posenc.apply(model, "wrong")
     assert posenc.attached(model) is None
-    with posenc.apply(model, "bystander") as handle:  # the same model takes another plugin's
+    with posenc.apply(model, "bystander") as handle:  # the same model accepts the strategy of another plugin
         assert handle.strategy.name == "bystander"
     assert_built_ins_work()
 
@@ -369,7 +375,7 @@ def test_a_name_claimed_twice_is_refused_until_one_is_chosen(install: Install, m
     assert posenc.strategies()["lampe"].distribution == "posenc"
 
 
-def test_two_third_parties_can_clash_too(install: Install) -> None:
+def test_a_clash_of_two_third_parties_is_refused_too(install: Install) -> None:
     for distribution in ("first", "second"):
         install(GOOD.format(name="shared"), distribution=distribution)
     with pytest.raises(posenc.PluginError, match="first, second"):
@@ -406,7 +412,7 @@ def test_interrupts_are_not_swallowed(install: Install) -> None:
 
 
 def test_no_module_has_the_name_of_a_public_function() -> None:
-    """Importing ``posenc.x`` sets the attribute ``x`` of the package, and would hide a function of that name."""
+    """Importing ``posenc.x`` sets the attribute ``x`` of the package, which would hide a function of that name."""
     modules = {module.name for module in pkgutil.iter_modules(posenc.__path__)}
     assert modules & set(posenc.__all__) == set()
 
