@@ -107,12 +107,12 @@ def test_doctor_survives_a_broken_backend(run, monkeypatch: pytest.MonkeyPatch):
 def test_doctor_names_gpus(monkeypatch: pytest.MonkeyPatch):
     import torch
 
-    from posenc.cli import doctor
+    from posenc.cli import _doctor
 
     card = SimpleNamespace(name="Accelerator 9", major=9, minor=1, total_memory=80 * 2**30)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
-    assert doctor.machine()["gpus"] == ["Accelerator 9, compute capability 9.1, 80 GiB"]
+    assert _doctor.machine()["gpus"] == ["Accelerator 9, compute capability 9.1, 80 GiB"]
 
 
 def test_doctor_says_why_a_backend_cannot_run(run):
