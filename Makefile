@@ -11,11 +11,12 @@ JOBS ?= 2
 WHEELS := .wheels
 GPU_PYTHON ?= 3.12
 GPU_LACKS ?= annotated-types nvidia-cuda-runtime-cu12 pydantic pydantic_core typing-inspection xformers
+FAST := tests/plans tests/contract/test_strategies.py tests/kernels/test_cpu_flash.py tests/versions tests/cli/test_group.py
 RECIPE = $(BIN)/python -m scripts.recipes $@
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-smollm2 test test-lm-eval test-versions lint format docs package calibrate calibrate-qwen3 bench \
-    bench-full gpu gpu-smoke gpu-wheels results results-tiny results-smollm2 results-page clean
+.PHONY: help demo demo-smollm2 test test-fast test-lm-eval test-versions test-torch lint format docs package calibrate \
+    calibrate-qwen3 bench bench-full gpu gpu-smoke gpu-wheels results results-tiny results-smollm2 results-page clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,11 +30,17 @@ demo-smollm2: $(SMOLLM2) ## the same job on the real SmolLM2-135M (fetches 93 MB
 test: $(INSTALLED) ## the whole test suite (JOBS=2 processes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
+test-fast: $(INSTALLED) ## a part of it for every change: plans, strategies, the CPU kernel, models, the command line (under 90 seconds)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -k "not gradients" $(FAST)
+
 test-lm-eval: $(LM_EVAL) ## the tests of posenc lm-eval; installs lm-evaluation-harness (600 MB) first
 	OMP_NUM_THREADS=1 POSENC_TEST_LM_EVAL=1 $(BIN)/python -m pytest tests/lm_eval
 
 test-versions: $(INSTALLED) ## a few tests with the oldest and the newest transformers (fetches both, 2 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.versions
+
+test-torch: $(INSTALLED) ## the same with the oldest and the newest torch as well (fetches both with their CUDA libraries, several GB)
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.versions --torch
 
 lint: $(INSTALLED) ## style, types and spelling
 	$(BIN)/ruff check .
