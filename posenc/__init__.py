@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from posenc.positions import Capabilities, FrequencyStrategy, PositionStrategy, RemapParams, Retention
     from posenc.rope import Rotary
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ArchitectureAdapter",
