@@ -74,7 +74,7 @@ class PositionStrategy(ABC):
             If :meth:`segments` or :meth:`query_scale` fails.
         """
         lengths = Lengths(prompt, prompt if total is None else total)
-        if prompt <= getattr(self.params, "active_from", 0):
+        if prompt <= self.active_from:
             return PositionPlan.identity(lengths, window=self.window, strategy=self.name)
         try:
             segments, scale = self.segments(lengths), self.query_scale(lengths)
@@ -221,6 +221,22 @@ class PositionStrategy(ABC):
     def retention(self) -> Retention | None:
         """Which keys a cache must keep, or None where every key may be attended again."""
         return None
+
+    @property
+    def active_from(self) -> int:
+        """Longest prompt, in tokens, that gets the identity plan; 0 where every prompt gets the strategy's own."""
+        value: int = getattr(self.params, "active_from", 0)
+        return value
+
+    @property
+    def follows_prompt(self) -> bool:
+        """True where the plan or the frequencies depend on the prompt's length.
+
+        The same first tokens then have other keys and values in a longer prompt, so requests cannot share them, and a
+        cache that forgets how long the text is cannot serve the strategy.
+        """
+        able = self.capabilities
+        return able.uses_prompt or able.frequencies_by_length or self.active_from > 0
 
     @property
     def replan(self) -> str | int:

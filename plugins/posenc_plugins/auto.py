@@ -107,14 +107,14 @@ class Auto(PositionStrategy):
 
     def plan(self, prompt: int, total: int | None = None) -> PositionPlan:
         lengths = Lengths(prompt, prompt if total is None else total)
-        if prompt <= self.params.active_from:
+        if prompt <= self.active_from:
             return super().plan(prompt, total)
         chosen = self.chosen(prompt)
         trace("auto: %d tokens -> %s: %s", prompt, chosen.pick, chosen.pick.because)
         return replace(chosen.strategy.plan(prompt, lengths.total), strategy=f"auto -> {chosen.pick}", memo={})
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
-        if self.table is None or prompt <= self.params.active_from:
+        if self.table is None or prompt <= self.active_from:
             return base
         return self.chosen(prompt).strategy.rotary(base, prompt)
 

@@ -261,9 +261,7 @@ def exact_settings(asked: Any, strategy: PositionStrategy) -> Any:
 
     settings = ContinuousBatchingConfig() if asked is None else copy.copy(asked)
     settings.auto_switch_to_flash = False
-    able = strategy.capabilities
-    active_from = getattr(strategy.params, "active_from", 0)
-    if (able.uses_prompt or able.frequencies_by_length or active_from) and settings.allow_block_sharing:
+    if strategy.follows_prompt and settings.allow_block_sharing:
         logger.info(
             "block sharing is off: under %r the same tokens have other values in prompts of other lengths.",
             strategy.name,

@@ -82,6 +82,14 @@ class ComposedStrategy(PositionStrategy):
         return self.positions.retention
 
     @property
+    def active_from(self) -> int:
+        return self.positions.active_from
+
+    @property
+    def follows_prompt(self) -> bool:
+        return self.positions.follows_prompt or self.frequencies.capabilities.frequencies_by_length
+
+    @property
     def replan(self) -> str | int:
         return self.positions.replan
 

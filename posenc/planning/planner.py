@@ -259,7 +259,7 @@ class Planner:
 
     def _by_prompt(self, prompt: int) -> bool:
         """Whether a plan for a longer prompt would be another one."""
-        return self.strategy.capabilities.uses_prompt or prompt <= getattr(self.strategy.params, "active_from", 0)
+        return self.strategy.capabilities.uses_prompt or prompt <= self.strategy.active_from
 
     def _must_replan(self, prompt: int, length: int) -> bool:
         if self._own:

@@ -161,7 +161,7 @@ class StrategyContract:
         names = ("when some tokens were generated", "when all are the prompt")
 
         def check(case: Case) -> None:
-            idle = case.prompt <= getattr(case.strategy.params, "active_from", 0)
+            idle = case.prompt <= case.strategy.active_from
             if not (case.strategy.capabilities.uses_prompt or idle):
                 what = "Capabilities(uses_prompt=True) is not declared, but the plan depends on the prompt"
                 invariants.check_same(case.plan(), case.plan(case.total), case.where, what=what, names=names)
@@ -173,7 +173,7 @@ class StrategyContract:
 
         def check(case: Case) -> None:
             kept = case.strategy.retention
-            idle = case.prompt <= getattr(case.strategy.params, "active_from", 0)
+            idle = case.prompt <= case.strategy.active_from
             if kept is None or idle:
                 return
             if kept.first < 0 or kept.last < 1:
