@@ -81,7 +81,7 @@ class Auto(PositionStrategy):
             self._ranges = [(part.up_to, Chosen.of(part.pick, window)) for part in self.table.ranges]
             self._beyond = [Chosen.of(pick, window) for pick in self.table.beyond] or [self._ranges[-1][1]]
             made = [chosen.strategy for chosen in (*(chosen for _, chosen in self._ranges), *self._beyond)]
-            self.capabilities = shared_capabilities(made)  # type: ignore[misc]
+            self.capabilities = shared_capabilities(made, active_from=self.active_from)  # type: ignore[misc]
 
     def chosen(self, prompt: int) -> Chosen:
         """What a prompt of ``prompt`` tokens gets, and why.
@@ -171,11 +171,12 @@ class Auto(PositionStrategy):
         )
 
 
-def shared_capabilities(made: list[PositionStrategy]) -> Capabilities:
+def shared_capabilities(made: list[PositionStrategy], *, active_from: int) -> Capabilities:
     """What all of several strategies promise, when the prompt's length decides which one is asked."""
     able = [one.capabilities for one in made]
     changes = any(own.changes_frequencies for own in able)
-    described = [str(one.describe()) for one in made]
+    described = {str(one.describe()) for one in made}
+    varies = len(described) > 1 or active_from > 0 or any(own.frequencies_by_length for own in able)
     return Capabilities(
         bounded=all(own.bounded for own in able),
         monotone=all(own.monotone for own in able),
@@ -183,5 +184,5 @@ def shared_capabilities(made: list[PositionStrategy]) -> Capabilities:
         uses_prompt=True,
         changes_frequencies=changes,
         positions_per_frequency=any(own.positions_per_frequency for own in able),
-        frequencies_by_length=changes and (len(set(described)) > 1 or any(own.frequencies_by_length for own in able)),
+        frequencies_by_length=changes and varies,
     )

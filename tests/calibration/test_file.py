@@ -21,6 +21,7 @@ from posenc.evaluate.calibrate import job as work
 from posenc.evaluate.models import Loaded, load
 from posenc.hf.fingerprint import fingerprint
 from posenc.hf.handle import find_adapter
+from posenc.planning.planner import Planner
 from tests.calibration.conftest import WINDOW, make_model
 
 Calibrated = tuple[work.Outcome, Path]
@@ -256,6 +257,16 @@ def test_frequencies_follow_the_pick():
     assert torch.equal(auto.rotary(base, 21).inv_freq, yarn.inv_freq)
     assert auto.capabilities.changes_frequencies
     assert auto.capabilities.frequencies_by_length
+
+
+def test_one_pick_of_frequencies_is_kept_apart_from_the_models_own():
+    pick = {"strategy": "yarn", "because": "a test"}
+    table = {"ranges": [{"up_to": 99, "pick": pick}]}
+    planner = Planner(posenc.strategy("auto", window=WINDOW, active_from=9, calibration=table))
+    base = posenc.Rotary.from_theta(1e4, 16)
+    yarn = posenc.strategy("yarn", window=WINDOW).rotary(base, 50)
+    assert planner.rotary(base, 5) is base  # up to active_from nothing changes, and the planner must not keep that
+    assert torch.equal(planner.rotary(base, 50).inv_freq, yarn.inv_freq)
 
 
 def test_a_pick_may_differ_by_layer(monkeypatch):
