@@ -6,7 +6,7 @@ A strategy declares its candidates itself, in the class method ``calibration_gri
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 BUDGET = 24
@@ -29,6 +29,12 @@ def compressions(beyond: float, room: float, multiples: Sequence[float]) -> list
     """Factors around the one that fits `beyond` tokens into `room` positions, at least 1, rounded to hundredths."""
     fitting = max(1.0, beyond / max(room, 1.0))
     return sorted({max(1.0, round(fitting * multiple, 2)) for multiple in multiples})
+
+
+def near_windows(window: int, length: int, multiples: Sequence[float]) -> Iterator[tuple[int, list[float]]]:
+    """Near windows of one, two and four eighths of `window`, each with factors that compress the rest of the input."""
+    for near in parts(window, 1, 2, 4):
+        yield near, compressions(length - near, window - near, multiples)
 
 
 def factor_grid(window: int, length: int) -> list[dict[str, Any]]:
