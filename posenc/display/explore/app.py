@@ -46,14 +46,14 @@ def render(entries: Mapping[str, str]) -> tuple[str, int]:
     """The page for what somebody entered, and its status: 400 with a message where it cannot be planned."""
     found = strategies()
     chosen = entries.get("strategy", IdentityStrategy.name)
+    info = strategy_info(IdentityStrategy, OWN_DISTRIBUTION)
     shown: dict[str, Any] = {"view": None, "error": None}
     try:
-        params = found[chosen].params
+        info = found[chosen]
         lengths = {key: _tokens(entries, key) for key in ("window", "prompt")}
-        shown["view"] = look(chosen, params=read(entries, params), **lengths)
+        shown["view"] = look(chosen, params=read(entries, info.params), **lengths)
     except PosencError as error:
         shown["error"] = str(error)
-    info = found[chosen] if chosen in found else strategy_info(IdentityStrategy, OWN_DISTRIBUTION)
     kinds: dict[str, list[str]] = {"positions": [], "frequencies": []}
     for each in found.values():
         kinds[each.kind].append(each.name)
