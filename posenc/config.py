@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from posenc.errors import InvalidConfigError
 from posenc.files import read_yaml
-from posenc.params import explain_validation
+from posenc.params import StrictModel, explain_validation
 from posenc.planning.composed import ComposedStrategy
 from posenc.plugins import strategies
 from posenc.plugins import strategy as make_strategy
@@ -46,7 +46,7 @@ class NamedParams(BaseModel):
         return make_strategy(self.name, window=params.pop("window", window), **params)
 
 
-class Config(BaseModel):
+class Config(StrictModel):
     """What ``posenc.yaml`` holds.
 
     Parameters
@@ -60,8 +60,6 @@ class Config(BaseModel):
     cache : {"rotated", "raw"}
         Whether decoding keeps rotated copies of the keys, ``"rotated"`` by default.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     strategy: NamedParams
     frequencies: NamedParams | None = None

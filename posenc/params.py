@@ -65,7 +65,13 @@ class Retention:
     last: int
 
 
-class Fingerprint(BaseModel):
+class StrictModel(BaseModel):
+    """Data of one fixed form: unknown keys are errors, and values are fixed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Fingerprint(StrictModel):
     """Architecture, window, rotary parameters and a hash of weights.
 
     Parameters
@@ -82,8 +88,6 @@ class Fingerprint(BaseModel):
         Hash of the first values of every tensor of the decoder, rounded to bfloat16: loading the same
         checkpoint in another dtype does not change it, training does.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model_type: str
     window: PositiveInt
@@ -104,10 +108,8 @@ class Fingerprint(BaseModel):
         return f"{self.model_type}, {self.layers} layers, hidden size {self.hidden_size}, window {self.window}"
 
 
-class Params(BaseModel):
-    """Base of every parameter model: unknown keys are errors, values are fixed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Params(StrictModel):
+    """Base of every parameter model."""
 
 
 class RemapParams(Params):

@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from posenc.calibration.recommend import Pick, Range, Table, find_profile, no_calibration, read_table
+from posenc.calibration.recommend import (
+    LengthRange,
+    Pick,
+    Recommendation,
+    find_profile,
+    no_calibration,
+    read_recommendation,
+)
 from posenc.params import Capabilities, RemapParams
 from posenc.plan import PositionPlan
 from posenc.positions import PositionStrategy
@@ -48,7 +55,7 @@ class Chosen:
 class AutoParams(RemapParams):
     """Parameters of :class:`Auto`."""
 
-    calibration: str | Table | None = Field(
+    calibration: str | Recommendation | None = Field(
         None, description="calibration file, or the table made of one (default: the model's profile in posenc/profiles)"
     )
 
@@ -73,8 +80,8 @@ class Auto(PositionStrategy):
 
     def __init__(self, *, window: int | None = None, **params: Any) -> None:
         super().__init__(window=window, **params)
-        given: str | Table | None = self.params.calibration
-        self.table = read_table(given) if isinstance(given, str) else given
+        given: str | Recommendation | None = self.params.calibration
+        self.table = read_recommendation(given) if isinstance(given, str) else given
         self._ranges: list[tuple[int, Chosen]] = []
         self._beyond: list[Chosen] = []
         if self.table is not None:
@@ -149,7 +156,7 @@ class Auto(PositionStrategy):
         own.table = (
             self.table.model_copy(  # described by its own picks: layers that describe themselves alike share plans
                 update={
-                    "ranges": tuple(Range(up_to=up_to, pick=chosen.pick) for up_to, chosen in ranges),
+                    "ranges": tuple(LengthRange(up_to=up_to, pick=chosen.pick) for up_to, chosen in ranges),
                     "beyond": tuple(chosen.pick for chosen in beyond),
                 }
             )

@@ -22,8 +22,8 @@ from posenc_plugins.lampe_mapping import (
     OFFICIAL_SHORT,
     PROFILE_WINDOWS,
     PROFILES,
-    Curve,
-    Mapping,
+    MappingCurve,
+    NamedMapping,
     check_mapping,
     fallback,
     named_mapping,
@@ -42,7 +42,7 @@ class LampeParams(RemapParams):
     tail: NonNegativeInt | None = Field(
         None, description="T, first keys seen at exact steps again (default: min(200, window / 20))"
     )
-    mapping: int | str | Curve | None = Field(
+    mapping: int | str | MappingCurve | None = Field(
         None, description="U, positions to spread a prompt over: profile name, constant, {c, a, b} or calibration file"
     )
     attention_factor: float = Field(
@@ -58,7 +58,7 @@ class LampeParams(RemapParams):
 
     @field_validator("mapping", mode="before")
     @classmethod
-    def _check_mapping(cls, value: Any) -> int | str | Curve | None:
+    def _check_mapping(cls, value: Any) -> int | str | MappingCurve | None:
         return check_mapping(value)
 
 
@@ -95,7 +95,7 @@ class Lampe(PositionStrategy):
         self.official = self.params.compat == "official"
         self._mapping = self._read_mapping()
 
-    def _read_measured(self) -> Mapping | None:
+    def _read_measured(self) -> NamedMapping | None:
         """The profile or file that ``mapping`` names."""
         given = self.params.mapping
         return named_mapping(given, key="lampe.mapping") if isinstance(given, str) else None
@@ -127,8 +127,8 @@ class Lampe(PositionStrategy):
             for mapping in parts(window, 1, 2, 3, 4, 5, 6)
         ]
 
-    def _read_mapping(self) -> int | Curve:
-        given: int | str | Curve | None = self.params.mapping
+    def _read_mapping(self) -> int | MappingCurve:
+        given: int | str | MappingCurve | None = self.params.mapping
         if given is None:
             curve = fallback(self.require_window("mapping"))
             logger.warning(
@@ -212,7 +212,7 @@ class Lampe(PositionStrategy):
     def describe(self) -> dict[str, Any]:
         described = super().describe()
         given = self.params.mapping
-        if isinstance(given, str) and given not in PROFILES and isinstance(self._mapping, Curve):
+        if isinstance(given, str) and given not in PROFILES and isinstance(self._mapping, MappingCurve):
             described["mapping"] = self._mapping.model_dump()  # the file may not travel with the model
             described |= {key: value for key in ("head", "tail") if (value := self._beside_the_curve(key)) is not None}
         return described

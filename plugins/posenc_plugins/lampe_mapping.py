@@ -23,7 +23,7 @@ from posenc.errors import InvalidConfigError
 from posenc.params import Fingerprint
 
 
-class Curve(BaseModel):
+class MappingCurve(BaseModel):
     """The sigmoid ``U(l) = int(c / (1 + exp(-(a l + b))))``; ``c`` is its ceiling in positions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -39,12 +39,12 @@ class Curve(BaseModel):
 
 
 @dataclass(frozen=True)
-class Mapping:
+class NamedMapping:
     """A curve and, where it was measured by ``posenc calibrate``, what belongs to it.
 
     Parameters
     ----------
-    curve : Curve
+    curve : MappingCurve
         The sigmoid.
     head, tail : int, optional
         What it was measured with.
@@ -54,7 +54,7 @@ class Mapping:
         Profile or file.
     """
 
-    curve: Curve
+    curve: MappingCurve
     source: str
     head: int | None = None
     tail: int | None = None
@@ -67,10 +67,10 @@ class Mapping:
 
 
 PROFILES = {
-    "llama2": Curve(c=2489.1055552214357, a=8.673006440952035e-05, b=-0.648012322406978),
-    "llama3": Curve(c=6204.409324666837, a=0.00010493097327094324, b=-2.466638011138158),
-    "mistral": Curve(c=24576, a=0.00010493097327094324, b=-2.466638011138158),
-    "llama3.1": Curve(c=82358.52413056031, a=4.505261149632588e-05, b=-2.788576860718702),
+    "llama2": MappingCurve(c=2489.1055552214357, a=8.673006440952035e-05, b=-0.648012322406978),
+    "llama3": MappingCurve(c=6204.409324666837, a=0.00010493097327094324, b=-2.466638011138158),
+    "mistral": MappingCurve(c=24576, a=0.00010493097327094324, b=-2.466638011138158),
+    "llama3.1": MappingCurve(c=82358.52413056031, a=4.505261149632588e-05, b=-2.788576860718702),
 }
 """Published with the method."""
 
@@ -81,14 +81,14 @@ OFFICIAL_SHORT = {"llama2": 1536, "llama3": 1536, "mistral": 1536}
 """Mapping length of the published code below 8192 tokens, whatever the curve says there."""
 
 
-def fallback(window: int) -> Curve:
+def fallback(window: int) -> MappingCurve:
     """llama3's shape rescaled to the model's own window."""
-    return Curve(c=0.75 * window, a=0.86 / window, b=-2.467)
+    return MappingCurve(c=0.75 * window, a=0.86 / window, b=-2.467)
 
 
-def check_mapping(value: Any) -> int | str | Curve | None:
+def check_mapping(value: Any) -> int | str | MappingCurve | None:
     """Accept a profile name or path, a constant, or ``{c, a, b}``; anything else is a ValueError."""
-    if value is None or isinstance(value, Curve):
+    if value is None or isinstance(value, MappingCurve):
         return value
     if isinstance(value, Path):
         return str(value)
@@ -104,15 +104,15 @@ def check_mapping(value: Any) -> int | str | Curve | None:
     )
 
 
-def _curve(value: dict[Any, Any]) -> Curve:
+def _curve(value: dict[Any, Any]) -> MappingCurve:
     try:
-        return Curve.model_validate(value)
+        return MappingCurve.model_validate(value)
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
         raise ValueError(f"{{c, a, b}} is wrong: {'; '.join(problems)}") from None
 
 
-def named_mapping(name: str, *, key: str) -> Mapping:
+def named_mapping(name: str, *, key: str) -> NamedMapping:
     """The curve of a profile, or of a calibration file when no profile has that name.
 
     Raises
@@ -121,7 +121,7 @@ def named_mapping(name: str, *, key: str) -> Mapping:
         If ``name`` is neither, or the file cannot be used; the message starts with ``key``.
     """
     if name in PROFILES:
-        return Mapping(PROFILES[name], name)
+        return NamedMapping(PROFILES[name], name)
     if not Path(name).exists():
         near = get_close_matches(name, PROFILES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -146,5 +146,5 @@ def named_mapping(name: str, *, key: str) -> Mapping:
     except ValueError as error:
         raise InvalidConfigError(f"{key}: {name}: {error}") from None
     if measured is None:
-        return Mapping(curve, name)
-    return Mapping(curve, name, measured.head, measured.tail, measured.model.fingerprint)
+        return NamedMapping(curve, name)
+    return NamedMapping(curve, name, measured.head, measured.tail, measured.model.fingerprint)

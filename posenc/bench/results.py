@@ -9,21 +9,18 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from posenc.bench.cases import KINDS
 from posenc.errors import InvalidInputError
 from posenc.files import plain, replacing
+from posenc.params import StrictModel
 
 BUSY = 0.1
 """Other work on more than this share of the cores disturbs the times."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Machine(_Strict):
+class Machine(StrictModel):
     """What a run was measured on."""
 
     cpu: str
@@ -45,14 +42,14 @@ class Machine(_Strict):
         return self.other_cores is not None and self.other_cores > BUSY * self.cores
 
 
-class Memory(_Strict):
+class Memory(StrictModel):
     """Peak bytes of one call beyond its inputs."""
 
     plain: NonNegativeInt
     remapped: NonNegativeInt
 
 
-class Row(_Strict):
+class Row(StrictModel):
     """One case and its times in seconds, one entry per round."""
 
     kind: str
@@ -71,9 +68,9 @@ class Row(_Strict):
     remapped: tuple[PositiveFloat, ...] = Field(min_length=1)
     memory: Memory | None
     cache: Literal["rotated", "raw"] = "rotated"
-    baselines: dict[str, tuple[PositiveFloat, ...]] = {}
+    baselines: dict[str, tuple[PositiveFloat, ...]] = Field({})
     """Attention kernels alone, on the same tensors already rotated and in the same rounds: seconds by name."""
-    refused: dict[str, str] = {}
+    refused: dict[str, str] = Field({})
     """Baselines that could not run the case, and why."""
 
     @property
@@ -99,7 +96,7 @@ class Row(_Strict):
         return self.memory.remapped / self.memory.plain if self.memory and self.memory.plain else None
 
 
-class Check(_Strict):
+class Check(StrictModel):
     """What was checked of one backend before its times were measured: its correctness tests, or its canary's cases."""
 
     backend: str
@@ -117,7 +114,7 @@ class Check(_Strict):
         return self.passed > 0 and not self.failed and self.problem is None
 
 
-class Result(_Strict):
+class Result(StrictModel):
     """One run."""
 
     format: Literal["posenc-bench"]

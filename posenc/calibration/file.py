@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 
 from posenc.errors import InvalidConfigError
 from posenc.files import expanded, read_yaml, replacing
-from posenc.params import Fingerprint
+from posenc.params import Fingerprint, StrictModel
 
 FORMAT = "posenc-calibration"
 VERSION = 1
@@ -23,11 +23,7 @@ CLEAR = 2.0
 """Standard errors by which a paired difference counts as measured."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Score(_Strict):
+class LossScore(StrictModel):
     """Mean loss over documents, and the paired difference to the model without any strategy.
 
     Losses are nats per token; standard errors are over documents, None for a single one.
@@ -51,7 +47,7 @@ class Score(_Strict):
         return self.over_native + CLEAR * (self.over_native_error or 0.0) < 0
 
 
-class Choice(_Strict):
+class Choice(StrictModel):
     """The best parameters of one strategy at one length.
 
     Parameters
@@ -60,19 +56,19 @@ class Choice(_Strict):
         Parameters of the strategy.
     tried : int
         Candidates they were chosen from.
-    calibration : Score
+    calibration : LossScore
         On the texts they were chosen on.
-    report : Score, optional
+    report : LossScore, optional
         On other texts, which had no say in the choice.
     """
 
     params: dict[str, Any]
     tried: PositiveInt
-    calibration: Score
-    report: Score | None = None
+    calibration: LossScore
+    report: LossScore | None = None
 
 
-class TextRecord(_Strict):
+class TextRecord(StrictModel):
     """A text as it was tokenized."""
 
     name: str
@@ -80,7 +76,7 @@ class TextRecord(_Strict):
     sha256: str
 
 
-class Settings(_Strict):
+class CalibrationSettings(StrictModel):
     """Everything else that the numbers depend on."""
 
     lengths: tuple[PositiveInt, ...]
@@ -91,7 +87,7 @@ class Settings(_Strict):
     dtype: str = "torch.float32"
 
 
-class Confidence(_Strict):
+class Confidence(StrictModel):
     """Percentile intervals from resampling documents, 95%."""
 
     samples: PositiveInt
@@ -100,21 +96,21 @@ class Confidence(_Strict):
     mapping_length: dict[PositiveInt, tuple[int, int]]
 
 
-class ModelRecord(_Strict):
+class ModelRecord(StrictModel):
     """The model that was measured."""
 
     name: str
     fingerprint: Fingerprint
 
 
-class Texts(_Strict):
+class Texts(StrictModel):
     """What the choice was made on, and what it is reported on."""
 
     calibration: tuple[TextRecord, ...]
     report: tuple[TextRecord, ...] = ()
 
 
-class Calibration(_Strict):
+class Calibration(StrictModel):
     """A calibration file."""
 
     format: Literal["posenc-calibration"] = "posenc-calibration"
@@ -122,15 +118,15 @@ class Calibration(_Strict):
     command: str
     model: ModelRecord
     texts: Texts
-    settings: Settings
+    settings: CalibrationSettings
     versions: dict[str, str]
     mapping: dict[str, float] | None = None
     head: PositiveInt | None = None
     tail: PositiveInt | None = None
     confidence: Confidence | None = None
-    fitted: dict[PositiveInt, Choice] = {}
-    native: dict[PositiveInt, Score]
-    native_report: dict[PositiveInt, Score] = {}
+    fitted: dict[PositiveInt, Choice] = Field({})
+    native: dict[PositiveInt, LossScore]
+    native_report: dict[PositiveInt, LossScore] = Field({})
     strategies: dict[str, dict[PositiveInt, Choice]] = Field(min_length=1)
 
     @property

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 
 from posenc.calibration.file import CLEAR, Calibration, Choice, check_same_model, read
 from posenc.errors import InvalidConfigError
-from posenc.params import Fingerprint
+from posenc.params import Fingerprint, StrictModel
 from posenc.plugins import strategies
 from posenc.plugins import strategy as named_strategy
 from posenc.positions import IdentityStrategy, PositionStrategy
@@ -17,13 +17,11 @@ from posenc.positions import IdentityStrategy, PositionStrategy
 NATIVE = IdentityStrategy.name
 
 
-class Pick(BaseModel):
+class Pick(StrictModel):
     """A strategy with its parameters, and the measurement that speaks for it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     strategy: str
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field({})
     because: str
 
     def make(self, window: int | None) -> PositionStrategy:
@@ -36,16 +34,14 @@ class Pick(BaseModel):
         return f"{self.strategy}({', '.join(f'{key}={value}' for key, value in self.params.items())})"
 
 
-class Range(BaseModel):
+class LengthRange(StrictModel):
     """What prompts of up to so many tokens get."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     up_to: PositiveInt
     pick: Pick
 
 
-class Table(BaseModel):
+class Recommendation(StrictModel):
     """The recommendation for every prompt length, short enough to travel in a configuration.
 
     Parameters
@@ -54,17 +50,15 @@ class Table(BaseModel):
         The calibration file it was read from.
     model : Fingerprint, optional
         The model it was measured on; None where the picks were written by hand.
-    ranges : tuple of Range
+    ranges : tuple of LengthRange
         By ascending length. A prompt gets the pick of the shortest measured length that is not shorter.
     beyond : tuple of Pick
         For longer prompts than any measured: the first whose plan stays inside the window, else the first.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     source: str = "written by hand"
     model: Fingerprint | None = None
-    ranges: tuple[Range, ...] = Field(min_length=1)
+    ranges: tuple[LengthRange, ...] = Field(min_length=1)
     beyond: tuple[Pick, ...] = ()
 
     def check_model(self, model: Fingerprint) -> None:
@@ -73,12 +67,12 @@ class Table(BaseModel):
             check_same_model(self.model, model, source=self.source)
 
 
-def read_table(path: str | Path) -> Table:
+def read_recommendation(path: str | Path) -> Recommendation:
     """The recommendations of a calibration file; raises InvalidConfigError as :func:`record.read` does."""
     return recommend(read(path), source=str(path))
 
 
-def recommend(calibration: Calibration, *, source: str) -> Table:
+def recommend(calibration: Calibration, *, source: str) -> Recommendation:
     """Turn measurements into a recommendation.
 
     Inside the window the identity, unless a strategy is better by more than two standard errors of the paired
@@ -90,7 +84,7 @@ def recommend(calibration: Calibration, *, source: str) -> Table:
     ranges = []
     if calibration.lengths[0] > window:
         because = f"inside the window of {window} tokens nothing was measured: left as it is"
-        ranges.append(Range(up_to=window, pick=Pick(strategy=NATIVE, because=because)))
+        ranges.append(LengthRange(up_to=window, pick=Pick(strategy=NATIVE, because=because)))
     for length in calibration.lengths:
         ranked = _reading_everything(calibration, length)
         native = calibration.native[length]
@@ -104,8 +98,8 @@ def recommend(calibration: Calibration, *, source: str) -> Table:
             pick = _pick(*ranked[0], length, native.loss, ranked[1:])
         else:
             pick = Pick(strategy=NATIVE, because=f"{idle}: the model as it is, {native.loss:.3f} nats per token")
-        ranges.append(Range(up_to=length, pick=pick))
-    return Table(
+        ranges.append(LengthRange(up_to=length, pick=pick))
+    return Recommendation(
         source=source, model=calibration.model.fingerprint, ranges=tuple(ranges), beyond=tuple(_beyond(calibration))
     )
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 import posenc
-from posenc.calibration.file import Calibration, Score, read, write
+from posenc.calibration.file import Calibration, LossScore, read, write
 from posenc.calibration.recommend import find_profile, recommend
 from posenc.errors import InvalidConfigError, InvalidInputError
 from posenc.evaluate.calibrate import job as work
@@ -144,8 +144,10 @@ def changed(calibration: Calibration, length: int, name: str, *, gap: float, rep
     choice = calibration.strategies[name][length]
     native = calibration.native[length]
 
-    def score(gap: float) -> Score:
-        return Score(loss=native.loss + gap, standard_error=0.1, over_native=gap, over_native_error=0.01, documents=10)
+    def score(gap: float) -> LossScore:
+        return LossScore(
+            loss=native.loss + gap, standard_error=0.1, over_native=gap, over_native_error=0.01, documents=10
+        )
 
     new = choice.model_copy(update={"calibration": score(gap), "report": score(report_gap)})
     strategies = {key: dict(value) for key, value in calibration.strategies.items()}
