@@ -32,7 +32,8 @@ from posenc.hf.exclusive import alone
 from posenc.hf.step import Step
 from posenc.hf.stock import stock_attention
 from posenc.hf.transformers_names import version
-from posenc.planning.planner import KEPT_PLANS, Planner, Schedule
+from posenc.planning.planner import KEPT_PLANS, Planner
+from posenc.planning.schedule import Schedule
 from posenc.positions import PositionStrategy
 
 logger = logging.getLogger("posenc")

@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from posenc.errors import CacheMismatchError, InvalidConfigError, UnsupportedModelError
 from posenc.hf.cache.record import CacheRecord, Row
 from posenc.params import Retention
-from posenc.planning.planner import Schedule
+from posenc.planning.schedule import Schedule
 from posenc.positions import PositionStrategy
 
 

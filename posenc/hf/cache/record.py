@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from posenc.errors import CacheMismatchError
-from posenc.planning.planner import Planner, Schedule
+from posenc.planning.planner import Planner
+from posenc.planning.schedule import Schedule
 
 ATTRIBUTE = "_posenc_record"
 
