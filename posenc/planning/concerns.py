@@ -30,8 +30,8 @@ def concerns(strategy: PositionStrategy, plan: PositionPlan) -> dict[str, str]:
     if plan.prefix(prompt).is_identity:
         return {
             "identity": f"{strategy.name}: a prompt of {prompt} tokens is longer than the window of {window}, but its "
-            f"plan moves nothing: distances from {window} to {prompt - 1} are new to the model. Choose smaller sizes or a "
-            f"smaller active_from ('posenc show {strategy.name}' lists the parameters)."
+            f"plan moves nothing: distances from {window} to {prompt - 1} are new to the model. Choose smaller sizes "
+            f"or a smaller active_from ('posenc show {strategy.name}' lists the parameters)."
         }
     farthest = float(plan.reach[prompt - 1])
     if farthest >= window:
