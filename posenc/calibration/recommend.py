@@ -18,14 +18,14 @@ NATIVE = IdentityStrategy.name
 
 
 class Pick(StrictModel):
-    """A strategy with its parameters, and the measurement that speaks for it."""
+    """A strategy with its parameters, and the measurement it was picked for."""
 
     strategy: str
     params: dict[str, Any] = Field({})
     because: str
 
     def make(self, window: int | None) -> PositionStrategy:
-        """The strategy that this recommends, for a pretraining window."""
+        """Make the strategy, for a pretraining window in tokens."""
         if self.strategy == NATIVE:
             return IdentityStrategy(window=window, **self.params)
         return named_strategy(self.strategy, window=window, **self.params)
@@ -35,25 +35,26 @@ class Pick(StrictModel):
 
 
 class LengthRange(StrictModel):
-    """What prompts of up to so many tokens get."""
+    """The pick for prompts of up to ``up_to`` tokens."""
 
     up_to: PositiveInt
     pick: Pick
 
 
 class Recommendation(StrictModel):
-    """The recommendation for every prompt length, short enough to travel in a configuration.
+    """The recommendation for every prompt length, short enough to be part of a configuration.
 
     Parameters
     ----------
     source : str
         The calibration file it was read from.
     model : Fingerprint, optional
-        The model it was measured on; None where the picks were written by hand.
+        The model it was measured on; None if the picks were written by hand.
     ranges : tuple of LengthRange
-        By ascending length. A prompt gets the pick of the shortest measured length that is not shorter.
+        By ascending length. A prompt gets the pick of the shortest measured length that is at least its own.
     beyond : tuple of Pick
-        For longer prompts than any measured: the first whose plan stays inside the window, else the first.
+        Picks for prompts longer than any measured length, of which the first whose plan stays inside the window is
+        used, else the first.
     """
 
     source: str = "written by hand"
@@ -62,28 +63,29 @@ class Recommendation(StrictModel):
     beyond: tuple[Pick, ...] = ()
 
     def check_model(self, model: Fingerprint) -> None:
-        """Refuse another model than the one that was measured; raises InvalidConfigError."""
+        """Raise InvalidConfigError if ``model`` is not the model that was measured."""
         if self.model is not None:
             check_same_model(self.model, model, source=self.source)
 
 
 def read_recommendation(path: str | Path) -> Recommendation:
-    """The recommendations of a calibration file; raises InvalidConfigError as :func:`record.read` does."""
+    """The recommendation of a calibration file; raises as :func:`posenc.calibration.file.read` does."""
     return recommend(read(path), source=str(path))
 
 
 def recommend(calibration: Calibration, *, source: str) -> Recommendation:
     """Turn measurements into a recommendation.
 
-    Inside the window the identity, unless a strategy is better by more than two standard errors of the paired
-    difference, on the calibration texts and on the report texts where there are some: the best of many candidates
-    looks good by luck. Beyond it, the lowest mean loss on the calibration texts. Strategies that drop keys are
-    never recommended: what they cannot see any more hardly shows in a perplexity.
+    Inside the window it is the identity, unless a strategy is better by more than two standard errors of the paired
+    difference, both on the calibration texts and on the report texts if there are any: the best of many candidates may
+    look good by chance. Beyond the window it is the strategy with the lowest mean loss on the calibration texts, or the
+    identity if none is better. Strategies that drop keys are never recommended, because perplexity hardly shows what
+    they no longer attend.
     """
     window = calibration.model.fingerprint.window
     ranges = []
     if calibration.lengths[0] > window:
-        because = f"inside the window of {window} tokens nothing was measured: left as it is"
+        because = f"nothing was measured inside the window of {window} tokens, so the model is not changed"
         ranges.append(LengthRange(up_to=window, pick=Pick(strategy=NATIVE, because=because)))
     for length in calibration.lengths:
         ranked = _reading_everything(calibration, length)
@@ -97,7 +99,7 @@ def recommend(calibration: Calibration, *, source: str) -> Recommendation:
         if ranked:
             pick = _pick(*ranked[0], length, native.loss, ranked[1:])
         else:
-            pick = Pick(strategy=NATIVE, because=f"{idle}: the model as it is, {native.loss:.3f} nats per token")
+            pick = Pick(strategy=NATIVE, because=f"{idle} than the model alone, {native.loss:.3f} nats per token")
         ranges.append(LengthRange(up_to=length, pick=pick))
     return Recommendation(
         source=source, model=calibration.model.fingerprint, ranges=tuple(ranges), beyond=tuple(_beyond(calibration))
@@ -105,9 +107,9 @@ def recommend(calibration: Calibration, *, source: str) -> Recommendation:
 
 
 def _beyond(calibration: Calibration) -> list[Pick]:
-    """Picks for prompts longer than any measured: by loss at the longest length, until one is bounded at any length.
+    """Picks for prompts longer than any measured length, by their loss at the longest one, up to the first bounded one.
 
-    Frequency strategies keep true distances, so none of them stays inside the window.
+    Frequency strategies keep true distances, so only the first pick may be one.
     """
     last = calibration.lengths[-1]
     picks: list[Pick] = []
@@ -121,23 +123,23 @@ def _beyond(calibration: Calibration) -> list[Pick]:
 
 
 def _reading_everything(calibration: Calibration, length: int) -> list[tuple[str, Choice]]:
-    """Measured strategies that attend to every key, best first."""
+    """Measured strategies that attend every key, best first."""
     ranked = calibration.ranked(length)
     return [(name, choice) for name, choice in ranked if not strategies()[name].capabilities.drops_keys]
 
 
 def find_profile(model: Fingerprint) -> Path | None:
-    """The calibration file of a model that ships with posenc, by its fingerprint."""
+    """The calibration file that ships with posenc for a model with this fingerprint, or None."""
     for path in sorted((Path(__file__).parents[1] / "profiles").glob("*.yaml")):
         if read(path).model.fingerprint == model:
             return path
     return None
 
 
-def no_calibration(what: str) -> InvalidConfigError:
-    """The error of ``auto`` without a file."""
+def no_calibration(reason: str) -> InvalidConfigError:
+    """The error of ``auto`` without a calibration file."""
     return InvalidConfigError(
-        f"auto.calibration: {what}. 'posenc calibrate MODEL' measures one; pass its file as calibration=FILE."
+        f"auto.calibration: {reason}. 'posenc calibrate MODEL' measures one; pass its file as calibration=FILE."
     )
 
 
