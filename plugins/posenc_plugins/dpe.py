@@ -22,12 +22,12 @@ class DimensionWiseParams(NeighbourWindowParams):
     """Parameters of :class:`DimensionWisePositions`."""
 
     scales: tuple[PositiveInt, ...] = Field(
-        (8,), min_length=1, description="s_g, one scale for all frequencies or one for each, highest frequency first"
+        (8,), min_length=1, description="s_g, one scale for all frequencies, or one for each, highest frequency first"
     )
 
 
 class DimensionWisePositions(NeighbourWindow):
-    """Beyond the window every frequency group has its own floor-divided positions (section 3.3)."""
+    """Beyond the window, positions are floor-divided by a scale per frequency group (section 3.3)."""
 
     name = "dpe"
     summary = "exact neighbours, positions grouped per rotary frequency beyond them"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class DynamicParams(FrequencyParams):
     """Parameters of :class:`DynamicNTK`."""
 
-    factor: Factor = Field(1.0, description="f, the base grows by (f P / n - (f - 1))^(D / (D - 2))")
+    factor: Factor = Field(1.0, description="f, the base is multiplied by (f P / n - (f - 1))^(D / (D - 2))")
 
 
 class DynamicNTK(FactorScaling):

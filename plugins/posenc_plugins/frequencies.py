@@ -1,4 +1,4 @@
-"""What the frequency strategies share: they scale the frequencies that the model has.
+"""Bases of the frequency strategies, which scale the frequencies that the model has.
 
 A checkpoint may declare rope scaling of its own (llama3, yarn, linear, longrope, ...). A formula that multiplies
 frequencies is applied to those of the checkpoint. One that needs the unscaled ones refuses such a checkpoint, unless
@@ -61,7 +61,7 @@ class ScaledFrequencies(FrequencyStrategy):
 
     @property
     def known_window(self) -> int:
-        """The pretraining window, where the formula of the frequencies needs it; raises InvalidConfigError."""
+        """The pretraining window; raises InvalidConfigError if it is not known."""
         if self.window is None:
             raise InvalidConfigError(
                 f"{self.name}.window: the frequencies depend on the pretraining window, which is not known here. "
@@ -137,15 +137,17 @@ class ScaledFrequencies(FrequencyStrategy):
         if base.scaling != PLAIN:
             raise InvalidConfigError(
                 f"frequencies.{self.name}: the checkpoint declares rope scaling of its own ({base.scaling!r}), and the "
-                f"formula of {self.name!r} starts from unscaled frequencies. Take 'linear', 'ntk', 'dynamic' or "
-                f"'llama3', which change the frequencies that are there, or pass replace=True to put {self.name!r} in "
-                f"the place of {base.scaling!r}."
+                f"formula of {self.name!r} starts from unscaled frequencies. Choose 'linear', 'ntk', 'dynamic' "
+                f"or 'llama3', which change the frequencies that the checkpoint has, or pass replace=True to replace "
+                f"{base.scaling!r} by {self.name!r}."
             )
         theta, count = _theta(base, name=self.name), len(base.inv_freq)
         plain, window = Rotary.from_theta(theta, 2 * count).inv_freq, self.known_window
-        given = {key: value for key, value in values.items() if value is not None}
-        parameters = {"rope_theta": theta, ORIGINAL: window, **given}
-        inv_freq, attention_factor = frequencies_of(self.name, parameters, dim=2 * count, longest=window, prompt=prompt)
+        rope_parameters = {key: value for key, value in values.items() if value is not None}
+        rope_parameters |= {"rope_theta": theta, ORIGINAL: window}
+        inv_freq, attention_factor = frequencies_of(
+            self.name, rope_parameters, dim=2 * count, longest=window, prompt=prompt
+        )
         if not _same_bits(base, plain):
             inv_freq = base.inv_freq.float() * (inv_freq / plain).to(base.inv_freq.device)
         return base.with_frequencies(inv_freq.to(base.inv_freq.device), base.attention_scaling * attention_factor)
@@ -160,18 +162,18 @@ class FactorScaling(ScaledFrequencies):
 
 
 def exact_theta(base: Rotary) -> float | None:
-    """The theta of which the frequencies are ``theta ** (-2 c / dim)`` to the last bit, or None."""
+    """The theta for which the frequencies are bit-equal to ``theta ** (-2 c / dim)``, or None."""
     from posenc.rope import Rotary
 
-    read = _read_off(base)
-    for theta in (base.theta, None if read is None else float(round(read)), read):
+    estimate = _theta_of_last(base)
+    for theta in (base.theta, None if estimate is None else float(round(estimate)), estimate):
         if theta and _same_bits(base, Rotary.from_theta(theta, 2 * len(base.inv_freq)).inv_freq):
             return theta
     return None
 
 
 def _theta(base: Rotary, *, name: str) -> float:
-    """The theta of frequencies that are ``theta ** (-2 c / dim)`` within their rounding; raises InvalidConfigError."""
+    """The theta for which the frequencies are ``theta ** (-2 c / dim)`` up to rounding; raises InvalidConfigError."""
     import torch
 
     from posenc.rope import Rotary
@@ -181,16 +183,17 @@ def _theta(base: Rotary, *, name: str) -> float:
         return exact
     inv_freq = base.inv_freq.detach().float().cpu()
     rounding = max(1e-5, torch.finfo(base.inv_freq.dtype).eps)
-    for theta in (base.theta, _read_off(base)):
+    for theta in (base.theta, _theta_of_last(base)):
         if theta and torch.allclose(Rotary.from_theta(theta, 2 * len(inv_freq)).inv_freq, inv_freq, rounding, 0):
             return theta
     raise InvalidConfigError(
         f"frequencies.{name}: the model's frequencies are not theta ** (-2 c / dim) of a known theta, "
-        f"so {name!r} cannot be computed. Pass Rotary(..., theta=...) or take another frequency strategy."
+        f"so {name!r} cannot be computed. Pass Rotary(..., theta=...) or choose another frequency strategy."
     )
 
 
-def _read_off(base: Rotary) -> float | None:
+def _theta_of_last(base: Rotary) -> float | None:
+    """The theta that the lowest frequency implies."""
     count = len(base.inv_freq)
     last = float(base.inv_freq[-1])
     return last ** (-count / (count - 1)) if count > 1 and last > 0 else None
@@ -199,5 +202,5 @@ def _read_off(base: Rotary) -> float | None:
 def _same_bits(base: Rotary, inv_freq: Any) -> bool:
     import torch
 
-    own = base.inv_freq.detach()
-    return own.dtype == inv_freq.dtype and torch.equal(own.cpu(), inv_freq)
+    left = base.inv_freq.detach()
+    return left.dtype == inv_freq.dtype and torch.equal(left.cpu(), inv_freq)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class Llama3Params(FrequencyParams):
     """Parameters of :class:`Llama3Scaling`."""
 
-    factor: Factor = Field(8.0, description="f, long wavelengths grow by it")
-    low_freq_factor: Positive = Field(1.0, description="wavelengths beyond window / this are fully scaled")
-    high_freq_factor: Positive = Field(4.0, description="wavelengths below window / this are kept")
+    factor: Factor = Field(8.0, description="f, long wavelengths are multiplied by it")
+    low_freq_factor: Positive = Field(1.0, description="wavelengths above window / low_freq_factor are fully scaled")
+    high_freq_factor: Positive = Field(4.0, description="wavelengths below window / high_freq_factor are kept")
 
 
 class Llama3Scaling(FactorScaling):

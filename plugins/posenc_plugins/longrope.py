@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class LongRoPEParams(FrequencyParams):
     """Parameters of :class:`LongRoPE`."""
 
-    factor: Factor = Field(4.0, description="f, the context grows by it; sets the cos/sin factor")
+    factor: Factor = Field(4.0, description="f, how many times longer the context becomes; sets the cos/sin factor")
     short_factor: tuple[PositiveFloat, ...] = Field(
         (1.0,), min_length=1, description="divisors inside the window: one, or one per frequency"
     )
@@ -30,7 +30,7 @@ class LongRoPEParams(FrequencyParams):
 
 
 class LongRoPE(ScaledFrequencies):
-    """Every frequency has its own divisor, searched for per model (section 3); two sets, by prompt length."""
+    """One divisor per frequency, found by search for each model (section 3); two sets, by prompt length."""
 
     name = "longrope"
     summary = "LongRoPE: searched divisors per frequency, by prompt length"

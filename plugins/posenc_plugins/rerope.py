@@ -18,7 +18,7 @@ class ReRoPEParams(NeighbourWindowParams):
     """Parameters of :class:`ReRoPE`."""
 
     log_scale: bool | None = Field(
-        None, description="multiply logits by max(1, ln(i + 1) / ln(window)) (default: where the window is known)"
+        None, description="multiply logits by max(1, ln(i + 1) / ln(window)) (default: if the window is known)"
     )
 
 

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 class YaRNParams(FrequencyParams):
     """Parameters of :class:`YaRN`."""
 
-    factor: Factor = Field(4.0, description="f, the context grows by it")
-    beta_fast: Positive = Field(32.0, description="turns in the window kept as they are")
-    beta_slow: Positive = Field(1.0, description="turns in the window fully interpolated")
+    factor: Factor = Field(4.0, description="f, how many times longer the context becomes")
+    beta_fast: Positive = Field(32.0, description="frequencies with more turns in the window are kept")
+    beta_slow: Positive = Field(1.0, description="frequencies with fewer turns in the window are fully interpolated")
     attention_factor: Positive | None = Field(None, description="factor on cos and sin (default: 0.1 ln f + 1)")
 
 
 class YaRN(FactorScaling):
-    """Low frequencies are interpolated, high ones kept, with a ramp between (section 3.2, definitions 2 and 3)."""
+    """Low frequencies are interpolated, high ones kept, with a ramp between them (section 3.2, definitions 2 and 3)."""
 
     name = "yarn"
     summary = "YaRN: interpolate low frequencies, keep high ones, scale attention"
