@@ -33,7 +33,8 @@ from posenc.hf.exclusive import exclusive
 from posenc.hf.layer_call import LayerCall
 from posenc.hf.step import Step
 from posenc.hf.transformers_names import version
-from posenc.planning.planner import KEPT_PLANS, Planner, Schedule
+from posenc.planning.planner import KEPT_PLANS, Planner
+from posenc.planning.schedule import Schedule
 from posenc.positions import PositionStrategy
 
 logger = logging.getLogger("posenc")
@@ -242,9 +243,7 @@ def exact_settings(asked: Any, strategy: PositionStrategy) -> Any:
 
     settings = ContinuousBatchingConfig() if asked is None else copy.copy(asked)
     settings.auto_switch_to_flash = False
-    able = strategy.capabilities
-    active_from = getattr(strategy.params, "active_from", 0)
-    if (able.uses_prompt or able.frequencies_by_length or active_from) and settings.allow_block_sharing:
+    if strategy.follows_prompt and settings.allow_block_sharing:
         logger.info(
             "block sharing is off: under %r the same tokens have other values in prompts of other lengths.",
             strategy.name,

@@ -17,7 +17,8 @@ import posenc
 from posenc.hf.cache.decode_tables import StaticDecodeTables
 from posenc.hf.cache.state import CacheState
 from posenc.planning.composed import ComposedStrategy
-from posenc.planning.planner import KEPT_PLANS, Planner, Schedule
+from posenc.planning.planner import KEPT_PLANS, Planner
+from posenc.planning.schedule import Schedule
 from posenc.testing import judge
 from scripts import tiny_families
 from tests.hf import tiny

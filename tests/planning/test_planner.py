@@ -8,7 +8,8 @@ import pytest
 
 import posenc
 from posenc.hf.cache.record import _runs, cut_spans, join_spans, span_count
-from posenc.planning.planner import Planner, Schedule
+from posenc.planning.planner import Planner
+from posenc.planning.schedule import Schedule
 
 WINDOW = 64
 

@@ -169,7 +169,7 @@ def test_a_factor_of_one_changes_no_bit(name: str, base: Rotary) -> None:
 def test_a_scaling_that_cannot_be_replaced_is_refused() -> None:
     for base, why in (
         (Rotary(BENT, theta=THETA, scaling="proportional"), "more than a scaling"),
-        (Rotary(BENT, scaling="llama3"), "no theta is known"),
+        (Rotary(BENT, scaling="llama3"), "its theta is not known"),
     ):
         with pytest.raises(posenc.InvalidConfigError, match=rf"^linear\.replace: .*{base.scaling}.*{why}"):
             posenc.strategy("linear", replace=True).rotary(base, 2048)

@@ -12,11 +12,12 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from posenc.errors import InvalidInputError
 from posenc.evaluate.tasks.base import Sample
 from posenc.files import plain, replacing
+from posenc.params import StrictModel
 
 FORMAT, CELL_FORMAT = "posenc-eval", "posenc-eval-cell"
 VERSION = 1
@@ -25,17 +26,13 @@ DECIMALS = 6
 """Of a stored score: finer than any error, coarser than the noise of a last bit."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 def identify(identity: dict[str, Any]) -> str:
     """The id of a cell: a hash of everything that determines its result, the version of the files included."""
     text = json.dumps({"version": VERSION, **plain(identity)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-class CellResult(_Strict):
+class CellResult(StrictModel):
     """The file of one cell."""
 
     format: Literal["posenc-eval-cell"] = "posenc-eval-cell"
@@ -45,7 +42,7 @@ class CellResult(_Strict):
     samples: tuple[Sample, ...]
 
 
-class Entry(_Strict):
+class Entry(StrictModel):
     """One cell as the sweep file lists it.
 
     Parameters
@@ -78,7 +75,7 @@ class Entry(_Strict):
     samples: tuple[Sample, ...] | None = None
 
 
-class Sweep(_Strict):
+class Sweep(StrictModel):
     """A sweep file."""
 
     format: Literal["posenc-eval"] = "posenc-eval"

@@ -27,7 +27,8 @@ from posenc.hf.cache.record import CacheRecord, Row, Spans, join_spans
 from posenc.hf.own_frequencies import Base
 from posenc.hf.stock import StockAttention
 from posenc.plan import PositionPlan
-from posenc.planning.planner import KEPT_PLANS, Planner, Schedule
+from posenc.planning.planner import KEPT_PLANS, Planner
+from posenc.planning.schedule import Schedule
 from posenc.rope import Rotary
 from posenc.segment import IntArray
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from posenc.errors import CacheMismatchError
-from posenc.planning.planner import Planner, Schedule
+from posenc.planning.planner import Planner
+from posenc.planning.schedule import Schedule
 
 Spans = tuple[tuple[int, int], ...]
 """Half-open runs of slots that hold real tokens, in order."""
