@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and plain data to write into them."""
+"""Write a file completely or not at all, read YAML, and turn results into plain data."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from posenc.errors import InvalidConfigError, InvalidInputError
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """A path as people write it, with ``~`` and ``~name`` for their home folders.
+    """A path in which ``~`` and ``~name`` are replaced by home folders.
 
     Raises
     ------
@@ -50,12 +48,12 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary file beside `path` to write to; move it to `path` when the block ends well.
+    """Yield a temporary file beside `path`, and move it to `path` when the block ends without an error.
 
     Raises
     ------
     InvalidInputError
-        If the file cannot be written. Whatever was at `path` before stays as it was.
+        If the file cannot be written; an existing file at `path` then stays as it was.
     """
     target = expanded(path)
     temporary = None
@@ -76,7 +74,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Have the content on the disk before its name is: a power cut must not leave an empty file."""
+    """Write the content to disk before the file is renamed, so that a power cut cannot leave an empty file."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -99,7 +97,9 @@ def write_json(data: Any, path: str | Path, *, indent: int = 1) -> Path:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """Parse a YAML file; unreadable or malformed files are InvalidConfigError."""
+    """Parse a YAML file; raises InvalidConfigError if it cannot be read or parsed."""
+    import yaml  # costs the command line its start
+
     file = expanded(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -114,7 +114,7 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def plain(data: Any) -> Any:
-    """The same data with NaN and infinities as None and numpy scalars as numbers."""
+    """The data for JSON: NaN and infinities become None, numpy values become numbers and lists."""
     if isinstance(data, dict):
         return {str(key): plain(value) for key, value in data.items()}
     if isinstance(data, list | tuple):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from posenc.adapter import EVERY_FAMILY, ArchitectureAdapter
 from posenc.errors import PluginError, PosencError
-from posenc.hf.handle import Handle, apply, attached
+from posenc.hf.apply import apply
+from posenc.hf.handle import Handle, attached
 from posenc.plugins import adapter_info, adapters, strategy
 from posenc.positions import IdentityStrategy
 from posenc.testing.judge import dense_logits

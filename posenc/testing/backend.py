@@ -29,7 +29,7 @@ from posenc.segment import Lengths, Segment
 from posenc.testing.generators import banded_plan, interpolating_plan, three_kinds_plan
 from posenc.testing.gradients import check_empty_row_gradients, check_gradients, weights_of
 from posenc.testing.layouts import LAYOUTS
-from posenc.testing.tensors import Call, check_empty_rows, check_result, installed, random_calls, tensors
+from posenc.testing.tensors import AttentionCall, check_empty_rows, check_result, installed, random_calls, tensors
 from posenc.testing.violation import violated
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -95,7 +95,7 @@ class BackendContract:
 
             @self.settings
             @hypothesis.given(call=self._calls(dtype, device))
-            def example(call: Call) -> None:
+            def example(call: AttentionCall) -> None:
                 with installed(self.backend) as name:
                     check_result(name, call, *call.run(name), self.tolerances[call.q.dtype])
 
@@ -116,7 +116,7 @@ class BackendContract:
                 continue
             for q_len in (150, 77, 1):
                 q, k, v = tensors(plan, q_len, (2, 1), self.head_dim, batch=1, dtype=dtype, device=device)
-                call = Call(q, k, v, plan, rotary, self.head_dim**-0.5)
+                call = AttentionCall(q, k, v, plan, rotary, self.head_dim**-0.5)
                 with installed(self.backend) as name:
                     check_result(f"{name} on {info.name!r}", call, *call.run(name), self.tolerances[dtype])
 
@@ -127,7 +127,7 @@ class BackendContract:
             q, k, v = tensors(plan, 60, (4, 2), 2 * self.head_dim, dtype=dtype, device=device)
             q, k = q[..., : self.head_dim], k[..., : self.head_dim]
             for width in (self.head_dim // 2, 2 * self.head_dim):
-                call = Call(q, k, v[..., :width], plan, self._rotary(), self.head_dim**-0.5)
+                call = AttentionCall(q, k, v[..., :width], plan, self._rotary(), self.head_dim**-0.5)
                 with installed(self.backend) as name:
                     try:
                         found = call.run(name)
@@ -143,7 +143,7 @@ class BackendContract:
 
             @self.settings
             @hypothesis.given(call=self._calls(dtype, device, max_total=40))
-            def example(call: Call) -> None:
+            def example(call: AttentionCall) -> None:
                 with installed(self.backend) as name:
                     self._check_gradients(name, name, call)
 
@@ -190,7 +190,7 @@ class BackendContract:
                 for row, plan in enumerate(plans):
                     own = slice(row, row + 1)
                     own_mask = None if mask is None else mask[own]
-                    call = Call(q[own], k[own], v[own], plan, self._rotary(), self.head_dim**-0.5, own_mask)
+                    call = AttentionCall(q[own], k[own], v[own], plan, self._rotary(), self.head_dim**-0.5, own_mask)
                     what, (out, lse) = f"{name} with plans per row, row {row}", found
                     check_result(what, call, out[own], lse[own], self.tolerances[dtype])
 
@@ -283,7 +283,7 @@ class BackendContract:
                 with torch.no_grad():
                     cases["inputs that require gradients"].run(name)
 
-    def _check_empty_rows(self, call: Call, rows: slice, why: str) -> None:
+    def _check_empty_rows(self, call: AttentionCall, rows: slice, why: str) -> None:
         tolerance = self.tolerances[call.q.dtype]
         with installed(self.backend) as name:
             check_empty_rows(name, call, rows, why)
@@ -291,7 +291,7 @@ class BackendContract:
             if self.backend.capabilities.gradients:
                 check_empty_row_gradients(name, call)
 
-    def _check_layout(self, call: Call, layouts: tuple[str, str, str, str]) -> None:
+    def _check_layout(self, call: AttentionCall, layouts: tuple[str, str, str, str]) -> None:
         """Query, key, value, and then mask and incoming gradient laid out in these ways."""
         *kinds, own = (LAYOUTS[layout] for layout in layouts)
         q, k, v = (laid_out(x) for laid_out, x in zip(kinds, (call.q, call.k, call.v), strict=True))
@@ -301,7 +301,7 @@ class BackendContract:
             check_result(what, call, *call.run(name), self.tolerances[call.q.dtype])
             self._check_gradients(what, name, call, grad_out=own(weights_of(call)))
 
-    def _check_gradients(self, what: str, name: str, call: Call, grad_out: torch.Tensor | None = None) -> None:
+    def _check_gradients(self, what: str, name: str, call: AttentionCall, grad_out: torch.Tensor | None = None) -> None:
         able, tolerance = self.backend.capabilities, self.gradient_tolerances[call.q.dtype]
         if able.gradients:
             check_gradients(what, name, call, tolerance, lse=able.lse_gradients, grad_out=grad_out)
@@ -309,11 +309,11 @@ class BackendContract:
     def _rotary(self) -> Rotary:
         return Rotary.from_theta(1e3, self.head_dim)
 
-    def _plain_call(self, plan: PositionPlan, dtype: torch.dtype, device: str) -> Call:
+    def _plain_call(self, plan: PositionPlan, dtype: torch.dtype, device: str) -> AttentionCall:
         q, k, v = tensors(plan, plan.total, (4, 2), self.head_dim, dtype=dtype, device=device)
-        return Call(q, k, v, plan, self._rotary(), self.head_dim**-0.5)
+        return AttentionCall(q, k, v, plan, self._rotary(), self.head_dim**-0.5)
 
-    def _calls(self, dtype: torch.dtype, device: str, max_total: int | None = None) -> SearchStrategy[Call]:
+    def _calls(self, dtype: torch.dtype, device: str, max_total: int | None = None) -> SearchStrategy[AttentionCall]:
         return random_calls(
             dim=self.head_dim,
             able=self.backend.capabilities,

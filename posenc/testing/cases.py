@@ -20,7 +20,7 @@ Factory = PositionStrategy | Callable[..., PositionStrategy]
 
 
 @dataclass(frozen=True)
-class Case:
+class PlanCase:
     """A strategy and the lengths it is asked to plan: ``prompt <= shorter <= total``."""
 
     strategy: PositionStrategy
@@ -40,7 +40,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Lengths:
+class LengthLimits:
     """How far the drawn lengths reach, in tokens."""
 
     windows: tuple[int, int]
@@ -85,10 +85,10 @@ def rebuilt(strategy: PositionStrategy, **changes: Any) -> PositionStrategy:
 
 
 def for_every_case(
-    check: Callable[[Case], None],
+    check: Callable[[PlanCase], None],
     factory: Factory,
     params: Mapping[str, Any],
-    lengths: Lengths,
+    lengths: LengthLimits,
     settings: hypothesis.settings,
 ) -> None:
     """Run a check on drawn windows and lengths; a failure is shrunk to the smallest ones."""
@@ -104,6 +104,6 @@ def for_every_case(
     )
     def example(window: int | None, prompt: int, new: int, decoded: int) -> None:
         total = prompt + new
-        check(Case(made(factory, window, params), prompt, total, min(prompt + decoded, total)))
+        check(PlanCase(made(factory, window, params), prompt, total, min(prompt + decoded, total)))
 
     example()

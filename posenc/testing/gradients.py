@@ -7,16 +7,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from posenc.testing.tensors import Call, difference
+from posenc.testing.tensors import AttentionCall, difference
 from posenc.testing.violation import violated
 
 
-def with_gradients(call: Call) -> Call:
+def with_gradients(call: AttentionCall) -> AttentionCall:
     """The call on leaves that require a gradient, laid out in memory as they were."""
     return replace(call, **{x: getattr(call, x).detach().requires_grad_() for x in ("q", "k", "v")})
 
 
-def gradients(call: Call, out: Tensor, grad_out: Tensor, lse: Tensor | None = None) -> tuple[Tensor, ...]:
+def gradients(call: AttentionCall, out: Tensor, grad_out: Tensor, lse: Tensor | None = None) -> tuple[Tensor, ...]:
     """Gradients of query, key and value for one of the output and, where given, a weighted sum of finite logsumexps."""
     outputs, weights = [out], [grad_out.to(out.dtype)]
     if lse is not None and lse.requires_grad:
@@ -25,14 +25,14 @@ def gradients(call: Call, out: Tensor, grad_out: Tensor, lse: Tensor | None = No
     return torch.autograd.grad(outputs, (call.q, call.k, call.v), weights, materialize_grads=True)
 
 
-def weights_of(call: Call) -> Tensor:
+def weights_of(call: AttentionCall) -> Tensor:
     """A fixed gradient for the output, all of whose elements differ."""
     shape = torch.Size((*call.q.shape[:3], call.v.shape[3]))
     return torch.linspace(-1, 1, shape.numel(), dtype=call.q.dtype, device=call.q.device).view(shape)
 
 
 def check_gradients(
-    what: str, name: str, call: Call, tolerance: float, *, lse: bool, grad_out: Tensor | None = None
+    what: str, name: str, call: AttentionCall, tolerance: float, *, lse: bool, grad_out: Tensor | None = None
 ) -> None:
     """Gradients of backend ``name`` are those of the definition; with ``lse`` also what comes through the logsumexp.
 
@@ -51,7 +51,7 @@ def check_gradients(
             )
 
 
-def check_empty_row_gradients(name: str, call: Call) -> None:
+def check_empty_row_gradients(name: str, call: AttentionCall) -> None:
     """Queries without a key do not put a NaN into any gradient."""
     call = with_gradients(call)
     for x, found in zip("qkv", gradients(call, call.output(name), weights_of(call)), strict=True):

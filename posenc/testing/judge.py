@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posenc.hf.handle import find_adapter
+from posenc.hf.apply import find_adapter
 from posenc.hf.stock import register
 
 NAME = "dense_relative"

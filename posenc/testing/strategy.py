@@ -17,7 +17,7 @@ from posenc.planning.composed import ComposedStrategy
 from posenc.plugins import strategy_info
 from posenc.positions import FrequencyStrategy, PositionStrategy
 from posenc.testing import invariants
-from posenc.testing.cases import Case, Factory, Lengths, for_every_case, label, made, planned, rebuilt
+from posenc.testing.cases import Factory, LengthLimits, PlanCase, for_every_case, label, made, planned, rebuilt
 from posenc.testing.dense import DensePlan
 from posenc.testing.frequencies import check_rotary
 from posenc.testing.violation import violated
@@ -92,7 +92,7 @@ class StrategyContract:
     def test_describe_builds_it_again(self) -> None:
         """``describe()`` is plain data from which an equal strategy is built."""
 
-        def check(case: Case) -> None:
+        def check(case: PlanCase) -> None:
             try:
                 again = rebuilt(case.strategy)
             except InvalidConfigError as error:
@@ -149,7 +149,7 @@ class StrategyContract:
     def test_prefill_equals_decode(self) -> None:
         """The plan of the prompt, and of a few tokens more, begins the plan of all tokens, scale included."""
 
-        def check(case: Case) -> None:
+        def check(case: PlanCase) -> None:
             full = case.plan()
             for total in sorted({case.prompt, case.shorter, case.total - 1} - {case.prompt - 1}):
                 invariants.check_prefill_equals_decode(full, case.plan(total=total), case.where)
@@ -160,8 +160,8 @@ class StrategyContract:
         """Without ``uses_prompt`` the plan depends on ``total`` alone."""
         names = ("when some tokens were generated", "when all are the prompt")
 
-        def check(case: Case) -> None:
-            idle = case.prompt <= getattr(case.strategy.params, "active_from", 0)
+        def check(case: PlanCase) -> None:
+            idle = case.prompt <= case.strategy.active_from
             if not (case.strategy.capabilities.uses_prompt or idle):
                 what = "Capabilities(uses_prompt=True) is not declared, but the plan depends on the prompt"
                 invariants.check_same(case.plan(), case.plan(case.total), case.where, what=what, names=names)
@@ -171,9 +171,9 @@ class StrategyContract:
     def test_retention(self) -> None:
         """With ``retention``, all other keys are never attended again, and the plan of the kept ones stays."""
 
-        def check(case: Case) -> None:
+        def check(case: PlanCase) -> None:
             kept = case.strategy.retention
-            idle = case.prompt <= getattr(case.strategy.params, "active_from", 0)
+            idle = case.prompt <= case.strategy.active_from
             if kept is None or idle:
                 return
             if kept.first < 0 or kept.last < 1:
@@ -187,7 +187,7 @@ class StrategyContract:
     def test_identity(self) -> None:
         """A plan that moves no pair is unscaled, and if it is one segment, it is recognised as the identity."""
 
-        def check(case: Case) -> None:
+        def check(case: PlanCase) -> None:
             plan = case.plan()
             if not invariants.keeps_every_distance(plan, case.where):
                 return
@@ -202,7 +202,7 @@ class StrategyContract:
         """Prompts up to ``active_from`` get the identity plan, longer ones the usual plan."""
         names = ("with active_from", "without")
 
-        def check(case: Case) -> None:
+        def check(case: PlanCase) -> None:
             if not isinstance(case.strategy.params, RemapParams):
                 return
             idle, usual = rebuilt(case.strategy, active_from=case.prompt), rebuilt(case.strategy, active_from=0)
@@ -223,7 +223,7 @@ class StrategyContract:
     def test_layers(self) -> None:
         """What ``for_layer`` returns keeps the partition, decodes as it prefills, and heeds ``active_from``."""
 
-        def check(case: Case) -> None:
+        def check(case: PlanCase) -> None:
             for layer, own in enumerate(of_layers(case.strategy)):
                 if own is case.strategy:
                     continue
@@ -241,7 +241,7 @@ class StrategyContract:
         """A strategy holds no state: planning other lengths changes neither earlier nor later plans."""
         what, names = "plans depend on the order they are asked for", ("at first", "after other plans")
 
-        def check(case: Case) -> None:
+        def check(case: PlanCase) -> None:
             first, fresh = case.plan(), DensePlan.of(planned(rebuilt(case.strategy), case.prompt, case.total))
             case.plan(case.shorter, case.shorter)
             case.plan(case.prompt + 1, case.total + 7)
@@ -258,7 +258,7 @@ class StrategyContract:
     def test_frequencies(self) -> None:
         """``rotary`` changes exactly what is declared; a strategy of frequencies alone moves no position."""
 
-        def check(case: Case) -> None:
+        def check(case: PlanCase) -> None:
             if isinstance(case.strategy, FrequencyStrategy):
                 because = "a FrequencyStrategy keeps positions"
                 invariants.check_identity(case.plan(), case.where, because=because)
@@ -300,8 +300,8 @@ class StrategyContract:
     def _strategies(self, window: int = 64) -> list[tuple[Mapping[str, Any], PositionStrategy]]:
         return [(params, made(self._factory, window, params)) for params in self.params]
 
-    def _for_every_case(self, check: Callable[[Case], None]) -> None:
-        lengths = Lengths(self.windows, self.max_prompt, self.max_new)
+    def _for_every_case(self, check: Callable[[PlanCase], None]) -> None:
+        lengths = LengthLimits(self.windows, self.max_prompt, self.max_new)
         for params in self.params:
             for_every_case(check, self._factory, params, lengths, self.settings)
 

@@ -29,7 +29,7 @@ LSE = 2e-5
 
 
 @dataclass(frozen=True, repr=False)
-class Call:
+class AttentionCall:
     """Everything that is handed to ``posenc.attention``."""
 
     q: Tensor
@@ -69,7 +69,7 @@ class Call:
         )
 
     def __repr__(self) -> str:
-        return f"Call({self})"
+        return f"AttentionCall({self})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         # hypothesis prints the failing call; its tensors would bury the message.
@@ -136,7 +136,7 @@ def random_calls(
     dtype: torch.dtype,
     device: str,
     max_total: int = 70,
-) -> Call:
+) -> AttentionCall:
     """Random plans, heads, lengths, rotations and, where they are declared, masks and softcaps."""
     width = draw(st.sampled_from([dim, dim // 2])) // 2 * 2
     plan = draw(random_plans(max_total, frequencies=width // 2, interpolated=able.logit_interpolation))
@@ -156,10 +156,10 @@ def random_calls(
         mask = (torch.rand(2, 1, q_len, plan.total, generator=generator) < 0.4).to(device)
     q, k, v = tensors(plan, q_len, draw(st.sampled_from(HEADS)), dim, dtype=dtype, device=device, seed=seed)
     softcap = draw(st.sampled_from([None, 1.5])) if able.softcap else None
-    return Call(q, k, v, plan, rotary, draw(st.sampled_from([dim**-0.5, 0.7])), mask, softcap)
+    return AttentionCall(q, k, v, plan, rotary, draw(st.sampled_from([dim**-0.5, 0.7])), mask, softcap)
 
 
-def check_result(name: str, call: Call, out: Tensor, lse: Tensor, tolerance: float) -> None:
+def check_result(name: str, call: AttentionCall, out: Tensor, lse: Tensor, tolerance: float) -> None:
     """Output and logsumexp are those of the definition, in the right dtype and shape."""
     expected_out, expected_lse = call.expected()
     if out.shape != expected_out.shape or out.dtype != call.q.dtype:
@@ -194,7 +194,7 @@ def difference(found: Tensor, expected: Tensor) -> Tensor:
     return torch.where(found == expected, 0.0, (found - expected).abs().nan_to_num(torch.inf))
 
 
-def _likeness(call: Call, out: Tensor, lse: Tensor, at: tuple[int, int, int], tolerance: float) -> str:
+def _likeness(call: AttentionCall, out: Tensor, lse: Tensor, at: tuple[int, int, int], tolerance: float) -> str:
     """What mistake would give this result, if a plain one does."""
     variants: dict[str, dict[str, Any]] = {}
     if call.mask is not None:
@@ -238,7 +238,7 @@ def _fits(logits: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, tolerance:
     return fits and (lse is None or bool((difference(lse, expected_lse) <= max(tolerance, LSE)).all()))
 
 
-def check_empty_rows(name: str, call: Call, rows: slice, why: str) -> None:
+def check_empty_rows(name: str, call: AttentionCall, rows: slice, why: str) -> None:
     """The queries of ``rows`` get zeros and ``-inf``; the others are right."""
     out, lse = call.run(name)
     if not bool((out[:, :, rows] == 0).all()):

@@ -1,4 +1,4 @@
-"""The passkey prompts and their scoring, and the SmolLM2 model's way from its package to a folder."""
+"""The passkey prompts and their scoring, and unpacking the SmolLM2 model from its package into a folder."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_keys_are_those_that_the_demo_has_always_asked_for():
         (-1, 0.5, "length -1: must be at least 1 token"),
     ],
 )
-def test_prompts_that_cannot_be(length: int, depth: float, said: str):
+def test_impossible_prompts_are_refused(length: int, depth: float, said: str):
     with pytest.raises(InvalidInputError, match=said):
         make_prompts(SOURCE, [length], [depth])
 
@@ -89,7 +89,7 @@ def test_prompts_that_cannot_be(length: int, depth: float, said: str):
         ("92345", 0.0),
     ],
 )
-def test_score(answer: str, expected: float):
+def test_the_score_is_the_share_of_right_digits(answer: str, expected: float):
     assert SinglePasskey().score(Reference("12345"), answer) == expected
 
 
@@ -104,7 +104,7 @@ def test_shorter_prompts_are_asked_first():
     assert [(length, task.depth) for length, task in prompts] == [(500, 0.1), (500, 0.9), (4000, 0.1), (4000, 0.9)]
 
 
-def test_longer_prompts_take_longer():
+def test_longer_prompts_are_estimated_to_take_longer():
     short, long = make_prompts(SOURCE, [500, 4000], [0.5])
     assert estimate_seconds([short], 2) < estimate_seconds([long], 2) < estimate_seconds([long, long], 2)
 
@@ -116,7 +116,7 @@ def test_a_missing_package_says_what_to_install(tmp_path: Path, monkeypatch: pyt
         smollm2.prepare()
 
 
-def test_the_unpacked_model_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_unpacked_model_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("POSENC_CACHE", str(tmp_path))
     monkeypatch.setattr(smollm2, "find_gguf", lambda: tmp_path / "model.gguf")
     unpacked = []

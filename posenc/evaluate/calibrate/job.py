@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from posenc.calibration.file import Calibration, Choice, ModelRecord, Score, Settings, Texts
+from posenc.calibration.file import Calibration, CalibrationSettings, Choice, LossScore, ModelRecord, Texts
 from posenc.errors import InvalidInputError
 from posenc.evaluate.calibrate import curve
 from posenc.evaluate.calibrate.corpus import Corpus, check_apart, draw
@@ -125,7 +125,7 @@ def prepare(loaded: Loaded, asked: Asked) -> Job:
         If a strategy cannot be calibrated, a text is too short, the tokenizer does not match, or the
         model cannot be served.
     """
-    from posenc.hf.handle import apply, find_adapter
+    from posenc.hf.apply import apply, find_adapter
 
     check_lengths(asked.lengths, asked.scored)
     found = fingerprint(loaded.model, find_adapter(loaded.model))
@@ -233,7 +233,7 @@ def run(job: Job, folder: Path, step: Callable[[str, int], None] = lambda descri
         command=job.asked.command,
         model=ModelRecord(name=job.loaded.name, fingerprint=job.fingerprint),
         texts=Texts(calibration=job.corpus.texts, report=() if job.report is None else job.report.texts),
-        settings=Settings(
+        settings=CalibrationSettings(
             lengths=tuple(job.lengths),
             scored_tokens=job.asked.scored,
             documents=len(job.corpus.documents),
@@ -271,10 +271,10 @@ def _fit(job: Job, sweeps: dict[str, dict[int, Sweep]]) -> curve.Fit | None:
     return curve.fit_curve(beyond or list(sweeps[FITTED].values()), job.window, seed=job.asked.seed)
 
 
-def score_of(losses: Mean, native: Mean) -> Score:
+def score_of(losses: Mean, native: Mean) -> LossScore:
     """Summarize the losses of the same documents; four decimals, far below their errors."""
     gap = losses.minus(native)
-    return Score(
+    return LossScore(
         loss=round(losses.mean, 4),
         standard_error=_known(losses.standard_error),
         over_native=round(gap.mean, 4),

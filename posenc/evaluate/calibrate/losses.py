@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from posenc.errors import InvalidInputError
 from posenc.evaluate.calibrate.corpus import Corpus
@@ -24,7 +24,7 @@ from posenc.evaluate.models import Loaded
 from posenc.evaluate.scores import Mean
 from posenc.evaluate.tasks.base import Subject
 from posenc.evaluate.tasks.perplexity import document_losses
-from posenc.params import Fingerprint
+from posenc.params import Fingerprint, StrictModel
 from posenc.positions import PositionStrategy
 from posenc.trace import quiet, versions
 
@@ -33,7 +33,7 @@ DIGITS = 24
 """Of a cell's name."""
 
 
-class LossCell(BaseModel):
+class LossCell(StrictModel):
     """The file of one cell.
 
     Parameters
@@ -45,8 +45,6 @@ class LossCell(BaseModel):
     losses : tuple of float
         Of the first documents, in nats per token.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     candidate: str
     length: int

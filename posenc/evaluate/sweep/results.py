@@ -11,12 +11,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from posenc.errors import InvalidInputError
 from posenc.evaluate.cells import Model, cell_id, read_json, validated
 from posenc.evaluate.tasks.base import Sample
 from posenc.files import plain, replacing
+from posenc.params import StrictModel
 
 FORMAT, CELL_FORMAT = "posenc-eval", "posenc-eval-cell"
 VERSION = 1
@@ -27,16 +26,12 @@ DIGITS = 20
 """Of a cell's id."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 def identify(identity: dict[str, Any]) -> str:
     """The id of a cell: a hash of everything that determines its result, the version of the files included."""
     return cell_id({"version": VERSION, **identity}, DIGITS)
 
 
-class CellResult(_Strict):
+class CellResult(StrictModel):
     """The file of one cell."""
 
     format: Literal["posenc-eval-cell"] = "posenc-eval-cell"
@@ -46,7 +41,7 @@ class CellResult(_Strict):
     samples: tuple[Sample, ...]
 
 
-class Entry(_Strict):
+class Entry(StrictModel):
     """One cell as the sweep file lists it.
 
     Parameters
@@ -79,7 +74,7 @@ class Entry(_Strict):
     samples: tuple[Sample, ...] | None = None
 
 
-class Sweep(_Strict):
+class Sweep(StrictModel):
     """A sweep file."""
 
     format: Literal["posenc-eval"] = "posenc-eval"

@@ -149,8 +149,8 @@ class Session:
     def fingerprint(self, model: ModelSpec) -> Fingerprint:
         """What tells that model from others."""
         if model not in self._fingerprints:
+            from posenc.hf.apply import find_adapter
             from posenc.hf.fingerprint import fingerprint as of_model
-            from posenc.hf.handle import find_adapter
 
             loaded = self.loaded(model).model
             self._fingerprints[model] = of_model(loaded, find_adapter(loaded))

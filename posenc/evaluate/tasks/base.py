@@ -99,7 +99,7 @@ class Subject:
     @contextmanager
     def under(cls, loaded: Loaded, strategy: Config | PositionStrategy) -> Iterator[Subject]:
         """Apply a strategy inside the block; afterwards the model is as it was before."""
-        from posenc.hf.handle import apply
+        from posenc.hf.apply import apply
 
         with loaded.threads(), apply(loaded.model, strategy) as handle:
             yield cls(loaded, handle)

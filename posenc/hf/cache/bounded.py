@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from posenc.errors import CacheMismatchError, InvalidConfigError, UnsupportedModelError
 from posenc.hf.cache.record import CacheRecord, Row
 from posenc.params import Retention
-from posenc.planning.planner import Schedule
+from posenc.planning.schedule import Schedule
 from posenc.positions import PositionStrategy
 
 
@@ -38,13 +38,12 @@ def retention(strategy: PositionStrategy) -> Retention:
             f"strategy {strategy.name!r} may attend every key again, so no cache can drop any. Use DynamicCache, or a "
             "strategy that keeps only some keys (streaming_llm, lm_infinite)."
         )
-    able = strategy.capabilities
-    if getattr(strategy.params, "active_from", 0):
+    if strategy.active_from:
         raise InvalidConfigError(
-            f"{strategy.name}.active_from: prompts up to {strategy.params.active_from} tokens attend every key, also "
+            f"{strategy.name}.active_from: prompts up to {strategy.active_from} tokens attend every key, also "
             "after thousands of new tokens, so no cache can drop any. Set active_from to 0."
         )
-    if able.uses_prompt or able.frequencies_by_length:
+    if strategy.follows_prompt:
         raise InvalidConfigError(
             f"strategy {strategy.name!r} follows the length of the whole text, which a bounded cache does not hold. "
             "Combine it with frequencies that do not depend on the length."
