@@ -168,7 +168,7 @@ def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
         attachment.planner = Planner(IdentityStrategy())
         install(model, decoder, attachment)
         check_identity(decoder, expected, attachment.adapter)
-        bases = _own_frequencies(decoder, attachment)
+        bases = _frequencies_by_layer(decoder, attachment)
         attachment.strategy = fitted(attachment.strategy, bases)
         attachment.fingerprint = attachment.strategy.fingerprint
         attachment.planner = Planner(attachment.strategy, len(attachment.facts))
@@ -178,8 +178,9 @@ def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
         raise
 
 
-def _own_frequencies(decoder: Any, attachment: Attachment) -> list[Rotary | None]:
-    """The frequencies that the model has, by attention layer; None where it has no rotary positions."""
+def _frequencies_by_layer(decoder: Any, attachment: Attachment) -> list[Rotary | None]:
+    """Return the model's own frequencies by attention layer, None for a layer without rotary positions."""
+
     device = execution_device(decoder.get_input_embeddings())
     bases = attachment.bases(decoder, torch.zeros(1, 1, dtype=torch.long, device=device))
     return [bases[facts].stock if facts in bases else None for facts in attachment.facts.values()]

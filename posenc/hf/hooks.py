@@ -183,7 +183,7 @@ class RotaryHook:
     attachment: Attachment
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self.attachment.asking:
+        if self.attachment.adapter_reads_rotary:
             return None
         if isinstance(output, Tensor):  # complex: cos + i sin
             return torch.ones_like(output)

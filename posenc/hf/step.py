@@ -20,7 +20,7 @@ from posenc.hf.cache.padding import mask_fault
 from posenc.hf.cache.record import cut_spans, span_count
 from posenc.hf.cache.state import CachedTokens
 from posenc.hf.layer_call import LayerCall
-from posenc.hf.own_frequencies import Base
+from posenc.hf.model_frequencies import Base
 from posenc.hf.row_groups import GroupWork, QueryRun, RowGroup, gather, grouped, scatter, tokens
 from posenc.kernels.autocast import as_autocast
 from posenc.kernels.dispatch import attend, checked_backend
