@@ -180,7 +180,6 @@ def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
 
 def _frequencies_by_layer(decoder: Any, attachment: Attachment) -> list[Rotary | None]:
     """Return the model's own frequencies by attention layer, None for a layer without rotary positions."""
-
     device = execution_device(decoder.get_input_embeddings())
     bases = attachment.bases(decoder, torch.zeros(1, 1, dtype=torch.long, device=device))
     return [bases[facts].stock if facts in bases else None for facts in attachment.facts.values()]

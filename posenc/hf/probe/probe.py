@@ -143,7 +143,6 @@ def probe(model: nn.Module, decoder: Any, adapter: ArchitectureAdapter, step_nam
     return Findings(run.calls, facts, tuple(dict.fromkeys(source.module for source in sources)))
 
 
-
 @dataclass
 class ProbeRun:
     """One forward of the probe's rows."""
