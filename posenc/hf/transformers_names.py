@@ -24,7 +24,7 @@ def version() -> str:
 
 
 def can_be_cropped(cache: Any) -> bool:
-    """Return whether a cache can be cropped: not with sliding layers, which drop keys, or recurrent ones, which have none."""
+    """Return whether a cache can be cropped: sliding layers drop older keys, and recurrent layers have none."""
     from transformers.cache_utils import DynamicLayer
 
     return all(type(layer) is DynamicLayer for layer in cache.layers)
