@@ -123,15 +123,34 @@ def load_config(path: str | Path) -> Config:
     return read_config(read_yaml(path), source=str(path))
 
 
+def config_of(value: Any) -> Config:
+    """Read a configuration from any of its forms: a Config, a dict, the path of a YAML file, or a strategy's name.
+
+    Raises
+    ------
+    InvalidConfigError
+        If a key or a value is wrong, or a file cannot be read.
+    UnknownNameError
+        If it names a strategy that is not installed.
+    """
+    if isinstance(value, Config):
+        return value
+    if isinstance(value, dict):
+        return read_config(value if "strategy" in value else {"strategy": value})
+    return load_config(value) if _is_path(value) else read_config({"strategy": value})
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, os.PathLike) or (isinstance(value, str) and value.endswith((".yaml", ".yml")))
+
+
 def resolve_strategy(
     value: Any, window: int | None, frequencies: Any, params: dict[str, Any]
 ) -> tuple[PositionStrategy, Config | None]:
     """A strategy object (and the configuration it came from) from every form that ``apply`` accepts."""
     configured: Config | None = None
-    if isinstance(value, os.PathLike) or (isinstance(value, str) and value.endswith((".yaml", ".yml"))):
-        value = load_config(Path(value))
-    elif isinstance(value, dict):
-        value = read_config(value if "strategy" in value else {"strategy": value})
+    if isinstance(value, dict) or _is_path(value):
+        value = config_of(value)
     if params and not isinstance(value, str):
         raise InvalidConfigError(
             f"parameters ({', '.join(sorted(params))}) can only be given with a strategy's name: "

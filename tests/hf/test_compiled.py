@@ -225,7 +225,7 @@ def test_a_token_that_does_not_continue_the_cache_is_an_error(wrong: str) -> Non
             inputs["attention_mask"][0, 0, 0, 4] = False
         else:
             mask[0, 90 if wrong == "padding" else 4] = 0
-        with posenc.apply(model, "lampe", **LAMPE), pytest.raises(RuntimeError, match="does not go on"):
+        with posenc.apply(model, "lampe", **LAMPE), pytest.raises(RuntimeError, match="does not continue"):
             step(**inputs, past_key_values=cache)
 
 

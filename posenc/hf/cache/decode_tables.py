@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from posenc.adapter import LENGTH_DEPENDENT, LayerFacts, RotarySource, rope_type
 from posenc.hf.attachment import Attachment, Layers
 from posenc.hf.cache.record import CacheRecord, Row, Spans, join_spans
-from posenc.hf.own_frequencies import Base
+from posenc.hf.model_frequencies import Base
 from posenc.hf.stock import StockAttention
 from posenc.plan import PositionPlan
 from posenc.planning.planner import KEPT_PLANS, Planner

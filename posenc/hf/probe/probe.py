@@ -93,14 +93,11 @@ class Findings:
         By attention module.
     rotaries : tuple of str
         Names of the rotary modules that the decoder calls.
-    relayed : list of Module
-        Attention modules whose layer drops keyword arguments.
     """
 
     calls: list[LayerCall]
     facts: Facts
     rotaries: tuple[str, ...]
-    relayed: list[nn.Module]
 
 
 def probe(model: nn.Module, decoder: Any, adapter: ArchitectureAdapter, step_name: str) -> Findings:
@@ -115,12 +112,12 @@ def probe(model: nn.Module, decoder: Any, adapter: ArchitectureAdapter, step_nam
     sources: dict[RotarySource, Any] = {}
     handles = [m.register_forward_hook(CaseHook(n, sources), with_kwargs=True) for n, m in rotaries.items()]
     try:
-        with unstepped_modules() as relayed:
+        with unstepped_modules() as unstepped:
             run = _run(decoder, step_name)
-        if relayed:
-            known = set(decoder.modules())
+        if unstepped:
+            modules = set(decoder.modules())
             install_step_forwarding(
-                decoder, [module for module in dict.fromkeys(relayed) if module in known], step_name
+                decoder, [module for module in dict.fromkeys(unstepped) if module in modules], step_name
             )
             sources.clear()
             with unstepped_modules() as unreached:
@@ -143,7 +140,7 @@ def probe(model: nn.Module, decoder: Any, adapter: ArchitectureAdapter, step_nam
         if facts.setdefault(call.module, found) != found:
             raise UnsupportedModelError(f"{_named(decoder)}, layer {name}: attends in different ways in one forward.")
     _check_declaration(adapter, decoder, facts)
-    return Findings(run.calls, facts, tuple(dict.fromkeys(s.module for s in sources)), list(dict.fromkeys(relayed)))
+    return Findings(run.calls, facts, tuple(dict.fromkeys(source.module for source in sources)))
 
 
 @dataclass
