@@ -297,7 +297,7 @@ MUTANTS: list[tuple[type[Good], str, str]] = [
         "uses_prompt",
         r"uses_prompt=True\) is not declared, but the plan depends on the prompt at query \d+",
     ),
-    (KeepsState, "plans_do_not_depend_on_earlier_ones", "plans depend on the order they are asked for"),
+    (KeepsState, "plans_do_not_depend_on_earlier_ones", "plans depend on the order in which they are made"),
     (ReportsLess, "range", r"max_relative reports 5, but query \d+ sees a key at relative distance 6"),
     (AttendsWhatACacheDrops, "retention", r"pair \(i=8, j=2\) is attended, but retention\(first=2, last=6\)"),
     (RetainedKeysMove, "retention", r"pair \(i=9, j=0\) is seen at 9, and pair \(i=8, j=0\) seen at 8: with retention"),
