@@ -305,10 +305,10 @@ MUTANTS: list[tuple[type[Good], str, str]] = [
     (ForgetsInDescribe, "describe_builds_it_again", r"describe\(\) builds ForgetsInDescribe\(window=\d+\)"),
     (AcceptsAnything, "unknown_parameters_are_refused", "an unknown parameter is accepted"),
     (TouchesFrequencies, "frequencies", r"returns other frequencies, but .*changes_frequencies=True\) is not declared"),
-    (StartsFromTheta, "frequencies", r"drops the scaling that the model has"),
+    (StartsFromTheta, "frequencies", r"drops the model's own scaling"),
     (ColumnsUndeclared, "positions_per_frequency", r"segment 'middle' has positions with columns.*per_frequency=True"),
     (ColumnsPerHead, "positions_per_frequency", r"query_positions have 16 columns, and the model has 4 rotary frequ"),
-    (DropsTheAttentionFactor, "frequencies", r"drops the scaling that the model has"),
+    (DropsTheAttentionFactor, "frequencies", r"drops the model's own scaling"),
 ]
 OTHER_SETTINGS = {ForgetsInDescribe: ({"near": 3},)}
 
