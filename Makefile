@@ -1,4 +1,5 @@
 # Everything here needs only make and Python 3.11 or newer: the first target that runs makes .venv, later ones reuse it.
+# Targets that measure results run the commands of benchmarks/recipes.toml.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,17 +11,12 @@ JOBS ?= 2
 WHEELS := .wheels
 GPU_PYTHON ?= 3.12
 GPU_LACKS ?= annotated-types nvidia-cuda-runtime-cu12 pydantic pydantic_core typing-inspection xformers
-SUITES := main calibrated ablations combinations transfer transfer-models transfer-models-tiny smollm2
-CALIBRATIONS := tiny tiny-qwen3
-CALIBRATE = OMP_NUM_THREADS=1 $(BIN)/posenc calibrate --text docstrings:numpy --report-text pydoc --documents 40 \
-    --lengths 256,512,1024,2048,4096
-EVAL = OMP_NUM_THREADS=1 $(BIN)/posenc eval
-BENCH = $(BIN)/posenc bench --out docs/results
-OTHERS := -s rope -s leaky_rerope -s dpe -s lm_infinite -s streaming_llm -s linear -s dynamic -s ntk -s yarn -s llama3
+FAST := tests/plan tests/contract/test_strategies.py tests/kernels/cpu/test_backend.py tests/versions tests/cli/test_group.py
+RECIPE = $(BIN)/python -m scripts.recipes $@
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-smollm2 test test-lm-eval test-versions lint format docs package calibrate calibrate-qwen3 bench bench-full gpu gpu-smoke gpu-wheels results results-tiny results-smollm2 \
-    results-page clean
+.PHONY: help demo demo-smollm2 test test-fast test-lm-eval test-versions test-torch lint format docs package calibrate \
+    calibrate-qwen3 bench bench-full gpu gpu-smoke gpu-wheels results results-tiny results-smollm2 results-page clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,11 +30,17 @@ demo-smollm2: $(SMOLLM2) ## the same job on the real SmolLM2-135M (fetches 93 MB
 test: $(INSTALLED) ## the whole test suite (JOBS=2 processes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
+test-fast: $(INSTALLED) ## a part of it for every change: plans, strategies, the CPU kernel, models, the command line (under 90 seconds)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -k "not gradients" $(FAST)
+
 test-lm-eval: $(LM_EVAL) ## the tests of posenc lm-eval; installs lm-evaluation-harness (600 MB) first
 	OMP_NUM_THREADS=1 POSENC_TEST_LM_EVAL=1 $(BIN)/python -m pytest tests/lm_eval
 
 test-versions: $(INSTALLED) ## a few tests with the oldest and the newest transformers (fetches both, 2 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.versions
+
+test-torch: $(INSTALLED) ## the same with the oldest and the newest torch as well (fetches both with their CUDA libraries, several GB)
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.versions --torch
 
 lint: $(INSTALLED) ## style, types, imports and spelling
 	$(BIN)/ruff check .
@@ -55,40 +57,19 @@ docs: $(INSTALLED) ## the documentation as a site, built strictly, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict # not --quiet, which would hide warnings from --strict
 
 calibrate: $(INSTALLED) ## measure posenc/profiles/tiny.yaml again (45 minutes on one idle core; it resumes)
-	$(CALIBRATE) tiny -s lampe -s rerope -s self_extend -s leaky_rerope -s dca -s yarn -s string -s dynamic -s ntk -s linear \
-	    -s llama3 -s lm_infinite -s streaming_llm --out out/calibrate-tiny --file posenc/profiles/tiny.yaml \
-	    --bundle docs/results/eval/calibration-tiny.json
+	$(RECIPE)
 
 calibrate-qwen3: $(INSTALLED) ## measure benchmarks/tiny-qwen3.yaml again, the second model's (20 minutes on one idle core; it resumes)
-	$(CALIBRATE) benchmarks/models/tiny-qwen3 -s lampe -s rerope -s self_extend -s leaky_rerope \
-	    --out out/calibrate-tiny-qwen3 --file benchmarks/tiny-qwen3.yaml --bundle docs/results/eval/calibration-tiny-qwen3.json
+	$(RECIPE)
 
 package: $(INSTALLED) ## build sdist and wheel, and try the wheel with what pip finds today (fetches it)
 	$(BIN)/python -m scripts.package
 
 bench: $(INSTALLED) ## time and memory against plain attention (45 minutes on 2 idle cores), into docs/results
-	$(BENCH) attention --heads 9/3x64 --lengths 2048,4096,8192,16384 --rounds 5 --seconds 25
-	$(BENCH) attention --heads 9/3x64 --lengths 4096,8192 --rounds 3 --seconds 5 $(OTHERS)
-	$(BENCH) attention --heads 32/8x128 --lengths 2048,4096 --rounds 5 --seconds 10
-	$(BENCH) attention --heads 32/8x128 --lengths 8192,16384 --rounds 3
-	$(BENCH) query --heads 9/3x64 --heads 32/8x128 --lengths 16384 --rounds 50 --seconds 10 --no-memory
-	$(BENCH) prefill --lengths 4096 --rounds 3 --no-memory
-	$(BENCH) decode --lengths 8192 --rounds 30 --seconds 10 --no-memory
-	$(BENCH) padded_attention --heads 9/3x64 --heads 32/8x128 --lengths 2048 --rounds 5 --seconds 10 --no-memory
-	$(BENCH) padded --lengths 2048 --rounds 3 --no-memory -s lampe -s self_extend -s dca -s string -s rerope -s rope
-	$(BIN)/posenc bench --report docs/results
+	$(RECIPE)
 
 bench-full: $(INSTALLED) ## the same with more rounds, and memory throughout (an hour and a half)
-	$(BENCH) attention --heads 9/3x64 --lengths 2048,4096,8192,16384 --seconds 20
-	$(BENCH) attention --heads 9/3x64 --lengths 4096,8192 --seconds 20 $(OTHERS)
-	$(BENCH) attention --heads 32/8x128 --lengths 2048,4096 --seconds 20
-	$(BENCH) attention --heads 32/8x128 --lengths 8192,16384 --rounds 3
-	$(BENCH) query --heads 9/3x64 --heads 32/8x128 --lengths 16384 --rounds 100
-	$(BENCH) prefill --lengths 4096 --rounds 5 --seconds 30
-	$(BENCH) decode --lengths 8192 --rounds 50
-	$(BENCH) padded_attention --heads 9/3x64 --heads 32/8x128 --lengths 2048 --rounds 10
-	$(BENCH) padded --lengths 2048 --rounds 3
-	$(BIN)/posenc bench --report docs/results
+	$(RECIPE)
 
 # On a machine without network whose Python has torch, transformers, triton and pytest: carry the folder that
 # make gpu-wheels fills, and say make gpu PYTHON=python3. No .venv is made then. Without make, run what this target runs.
@@ -114,29 +95,13 @@ gpu-wheels: $(INSTALLED) ## what such a machine lacks (GPU_LACKS, for Python GPU
 results: results-tiny results-smollm2 results-page ## measure docs/results/results.md anew (three hours; stop it at any time, it resumes)
 
 results-tiny: $(INSTALLED) ## its tables of the shipped model (half an hour on one idle core)
-	$(EVAL) benchmarks/main.yaml --bundle docs/results/eval/main.json
-	@if [ -f posenc/profiles/tiny.yaml ]; then \
-	    $(EVAL) benchmarks/calibrated.yaml --bundle docs/results/eval/calibrated.json; \
-	else \
-	    echo "left out: benchmarks/calibrated.yaml, which needs posenc/profiles/tiny.yaml (posenc calibrate)"; \
-	fi
-	$(EVAL) benchmarks/ablations.yaml --bundle docs/results/eval/ablations.json
-	$(EVAL) benchmarks/combinations.yaml --bundle docs/results/eval/combinations.json
-	@if $(BIN)/python -m scripts.evaluation_texts; then \
-	    $(EVAL) benchmarks/transfer.yaml --bundle docs/results/eval/transfer.json; \
-	else \
-	    echo "left out: the suite benchmarks/transfer.yaml, which reads that novel"; \
-	fi
-	$(EVAL) benchmarks/transfer-models.yaml --bundle docs/results/eval/transfer-models.json
-	$(EVAL) benchmarks/transfer-models-tiny.yaml --bundle docs/results/eval/transfer-models-tiny.json
+	$(RECIPE)
 
 results-smollm2: $(SMOLLM2) ## its passkeys of SmolLM2-135M (two hours and a quarter on one core)
-	$(BIN)/python -m scripts.evaluation_texts
-	POSENC_CACHE=.cache $(BIN)/posenc eval benchmarks/smollm2.yaml --bundle docs/results/eval/smollm2.json
+	$(RECIPE)
 
 results-page: $(INSTALLED) ## the page itself, from the result files that are there
-	$(BIN)/posenc report $(wildcard $(SUITES:%=docs/results/eval/%.json) $(CALIBRATIONS:%=docs/results/eval/calibration-%.json) \
-	    docs/results/*.json) --out docs/results --name results --title "What the strategies do"
+	$(RECIPE)
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) $(WHEELS) out site .cache
@@ -156,7 +121,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	        rm -rf $(VENV); exit 1; }; \
 	fi
 	@echo "installing posenc and what it needs into $(VENV)"
-	$(PIP) install --quiet -c constraints.txt -e ".[dev,plot]"
+	$(PIP) install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 
 $(LM_EVAL): $(INSTALLED)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
         UnknownNameError,
         UnsupportedModelError,
     )
-    from posenc.hf.handle import Handle, apply, attached
+    from posenc.hf.apply import apply
+    from posenc.hf.handle import Handle, attached
     from posenc.hf.hub import from_pretrained
     from posenc.hookspecs import hookimpl
     from posenc.kernels.dispatch import attention
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from posenc.rope import Rotary
     from posenc.segment import Lengths, Segment
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ArchitectureAdapter",
@@ -97,7 +98,8 @@ _HOMES = {
         "UnknownNameError",
         "UnsupportedModelError",
     ),
-    "hf.handle": ("Handle", "apply", "attached"),
+    "hf.apply": ("apply",),
+    "hf.handle": ("Handle", "attached"),
     "hookspecs": ("hookimpl",),
     "hf.hub": ("from_pretrained",),
     "plan": ("PositionPlan",),

@@ -53,7 +53,7 @@ class LayerFacts:
         Which channels form pairs.
     channels : (int, int), optional
         Half-open range of rotated head channels.
-    window : int, optional
+    sliding_window : int, optional
         The layer's sliding window, in tokens.
     arithmetic : {"native", "mixed", "float32", "complex"}
         How the model rounds when it rotates (see :class:`~posenc.rope.Rotary`).
@@ -62,12 +62,12 @@ class LayerFacts:
     source: RotarySource | None
     style: Style = "half"
     channels: tuple[int, int] | None = None
-    window: int | None = None
+    sliding_window: int | None = None
     arithmetic: Arithmetic = "native"
 
     def describe(self) -> str:
         """The facts as one line of text."""
-        window = "" if self.window is None else f", window {self.window}"
+        window = "" if self.sliding_window is None else f", window {self.sliding_window}"
         if self.source is None:
             return f"no rotary positions{window}"
         channels = "" if self.channels is None else f" {self.channels[0]}..{self.channels[1] - 1}"

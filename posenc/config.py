@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,3 +121,41 @@ def load_config(path: str | Path) -> Config:
         If it names a strategy that is not installed.
     """
     return read_config(read_yaml(path), source=str(path))
+
+
+def resolve_strategy(
+    value: Any, window: int | None, frequencies: Any, params: dict[str, Any]
+) -> tuple[PositionStrategy, Config | None]:
+    """A strategy object (and the configuration it came from) from every form that ``apply`` accepts."""
+    configured: Config | None = None
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and value.endswith((".yaml", ".yml"))):
+        value = load_config(Path(value))
+    elif isinstance(value, dict):
+        value = read_config(value if "strategy" in value else {"strategy": value})
+    if params and not isinstance(value, str):
+        raise InvalidConfigError(
+            f"parameters ({', '.join(sorted(params))}) can only be given with a strategy's name: "
+            f"this {type(value).__name__} has its own."
+        )
+    if isinstance(value, Config):
+        configured = value
+        made = value.make(window)
+    elif isinstance(value, str):
+        made = make_strategy(value, window=window, **params)
+    elif isinstance(value, PositionStrategy):
+        made = value
+    else:
+        raise InvalidConfigError(f"strategy: expected a name, a strategy, a config or a path, got {value!r}.")
+    if frequencies is not None:
+        if not isinstance(frequencies, PositionStrategy):
+            frequencies = _named(frequencies).make(window)
+        made = ComposedStrategy(made, frequencies)
+    return made, configured
+
+
+def _named(value: Any) -> NamedParams:
+    if isinstance(value, str):
+        return NamedParams(name=value)
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        return NamedParams(**value)
+    raise InvalidConfigError(f"frequencies: expected NAME or {{name: NAME, param: value}}, got {value!r}.")

@@ -10,8 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from posenc.errors import InvalidConfigError, InvalidInputError
 
 
@@ -67,6 +65,8 @@ def _flush(path: Path) -> None:
 
 def read_yaml(path: str | Path) -> Any:
     """Parse a YAML file; raises InvalidConfigError if it cannot be read or parsed."""
+    import yaml  # costs the command line its start
+
     file = expanded(path)
     try:
         text = file.read_text(encoding="utf-8")

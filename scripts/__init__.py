@@ -1,1 +1,1 @@
-"""What measures, checks and packages the project; run from its root as ``python -m scripts.NAME``."""
+"""Measure, check and package the project; run from its root as ``python -m scripts.NAME``."""

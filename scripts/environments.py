@@ -1,4 +1,4 @@
-"""Virtual environments to try posenc in, and the versions that it promises to work with."""
+"""Virtual environments to try posenc in, and the versions that it supports."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BUILDER = Path(sysconfig.get_path("purelib"))
-"""The packages of the environment that runs this. Behind another's own, its editable posenc stays out: only folders
-of the interpreter's own are searched for .pth files."""
+"""The packages of the environment that runs this. Another environment that adds them to its path does not see the
+editable posenc among them: Python looks for .pth files only in the interpreter's own folders."""
 
 
 class Environment:
-    """A virtual environment, made where there is none yet.
+    """A virtual environment, created if it does not exist.
 
     Parameters
     ----------
     folder : Path
-        Of the environment.
+        Folder of the environment.
     behind : sequence of Path
-        Folders of packages that it sees behind its own.
+        Folders of packages that it searches after its own.
     """
 
     def __init__(self, folder: Path, behind: Sequence[Path] = ()) -> None:
@@ -37,11 +37,11 @@ class Environment:
         (self.home / "behind.pth").write_text("".join(f"{path}\n" for path in behind))
 
     def run(self, *arguments: str | Path, cwd: Path | None = None) -> str:
-        """Run its Python; what it prints, or an error that holds everything it printed."""
+        """Run its Python and return what it prints, or raise an error that contains everything it printed."""
         return self.call(self.python, *arguments, cwd=cwd)
 
     def call(self, *command: str | Path, cwd: Path | None = None) -> str:
-        """Run a command in a folder that is not this repository, with no packages but the environment's."""
+        """Run a command in a folder outside this repository, with no packages but the environment's."""
         done = subprocess.run(
             command,
             cwd=cwd or self.python.parents[1],
@@ -55,7 +55,7 @@ class Environment:
         return done.stdout
 
     def pip(self, *arguments: str | Path) -> None:
-        """Run this interpreter's pip on it."""
+        """Run this interpreter's pip on the environment."""
         self.call(sys.executable, "-m", "pip", "--python", self.python, "-q", *arguments)
 
     def install(self, what: Path) -> None:
@@ -63,19 +63,19 @@ class Environment:
         self.pip("install", "--no-deps", "--no-index", "--no-build-isolation", "--no-cache-dir", what)
 
     def version(self, package: str) -> str:
-        """What it has of a package."""
+        """Return the installed version of a package."""
         return self.run("-c", f"from importlib.metadata import version; print(version({package!r}))").strip()
 
 
 def oldest(package: str) -> str:
-    """``NAME==VERSION``: the oldest that pyproject.toml accepts of a package."""
+    """Return ``NAME==VERSION``, the oldest version of a package that pyproject.toml accepts."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (found,) = (line for line in project["dependencies"] if re.match(rf"{package}\W", line))
     return found.replace(">=", "==")
 
 
 def pinned(package: str) -> str:
-    """``NAME==VERSION``: the version that development and CI run, from constraints.txt."""
+    """Return ``NAME==VERSION``, the version that development and CI use, from constraints.txt."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     (found,) = (line for line in lines if line.startswith(f"{package}=="))
     return found

@@ -1,6 +1,6 @@
 """Write the held-out novel that benchmarks/transfer.yaml reads: ``python -m scripts.evaluation_texts [FOLDER]``.
 
-It comes from a Debian package, which apt-get downloads (nothing is installed); it is not committed.
+The novel comes from a Debian package, which apt-get downloads (nothing is installed); it is not committed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ DEFAULT = Path("out") / "texts"
 
 
 def main(folder: Path = DEFAULT) -> None:
-    """Fetch and write; says why where it cannot, with exit status 1."""
+    """Fetch and write the novel; if that fails, say why and exit with status 1."""
     try:
         novel = read_novels(fetch(folder / "packages"))[HELD_OUT_NOVEL]
     except (TextsError, OSError) as error:

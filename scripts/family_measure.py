@@ -1,4 +1,4 @@
-"""What happens to one family when posenc is applied: identity, one remap against the dense judge, detach."""
+"""Measure one family with posenc applied: the identity plan, one remap against the dense judge, and detaching."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ class Verdict:
     remap_effect: float | None = None
 
     def data(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the verdict as plain data."""
         return asdict(self)
 
 
 def used(model: Any) -> dict[str, Tensor]:
-    """Logits of every way to use a model."""
+    """Return the logits of every way to use a model."""
     return model_outputs(model, tokens(2, PROMPT + STEPS), PROMPT)
 
 
 def farthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """Largest difference over all uses."""
+    """Return the largest difference over all uses."""
     return max(difference(one[use], other[use]) for use in one)
 
 
 def bfloat16_identity(model: Any) -> str:
-    """How closely the identity plan equals stock in bfloat16, or why it does not run."""
+    """Return how closely the identity plan equals the unpatched model in bfloat16, or why it does not run."""
     model = model.to(torch.bfloat16)
     try:
         stock = used(model)
@@ -68,7 +68,7 @@ def _in_words(difference: float) -> str:
 
 
 def measure(model_type: str) -> Verdict:
-    """Build the family tiny and measure it under the attention it loads with, else under eager."""
+    """Build the family tiny and measure it under its default attention, or else under eager."""
     verdict = Verdict(model_type)
     for attention in (None, "eager"):
         try:
@@ -95,7 +95,7 @@ def _measure(model: Any, verdict: Verdict) -> None:
             pass
     except posenc.UnsupportedModelError as error:
         verdict.verdict, verdict.reason = "refused", str(error)
-        if "does not run on a few tokens" in verdict.reason:  # neither does the unpatched model: sizes do not fit
+        if "does not run on a few tokens" in verdict.reason:  # nor does the unpatched model: the sizes do not fit
             verdict.verdict = "unbuilt"
         return
     stock = used(model)
@@ -126,5 +126,5 @@ def _measure(model: Any, verdict: Verdict) -> None:
     if not verdict.remap_error <= TOLERANCE:
         faults.append(f"remap differs from the dense judge by {verdict.remap_error:.2g}")
     if verdict.remap_effect < 10 * TOLERANCE:
-        faults.append(f"the remap changes the logits by {verdict.remap_effect:.2g} only")
+        faults.append(f"the remap changes the logits by only {verdict.remap_effect:.2g}")
     verdict.verdict, verdict.reason = ("wrong", "; ".join(faults)) if faults else ("exact", "")

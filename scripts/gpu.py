@@ -1,13 +1,13 @@
-"""Every GPU backend on the GPU at hand: correctness tests and a canary, then times, in 8 minutes and one result file.
+"""Check every backend on this GPU with tests and a canary, then time it: 8 minutes, one result file.
 
-    make gpu                                       # into docs/results, and its page anew
+    make gpu                                       # into docs/results, and update its page
     python3 -m scripts.gpu --minutes 4             # the same without make
-    python3 -m scripts.gpu --only times            # with the checks of the run before, in the same --folder
+    python3 -m scripts.gpu --only times            # with the checks of an earlier run in the same --folder
     python3 -m scripts.gpu --collect out/gpu/run   # the result file from the lines of a run that was cut short
     python3 -m scripts.gpu --device cpu --smoke    # the same steps on tiny shapes and the CPU, into out/gpu
 
-What is found goes to --folder as JSON lines at once, so that a kill loses nothing. Exit status 0 when all checks passed
-and times were measured, 1 when a check failed or nothing could be measured, 2 when there is no GPU.
+Results go to --folder as JSON lines at once, so that a kill loses nothing. The exit status is 0 if all checks passed
+and times were measured, 1 if a check failed or nothing could be measured, 2 without a GPU.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 ALSO_TESTED = ("reference",)
 SMOKE_TEST = "test_an_empty_batch"
-"""Of the tests, what --smoke runs."""
+"""The test that --smoke runs."""
 
 MINUTES = 8.0
 CHECKS_SHARE = 0.35
 """Tests and canary of all backends run side by side and end after this share of the time."""
 
 ALONE_SHARE = 0.9
-"""The same where only they are asked for."""
+"""The same with ``--only checks``."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,31 +60,31 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python3 -m scripts.gpu", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="after them everything has ended")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="time limit for everything")
     parser.add_argument("--backend", action="append", metavar="NAME", help="repeatable [default: all of the device]")
     parser.add_argument("--only", choices=("checks", "times"), help="one half of the work")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="of JSON lines and logs [default: out/gpu/run]")
-    parser.add_argument("--collect", type=Path, metavar="FOLDER", help="measure nothing: a result of these lines")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder of lines and logs [default: out/gpu/run]")
+    parser.add_argument("--collect", type=Path, metavar="FOLDER", help="only make a result from the lines there")
     parser.add_argument("--out", type=Path, help="folder of the result file [default: docs/results; smoke: out/gpu]")
     chosen = parser.parse_args(arguments)
     if chosen.device == "cpu" and not chosen.smoke:
-        parser.error("--device cpu goes with --smoke: posenc bench measures the CPU")
+        parser.error("--device cpu needs --smoke; to measure the CPU, use posenc bench")
     chosen.out = chosen.out or ROOT / ("out/gpu" if chosen.smoke else "docs/results")
     return chosen
 
 
 def fail(message: str) -> int:
-    """One message, and the exit status for what cannot be."""
+    """Print a message and return the exit status for a run that is impossible here."""
     print(f"gpu: {message}", file=sys.stderr)
     return 2
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """The steps, and a result of what was measured whatever happens."""
+    """Run the steps, and write a result of what was measured whatever happens."""
     from posenc.bench import collect, lines, machine, results
     from scripts.gpu_timing import Timing
 
@@ -102,7 +102,7 @@ def run(chosen: argparse.Namespace) -> int:
             check(chosen, file, workers)
             if chosen.only == "checks":
                 return 0 if good(collect.checks(chosen.folder)) else 1
-        else:  # wait until all have imported, and see that they still can
+        else:  # wait until all have imported, and check that they still can run
             for name, reason in unusable(workers, chosen.device).items():
                 if name not in collect.unusable(chosen.folder):
                     lines.append(file, {"unusable": {"backend": name, "reason": reason}})
@@ -117,13 +117,13 @@ def run(chosen: argparse.Namespace) -> int:
                     timing.leave_out(name, reason)
             timing.measure(chosen.smoke)
             lines.append(file, {"ended": {"load_after": machine.load()}})
-        finally:  # also when it is stopped
+        finally:  # also when stopped
             status = write(chosen.folder, chosen)
     return status
 
 
 def command(chosen: argparse.Namespace) -> str:
-    """The command line that repeats the run; of files and folders no more than their names."""
+    """Return the command line that repeats the run, with only the names of files and folders."""
     tiles = os.environ.get("POSENC_TRITON_TILES")
     words = [f"POSENC_TRITON_TILES={Path(tiles).name}"] if tiles else []
     words += ["python3", "-m", "scripts.gpu"]
@@ -133,13 +133,13 @@ def command(chosen: argparse.Namespace) -> str:
 
 
 def check(chosen: argparse.Namespace, file: Path, workers: Workers) -> None:
-    """Facts of the machine, then the tests and the canary of every backend, side by side; a line for each."""
+    """Write the facts of the machine, then run the tests and the canary of every backend side by side; a line each."""
     from posenc.bench import lines
 
     ends = time.monotonic() + 60 * chosen.minutes * (ALONE_SHARE if chosen.only else CHECKS_SHARE)
     machine = facts(workers, chosen.device)
     if machine is None:
-        raise SystemExit(fail(f"no process could ask the device: see the logs in {chosen.folder}"))
+        raise SystemExit(fail(f"no process could query the device: see the logs in {chosen.folder}"))
     lines.append(file, {"facts": machine})
     reasons = unusable(workers, chosen.device)
     for name, reason in reasons.items():
@@ -157,12 +157,12 @@ def check(chosen: argparse.Namespace, file: Path, workers: Workers) -> None:
 
 
 def good(checks: list[Check]) -> bool:
-    """True where something was checked and nothing was wrong."""
+    """Return True if something was checked and nothing was wrong."""
     return bool(checks) and all(item.good for item in checks)
 
 
 def unfit(name: str, checks: list[Check]) -> str | None:
-    """Why a backend must not be timed, or None."""
+    """Return why a backend must not be timed, or None."""
     found = next((item for item in checks if (item.backend, item.kind) == (name, "canary")), None)
     if found is None:
         return "no canary has compared its outputs"
@@ -172,7 +172,7 @@ def unfit(name: str, checks: list[Check]) -> str | None:
 
 
 def write(folder: Path, chosen: argparse.Namespace) -> int:
-    """The result file of a folder's lines, the page of all results, and last of all the short table."""
+    """Write the result file from a folder's lines and the page of all results, then print the short table."""
     from posenc.bench import collect, results, summary
     from posenc.bench.report import describe_machine, write_report
 

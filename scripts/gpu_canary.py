@@ -1,11 +1,12 @@
-"""The outputs of every GPU backend at the sizes that are timed, against float64, one process per backend.
+"""Compare the outputs of every GPU backend with float64 at the sizes that are timed, one process per backend.
 
     python3 -m scripts.gpu_canary                          # every backend of the GPU, 60 seconds, into out/gpu/run
     python3 -m scripts.gpu_canary --backend triton --lengths 4096
     python3 -m scripts.gpu_canary --device cpu --smoke     # the same steps on tiny shapes and the CPU
 
-A JSON line per case goes to canary.jsonl as it is known. Exit status 0 when every backend that can run is right, 1 when
-one is wrong or nothing could be checked, 2 when there is no GPU. posenc/bench/canary.py says what is compared.
+Each case is written to canary.jsonl as a JSON line as soon as it is done. The exit status is 0 if every backend that
+can run is right, 1 if one is wrong or nothing could be checked, and 2 without a GPU. posenc/bench/canary.py explains
+what is compared.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from scripts.gpu_setup import FOLDER, no_device, unusable
 from scripts.gpu_site import prepare
 
 if TYPE_CHECKING:
-    from posenc.bench.cases import Case
+    from posenc.bench.cases import BenchCase
     from posenc.bench.results import Check
 
 BACKENDS = ("triton", "torch_flash", "xformers", "flash_attn_4")
@@ -35,15 +36,15 @@ LENGTHS, HEADS, DTYPES = (4096, 131072), "32/8x128", ("bfloat16", "float16")
 SMOKE_LENGTHS, SMOKE_HEADS, SMOKE_DTYPES = (64, 256), "4/2x16", ("float32",)
 CHECK = "posenc.bench.canary:report"
 CASE_SECONDS = 45.0
-"""A case that takes longer hangs; the first one waits for imports as well."""
+"""A case that takes longer is taken to hang; the first one also waits for imports."""
 
 MOST_RESTARTS = 3
 SHOWN = 3
-"""Wrong cases of a backend that are printed; all are in the file."""
+"""Number of wrong cases printed per backend; the file has all of them."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check every backend, side by side."""
+    """Check all backends, side by side."""
     chosen = parse(arguments)
     end_by_exception()
     prepare()
@@ -68,20 +69,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python3 -m scripts.gpu_canary", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backend", action="append", metavar="NAME", help="repeatable [default: all of the device]")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes")
     parser.add_argument("--lengths", type=int, nargs="+", help="tokens [default: 4096 131072]")
-    parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose line holds it, 'query (raw keys)'")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="what has not run then is not checked")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="of canary.jsonl and logs [default: out/gpu/run]")
+    parser.add_argument(
+        "--case", default="", metavar="TEXT", help="only cases whose line contains it: 'query (raw keys)'"
+    )
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="cases not run by then are not checked")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder of lines and logs [default: out/gpu/run]")
     return parser.parse_args(arguments)
 
 
 class Canary:
-    """Cases of some size, checked for several backends at once; a line per case in a folder's file."""
+    """Cases of chosen sizes, checked for several backends at once; a line per case in a file of the folder."""
 
     def __init__(
         self, folder: Path, device: str, smoke: bool, lengths: tuple[int, ...] | None = None, only: str = ""
@@ -94,7 +97,7 @@ class Canary:
         self.wrong: Counter[str] = Counter()
 
     def run(self, workers: dict[str, Worker], seconds: float) -> list[Check]:
-        """What was found of every backend, by its process."""
+        """Check every backend in its process and return the outcomes."""
         ends = time.monotonic() + seconds
         self.seconds = seconds
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -109,14 +112,14 @@ class Canary:
         return [self.checks[name] for name in workers]
 
     def _cases(self, name: str, worker: Worker, ends: float) -> None:
-        """All cases of one backend."""
+        """Run all cases of one backend."""
         from posenc.bench import canary
         from posenc.bench.results import Check
 
         passed = failed = deaths = 0
         problem = None
         every = canary.cases(name, self.device, self.lengths, self.heads, self.dtypes)
-        cases: list[Case] = [case for case in every if self.only in str(case)]
+        cases: list[BenchCase] = [case for case in every if self.only in str(case)]
         for case in cases:
             left = ends - time.monotonic()
             if left <= 0 or deaths > MOST_RESTARTS:

@@ -1,11 +1,11 @@
-"""The whole first run on a GPU as one command: wheels, versions, checks, tiles, times; what to keep in one folder.
+"""Do the whole first run on a GPU as one command: wheels, versions, checks, tiles, times; results in one folder.
 
-    python3 -m scripts.gpu_plan --out OUT            # at most 460 seconds; docs/gpu.md says what each step is for
+    python3 -m scripts.gpu_plan --out OUT            # at most 460 seconds; docs/gpu.md explains the steps
     python3 -m scripts.gpu_plan --out OUT --smoke    # the same steps on tiny shapes and the CPU
 
-A step that fails or takes too long is noted, and the next one begins. While a step runs its files are copied to --out
-every few seconds, so that nothing is lost when the plan itself is killed. The last lines are one short table. Exit
-status 0 when every step went well, else 1.
+If a step fails or takes too long, that is noted and the next one begins. While a step runs, its files are copied to
+--out every few seconds, so that nothing is lost when the plan itself is killed. The output ends with one short table.
+The exit status is 0 if every step succeeded, else 1.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from scripts.gpu_site import ROOT, WHEELS, prepare
 
 SECONDS = 460.0
 RESERVE = 5.0
-"""Seconds for the copies and the table."""
+"""Seconds reserved for the copies and the table."""
 
 KEPT = ("gpu.jsonl", "canary.jsonl", "sweep.jsonl", "sweep.json", "tiles.json", "setup.json", "log.txt")
-"""With the result file, at most eight."""
+"""The files to keep; with the result file, at most eight."""
 
 LARGEST = 16 * 2**20
 COPY_EVERY = 2.0
 MERCY = 10.0
-"""Seconds between asking a step to end and ending it."""
+"""Seconds between asking a step to end and killing it."""
 
 SHOWN = 25
-"""Last lines of a step's output that are printed; log.txt has all of them."""
+"""Number of last lines of a step's output that are printed; log.txt has all of them."""
 
 LOG_TAIL = 60
-"""Last lines of every process's log that go to log.txt."""
+"""Number of last lines of every process's log that go to log.txt."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Step:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Every step, then the table."""
+    """Run every step, then print the table."""
     chosen = parse(arguments)
     end_by_exception()
     prepare()
@@ -66,13 +66,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python3 -m scripts.gpu_plan", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of what is worth keeping")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the files worth keeping")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes on the CPU")
-    parser.add_argument("--no-install", action="store_true", help="this Python has all it needs: leave .wheels alone")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of all steps together [default: 460]")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the steps work [default: out/gpu/run]")
+    parser.add_argument("--no-install", action="store_true", help="do not install .wheels: nothing is missing")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="limit for all steps together [default: 460]")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder the steps use [default: out/gpu/run]")
     return parser.parse_args(arguments)
 
 
@@ -87,13 +87,13 @@ class Plan:
         self.verdicts: list[tuple[str, str, float]] = []
         self.environment = {"TRITON_CACHE_DIR": str(self.folder / "triton")}
         folder.mkdir(parents=True, exist_ok=True)
-        for pattern in (*KEPT, "*.log", "step-*.txt", "results/*"):  # of a run before
+        for pattern in (*KEPT, "*.log", "step-*.txt", "results/*"):  # left by an earlier run
             for file in folder.glob(pattern):
                 file.unlink()
         out.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> None:
-        """The steps in order."""
+        """Run the steps in order."""
         small = ("--device", "cpu", "--smoke") if self.smoke else ()
         folder, results = str(self.folder), str(self.folder / "results")
         if self.install:
@@ -110,7 +110,7 @@ class Plan:
         self.step(Step("times", (*gpu, "--only", "times", "--minutes", f"{min(4.0, left / 60):.2f}"), left))
 
     def _try_tiles(self, small: tuple[str, ...]) -> None:
-        """The swept tiles are used where they pass the canary at all its lengths."""
+        """Use the swept tiles if they pass the canary at all its lengths."""
         tiles = self.folder / "tiles.json"
         self.environment["POSENC_TRITON_TILES"] = str(tiles)
         words = ("scripts.gpu_canary", *small, "--backend", "triton", "--seconds", "30", "--folder", str(self.folder))
@@ -123,7 +123,7 @@ class Plan:
         self.environment.pop("TRITON_INTERPRET", None)
 
     def step(self, step: Step) -> bool:
-        """Run a step within its limit and that of the plan; True where it went well."""
+        """Run a step within its limit and that of the plan; True if it succeeded."""
         began = time.monotonic()
         limit = min(step.seconds, self.ends - began)
         if limit < 1:
@@ -157,7 +157,7 @@ class Plan:
     _copied = 0.0
 
     def copy(self, every: float = 0.0) -> None:
-        """Copy what is worth keeping, at most so often."""
+        """Copy the files worth keeping, at most once in `every` seconds."""
         if time.monotonic() - self._copied < every:
             return
         self._copied = time.monotonic()
@@ -168,7 +168,7 @@ class Plan:
                     shutil.copyfile(file, self.out / file.name)
 
     def finish(self) -> None:
-        """The ends of all logs, the last copies, a line per step, and the table."""
+        """Collect the ends of all logs, make the last copies, and print a line per step and the table."""
         for log in sorted(self.folder.glob("*.log")):
             tail = log.read_text(errors="replace").splitlines()[-LOG_TAIL:]
             self._note("\n".join([f"== {log.name}", *tail, ""]))
@@ -188,7 +188,7 @@ class Plan:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end, so that it can save what it has, and end it if it does not."""
+    """Ask a process to end, so that it can save its results, and kill it if it does not."""
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""Processes for work that may crash or hang, each with a time limit: the parent always goes on."""
+"""Processes for work that may crash or hang, each with a time limit, so that the parent always continues."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 from scripts.gpu_site import ROOT
 
 LAST_WORDS = 2000
-"""Bytes of a process's log that are searched for why it ended."""
+"""Number of last bytes of a process's log that are searched for why it ended."""
 
 
 class Died(Exception):
@@ -25,14 +25,14 @@ class Died(Exception):
 
 
 class Worker:
-    """A process that answers requests (:mod:`scripts.gpu_worker`), started at once and again after it ended.
+    """A process that answers requests (:mod:`scripts.gpu_worker`), started at once and restarted after it ended.
 
     Parameters
     ----------
     log : Path
-        Where its stderr goes, appended.
+        File to which its stderr is appended.
     environment : dict of str to str
-        Variables beside those of this process.
+        Variables in addition to those of this process.
     """
 
     def __init__(self, log: Path, environment: dict[str, str] | None = None) -> None:
@@ -41,7 +41,7 @@ class Worker:
         self.begin()
 
     def begin(self) -> None:
-        """Start the process; importing goes on meanwhile."""
+        """Start the process, which imports in the background."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "scripts.gpu_worker"],
@@ -56,7 +56,7 @@ class Worker:
         threading.Thread(target=_read, args=(self.process.stdout, self.answers), daemon=True).start()
 
     def ask(self, call: str, limit: float, **arguments: Any) -> Any:
-        """The answer to ``call(**arguments)``, where ``call`` is ``"module:function"``, within ``limit`` seconds.
+        """Return the answer to ``call(**arguments)`` within ``limit`` seconds; ``call`` is ``"module:function"``.
 
         Raises
         ------
@@ -91,7 +91,7 @@ class Worker:
         return self.process.poll() is None
 
     def end(self) -> None:
-        """Stop the process, whatever it does."""
+        """Kill the process."""
         self.process.kill()
         self.process.wait()
 
@@ -102,7 +102,7 @@ class Worker:
         self.end()
 
     def _last_words(self) -> str:
-        """The last line of the log."""
+        """Return the last line of the log."""
         lines = self.log.read_bytes()[-LAST_WORDS:].decode(errors="replace").strip().splitlines()
         return f": {lines[-1].strip()[:200]}" if lines else ""
 
@@ -132,7 +132,7 @@ def _shown(status: int) -> str:
 
 
 def end_by_exception() -> None:
-    """Have SIGTERM raise SystemExit, so that what was measured is still collected and no process is left behind."""
+    """Make SIGTERM raise SystemExit, so that results are still collected and no process is left behind."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough

@@ -1,4 +1,4 @@
-"""What every script for GPUs asks first: is there a device, is posenc whole, and what are the versions.
+"""What every GPU script checks first: is there a device, is posenc complete, and which versions are installed.
 
 python3 -m scripts.gpu_setup    # print versions and, per backend, why it cannot run here
 """
@@ -23,22 +23,22 @@ XFORMERS = "xformers-operators"
 
 
 def no_device(device: str) -> str | None:
-    """Why nothing can be measured here, or None."""
+    """Return why nothing can be measured here, or None."""
     try:
         import torch
 
         from posenc.plugins import backends
     except ImportError as error:
-        return f"{error}. Install posenc and what it needs into this Python, or see 'make gpu-wheels'."
+        return f"{error}. Install posenc and its dependencies into this Python, or see 'make gpu-wheels'."
     if device == "cuda" and not torch.cuda.is_available():
-        return "no CUDA GPU here, or this build of torch cannot use it. --device cpu --smoke tries the steps."
+        return "no CUDA GPU here, or this build of torch cannot use it. Use --device cpu --smoke to try the steps."
     if not backends():
-        return "posenc's own plugins are not found: install its wheel, see 'make gpu-wheels'."
+        return "posenc's own plugins were not found: install its wheel, see 'make gpu-wheels'."
     return None
 
 
 def facts(workers: Workers, device: str) -> dict[str, Any] | None:
-    """Facts of the machine from the first process that answers; None where none does."""
+    """Return the facts of the machine from the first process that answers, or None if none does."""
     for worker in workers.values():
         with suppress(Died):
             found: dict[str, Any] = worker.ask("scripts.gpu_times:describe", SECONDS, device=device)
@@ -47,7 +47,7 @@ def facts(workers: Workers, device: str) -> dict[str, Any] | None:
 
 
 def unusable(workers: Workers, device: str) -> dict[str, str]:
-    """Backends that cannot run here, and why; each is asked in its own process, which may crash."""
+    """Return the backends that cannot run here, and why; each is asked in its own process, which may crash."""
     found = {}
     for name, worker in workers.items():
         try:
@@ -60,7 +60,7 @@ def unusable(workers: Workers, device: str) -> dict[str, str]:
 
 
 def operators() -> dict[str, str]:
-    """xformers' forward operators and why each refuses heads of 128 channels in bfloat16, empty where it takes them."""
+    """Return xformers' forward operators, and why each refuses 128-channel bfloat16 heads (empty if it takes them)."""
     try:
         import torch
 
@@ -70,12 +70,12 @@ def operators() -> dict[str, str]:
         x = torch.zeros(1, 16, 8, 128, dtype=torch.bfloat16, device="cuda" if torch.cuda.is_available() else "cpu")
         inputs = fmha.Inputs(query=x, key=x, value=x)
         return {op.NAME: "; ".join(op.not_supported_reasons(inputs)) for op in fmha.ALL_FW_OPS}
-    except Exception as error:  # another release, or none: that is what is to be told
+    except Exception as error:  # another release of xformers, or none: the error is the answer
         return {"xformers": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print it as JSON."""
+    """Print the facts, the refusals and the operators as JSON."""
     chosen = parse(arguments)
     prepare()
     device = "cpu" if chosen.smoke else "cuda"
@@ -102,10 +102,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python3 -m scripts.gpu_setup", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="of the CPU")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write it there as well")
+    parser.add_argument("--smoke", action="store_true", help="describe the CPU instead")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write the JSON to this file")
     return parser.parse_args(arguments)
 
 

@@ -1,8 +1,8 @@
-"""Where Python finds posenc and what a GPU machine lacks: this checkout, and the wheels that were carried there.
+"""Make posenc and the packages that a GPU machine lacks importable: this checkout, and the wheels carried there.
 
     python3 -m scripts.gpu_site    # install .wheels/*.whl (make gpu-wheels) into out/gpu/site, without network
 
-Every script for GPUs calls ``prepare``, so that none needs make or a PYTHONPATH.
+Every GPU script calls ``prepare``, so that none needs make or a PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parse(arguments)
     wheels = sorted(map(str, WHEELS.glob("*.whl")))
     if not wheels:
-        print(
-            f"gpu_site: no wheels in {WHEELS}. Fill it with 'make gpu-wheels' where there is network.", file=sys.stderr
-        )
+        print(f"gpu_site: no wheels in {WHEELS}. Run 'make gpu-wheels' on a machine with network.", file=sys.stderr)
         return 2
     options = ("--quiet", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", str(SITE))
     status = subprocess.run([sys.executable, "-m", "pip", "install", *options, *wheels]).returncode
@@ -40,7 +38,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def prepare() -> None:
-    """Make posenc importable here, and in every process that is started from here."""
+    """Make posenc importable in this process and in every process it starts."""
     paths = [str(ROOT), str(ROOT / "plugins"), str(ROOT / "adapters"), *([str(SITE)] if SITE.exists() else [])]
     given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys((*paths, *given)))

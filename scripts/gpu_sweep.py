@@ -1,11 +1,12 @@
-"""The best tiles of the Triton kernels for the GPU at hand: compiled side by side, held against float64, timed.
+"""Find the best tiles of the Triton kernels for this GPU: compile them side by side, compare with float64, time them.
 
     python3 -m scripts.gpu_sweep --out out/gpu/run                     # 80 seconds
-    POSENC_TRITON_TILES=out/gpu/run/tiles.json python3 -m scripts.gpu  # with what it found
+    POSENC_TRITON_TILES=out/gpu/run/tiles.json python3 -m scripts.gpu  # use the tiles it found
     python3 -m scripts.gpu_sweep --device cpu --smoke                  # the same steps interpreted, on tiny shapes
 
-Into --out go sweep.jsonl (a line per candidate and round, at once), sweep.json (the result) and tiles.json (the shipped
-table after the entries that beat it). Exit status 0 when every kernel was measured, 1 otherwise, 2 without a GPU.
+--out receives sweep.jsonl (a line per candidate and round, written at once), sweep.json (the result) and tiles.json
+(the entries that beat the shipped table, followed by that table). The exit status is 0 if every kernel was measured, 1
+otherwise, 2 without a GPU.
 """
 
 from __future__ import annotations
@@ -30,22 +31,22 @@ if TYPE_CHECKING:
 
 SECONDS = 80.0
 COMPILE_SHARE = 0.65
-"""Compiling and checking end after this share of the time."""
+"""Share of the time after which compiling and checking end."""
 
 CANDIDATE_SECONDS = 40.0
-"""A candidate that takes longer to compile and run hangs; the first one waits for imports as well."""
+"""A candidate that takes longer to compile and run is taken to hang; the first one also waits for imports."""
 
 PROCESSES = 8
 LENGTH, DTYPE = 32768, "bfloat16"
 SHAPES = {"32/8x128": {"prefill": 24, "decode": 11}, "32/8x64": {"prefill": 7, "decode": 3}}
-"""By heads: how many candidates of each kernel, beside the shipped tiling."""
+"""By heads: the number of candidates of each kernel besides the shipped tiling."""
 
 ROUNDS = {"prefill": 7, "decode": 30}
 LINES, RESULT, TILES = "sweep.jsonl", "sweep.json", "tiles.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compile, check, time, and write the table."""
+    """Compile, check and time the tiles, and write the table."""
     chosen = parse(arguments)
     end_by_exception()
     prepare()
@@ -64,17 +65,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python3 -m scripts.gpu_sweep", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes")
     parser.add_argument("--seconds", type=float, default=SECONDS)
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of its files [default: out/gpu/run]")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder for the files [default: out/gpu/run]")
     return parser.parse_args(arguments)
 
 
 class Sweep:
-    """Candidates of every kernel and shape, what is known of them, and the files of that."""
+    """Candidates of every kernel and shape, the results so far, and the files that hold them."""
 
     def __init__(self, out: Path, device: str, smoke: bool, ends: float) -> None:
         self.out, self.device, self.ends = out, device, ends
@@ -117,7 +118,7 @@ class Sweep:
             self._time(workers[names[0]])
 
     def _candidates(self) -> Iterator[tuple[Setting, Tiling]]:
-        """All of them: what is likeliest of every kernel first."""
+        """Yield all candidates, the most likely one of every kernel first."""
         from posenc.bench.sweep import KERNELS, Setting, candidates
 
         assert self.facts is not None
@@ -131,7 +132,7 @@ class Sweep:
                 yield from (own[turn] for own in lists if turn < len(own))
 
     def _verify(self, worker: Worker, turns: Iterator[tuple[Setting, Tiling]], ends: float) -> None:
-        """One process's share: whatever is next, until time is up."""
+        """Check the next candidate again and again in one process, until time is up."""
         for setting, tiling in _shared(turns):
             left = ends - time.monotonic()
             if left <= 0:
@@ -148,11 +149,11 @@ class Sweep:
                 self.problems[setting, tiling] = found.get("problem") or f"its output is off by {found['output']:.2g}"
 
     def _time(self, worker: Worker) -> None:
-        """Rounds of all that are right, the first shape first; a kernel without its shipped tiling is left out."""
+        """Time the correct candidates in rounds, the first shape first; skip kernels whose shipped tiling is wrong."""
         for setting, tilings in self.good.items():
             if self._shipped(setting) not in tilings:
                 problem = self.problems.get((setting, self._shipped(setting)), "time was up")
-                self._say(f"{setting.kernel} {setting.shape}: not timed, for the shipped tiling: {problem}")
+                self._say(f"{setting.kernel} {setting.shape}: not timed, because of the shipped tiling: {problem}")
                 continue
             about = {"setting": asdict(setting), "tilings": [asdict(tiling) for tiling in tilings]}
             for _ in range(self.rounds[_kind(setting.kernel)]):
@@ -173,7 +174,7 @@ class Sweep:
         return shipped(setting, tuple(self.facts["capability"]))
 
     def write(self) -> bool:
-        """The result and the table, of whatever was measured; True where that is every kernel."""
+        """Write the result and the table of whatever was measured; True if that is every kernel."""
         from posenc.bench.sweep import best
         from posenc.files import replacing
         from posenc.kernels.triton.tiles import TileTable
@@ -196,9 +197,7 @@ class Sweep:
         (self.out / TILES).unlink(missing_ok=True)
         if entries:
             TileTable.shipped().with_first(entries).write(self.out / TILES)
-        print(
-            f"written: {self.out / RESULT}" + (f", {self.out / TILES}" if entries else "; no tiling beat the shipped")
-        )
+        print(f"written: {self.out / RESULT}" + (f", {self.out / TILES}" if entries else "; none beat the shipped"))
         return bool(self.good) and set(self.times) == set(self.good)
 
     def _line(self, entry: dict[str, Any]) -> None:
@@ -214,7 +213,7 @@ LOCK = threading.Lock()
 
 
 def _shared(turns: Iterator[tuple[Setting, Tiling]]) -> Iterator[tuple[Setting, Tiling]]:
-    """What is left of an iterator that several threads read."""
+    """Yield the remaining items of an iterator that several threads read."""
     while True:
         with LOCK:
             pair = next(turns, None)

@@ -1,4 +1,4 @@
-"""The correctness tests of every backend on the device at hand, side by side in processes of their own."""
+"""Run the correctness tests of every backend on this device, side by side in processes of their own."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 TESTS = ("tests/contract/test_backends.py", "tests/devices")
 OUTCOME = re.compile(r"^(?:.*::\S+|\[gw\d+\] \[ *\d+%\]) (PASSED|FAILED|ERROR|SKIPPED)\b", re.MULTILINE)
-"""How ``pytest -v`` says what became of a test, alone and under pytest-xdist."""
+"""How ``pytest -v`` prints the outcome of a test, alone and under pytest-xdist."""
 
 PROCESSES = 4
-"""pytest's own, per backend, where pytest-xdist is there."""
+"""Processes of pytest per backend, if pytest-xdist is installed."""
 
 
 def check(names: tuple[str, ...], device: str, seconds: float, folder: Path, only: str = "") -> list[Check]:
-    """What the tests of every backend gave; those that still run after ``seconds`` are stopped.
+    """Run the tests of every backend and return the outcomes; those still running after ``seconds`` are stopped.
 
     Parameters
     ----------
     only : str
-        Only tests whose names hold it.
+        Run only tests whose names contain it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     started = {}
@@ -51,7 +51,7 @@ def check(names: tuple[str, ...], device: str, seconds: float, folder: Path, onl
                 env={**os.environ, "POSENC_TEST_DEVICE": device, "OMP_NUM_THREADS": "1"},
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # to end pytest's own processes with it
+                start_new_session=True,  # so that pytest's own processes are killed with it
             )
     ends = time.monotonic() + seconds
     found = []
@@ -66,7 +66,7 @@ def check(names: tuple[str, ...], device: str, seconds: float, folder: Path, onl
             found.append(verdict(name, folder, stopped))
     finally:
         for process in started.values():
-            _end(process)  # interrupted: no test outlives this
+            _end(process)  # if interrupted: no test outlives this function
     return found
 
 
@@ -77,7 +77,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def verdict(name: str, folder: Path, stopped_after: float | None) -> Check:
-    """What pytest says of a backend: its report, or the lines of its log where it was stopped before that."""
+    """Return pytest's outcome for a backend, from its report, or from the lines of its log if it was stopped early."""
     from posenc.bench.results import Check
 
     report, log = folder / f"tests-{name}.xml", folder / f"tests-{name}.log"

@@ -1,4 +1,4 @@
-"""Times of every backend: the most wanted case first, one process per backend, a line per case as it is measured."""
+"""Time every backend: the most important case first, one process per backend, a line per case as it is measured."""
 
 from __future__ import annotations
 
@@ -10,45 +10,46 @@ from pathlib import Path
 from typing import Any
 
 from posenc.bench import lines
-from posenc.bench.cases import CACHES, CUDNN, STRATEGIES, Case, Settings, kind_shown
+from posenc.bench.cases import CACHES, CUDNN, STRATEGIES, BenchCase, kind_shown
 from posenc.bench.goals import GPU_DTYPE, GPU_LENGTHS, GPU_SHAPES
-from posenc.bench.results import Row
+from posenc.bench.results import BenchRow
+from posenc.bench.settings import BenchSettings
 from posenc.bench.summary import ratio
 from posenc.plugins import backends
 from scripts.gpu_process import Died, Workers
 
 TIME = "scripts.gpu_times:time_case"
 LENGTHS = (32768, 131072, 65536, 4096, 8192, 16384)
-"""Goals are for the first three."""
+"""The first three have goals."""
 
 SHORTEST_CACHE = 8192
-"""Tokens from which decoding is measured: below, a step is all launches."""
+"""Shortest cache, in tokens, at which decoding is measured: below it, launches dominate a step."""
 
 MAIN_STRATEGY, MAIN_BACKEND = "lampe", "triton"
 CASE_SECONDS = 45.0
-"""A case that takes longer hangs."""
+"""A case that takes longer is taken to hang."""
 
 LAST_CASE = 15.0
-"""Seconds that the case under way and the file need at the end."""
+"""Seconds reserved at the end for the running case and the file."""
 
 FAR_OFF, FAR_OFF_TWICE = 3.0, 2
-"""A backend that is so many times slower than flash attention alone, so many times, is not measured further."""
+"""A backend this many times slower than flash attention alone, in this many cases, is not measured further."""
 
 MOST_DEATHS = 3
-"""A backend whose process ended so often is not measured further."""
+"""A backend whose process ended this often is not measured further."""
 
 
 class Timing:
-    """Cases measured one at a time until time is up; what is left out is counted by reason.
+    """Cases measured one at a time until time is up; cases left out are counted by reason.
 
     Parameters
     ----------
     file : Path
-        Where the lines go.
+        File for the lines.
     workers : Workers
         The process of every backend.
     ends : float
-        Everything has ended at this time of ``time.monotonic()``.
+        Time of ``time.monotonic()`` by which everything must have ended.
     """
 
     def __init__(self, file: Path, workers: Workers, ends: float) -> None:
@@ -59,11 +60,11 @@ class Timing:
         self.deaths: Counter[str] = Counter()
 
     def leave_out(self, backend: str, reason: str) -> None:
-        """Measure nothing of a backend."""
+        """Exclude a backend from the measurements."""
         self.out[backend] = reason
 
     def measure(self, smoke: bool) -> None:
-        """Every case of every backend, in order."""
+        """Measure every case of every backend, in order."""
         for settings in parts(tuple(self.workers), smoke):
             for case in settings.cases():
                 reason = self._left_out(case)
@@ -72,8 +73,8 @@ class Timing:
                 if reason is not None:
                     lines.append(self.file, {"left_out": {"backend": case.backend, "reason": reason}})
 
-    def _left_out(self, case: Case) -> str | None:
-        """Why a case is not begun, or None."""
+    def _left_out(self, case: BenchCase) -> str | None:
+        """Return why a case is not begun, or None."""
         if case.backend in self.out:
             return self.out[case.backend]
         if self.slow[_work(case)] >= FAR_OFF_TWICE:
@@ -84,8 +85,8 @@ class Timing:
             return "no time was left"
         return None
 
-    def _case(self, case: Case, settings: Settings) -> str | None:
-        """Measure a case; why it could not be, or None."""
+    def _case(self, case: BenchCase, settings: BenchSettings) -> str | None:
+        """Measure a case; return why that failed, or None."""
         worker = self.workers[case.backend]
         options: dict[str, Any] = {"rounds": settings.rounds, "seconds": settings.seconds}
         try:
@@ -96,7 +97,7 @@ class Timing:
             self._say(f"{case}: {error}")
             return str(error)
         lines.append(self.file, found)
-        row = Row.model_validate(found["row"])
+        row = BenchRow.model_validate(found["row"])
         self.slow[_work(case)] += ratio(row) > FAR_OFF
         self._say(f"{case}: {_described(row)}")
         return None
@@ -105,16 +106,16 @@ class Timing:
         print(f"[{time.monotonic() - self.began:4.0f} s] {message}", file=sys.stderr, flush=True)
 
 
-def _work(case: Case) -> tuple[str, str, str]:
+def _work(case: BenchCase) -> tuple[str, str, str]:
     return case.backend, case.kind, case.cache
 
 
-def _shown(case: Case) -> str:
+def _shown(case: BenchCase) -> str:
     return kind_shown(case.kind, case.cache)
 
 
-def _described(row: Row) -> str:
-    """The numbers of a case in one line."""
+def _described(row: BenchRow) -> str:
+    """Return the numbers of a case in one line."""
     parts = [f"{ratio(row):.2f} of flash alone" if row.baselines else "", f"{row.ratio:.2f} of plain"]
     cudnn = row.over(CUDNN)
     parts += ["" if cudnn is None else f"{cudnn:.2f} of cuDNN alone"]
@@ -122,14 +123,16 @@ def _described(row: Row) -> str:
     return ", ".join(filter(None, parts))
 
 
-def parts(names: tuple[str, ...], smoke: bool) -> list[Settings]:
-    """What is timed, the most wanted first: time may run out."""
+def parts(names: tuple[str, ...], smoke: bool) -> list[BenchSettings]:
+    """Return what to time, the most important first, since time may run out."""
     keeping = tuple(name for name in names if name in backends() and backends()[name].capabilities.keeps_keys)
     if smoke:
-        tiny = Settings(strategies=(MAIN_STRATEGY,), lengths=(64, 128), heads=("4/2x16",), backends=names, rounds=3)
+        tiny = BenchSettings(
+            strategies=(MAIN_STRATEGY,), lengths=(64, 128), heads=("4/2x16",), backends=names, rounds=3
+        )
         query = replace(tiny, kinds=("query",), caches=("raw",))
         return [tiny, query, replace(query, backends=keeping, caches=("rotated",))]
-    base = Settings(
+    base = BenchSettings(
         strategies=(MAIN_STRATEGY,), dtypes=(GPU_DTYPE,), backends=names, device="cuda", rounds=9, seconds=1.5
     )
     others = tuple(name for name in STRATEGIES if name != MAIN_STRATEGY)

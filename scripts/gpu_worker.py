@@ -1,7 +1,7 @@
-"""A process that does what it is asked, one request after the other: a kernel that breaks takes this one down alone.
+"""A process that answers one request after the other, so that a broken kernel takes down only this process.
 
 Requests come as JSON lines on stdin, ``{"call": "module:function", "with": {...}}``; answers go as JSON lines to the
-stdout that the process began with. An exception is an answer too. After an error of the device the process ends: its
+original stdout. An exception is also an answer. After an error of the device the process ends, because its
 CUDA context would fail every later request.
 """
 
@@ -19,9 +19,9 @@ BROKEN_DEVICE = 3
 
 
 def main() -> int:
-    """Answer until stdin ends."""
+    """Answer requests until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not come between the answers
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def device_works() -> bool:
-    """False once the CUDA context is spoilt, as by an illegal access."""
+    """Return False once the CUDA context is broken, for example by an illegal access."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return True
@@ -54,4 +54,4 @@ def device_works() -> bool:
 if __name__ == "__main__":
     status = main()
     sys.stderr.flush()
-    os._exit(status)  # a broken context can hang the interpreter's own way out
+    os._exit(status)  # a broken context can hang the interpreter's normal exit

@@ -1,9 +1,9 @@
-"""Micro-benchmarks behind the design of the CPU backend: the operator, the merge, the rotation, the planner, padding.
+"""Micro-benchmarks for the design of the CPU backend: the operator, the merge, the rotation, the planner, padding.
 
     python -m scripts.micro [--threads 1] [--heads 9/3x64] [--model smollm2-135m]
 
-Each line is a median of several runs in seconds of processor time, which other work on the machine
-disturbs less than wall-clock time. docs/internals/cpu-kernel.md says what follows from them.
+Each line is a median of several runs in processor time, which other work on the machine
+disturbs less than wall-clock time. docs/internals/cpu-kernel.md draws the conclusions.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 import posenc
-from posenc.bench.cases import SHAPES, STRATEGIES, Case, Heads, row_lengths
-from posenc.bench.model import RowByRow, make_model, padded_batch
+from posenc.bench.cases import STRATEGIES, BenchCase
+from posenc.bench.model import Prefill, make_model, padded_batch
+from posenc.bench.padded import RowByRow
+from posenc.bench.shapes import SHAPES, Heads, row_lengths
 from posenc.kernels.cpu.backend import flash
 from posenc.kernels.cpu.calls import plan_calls
 from posenc.kernels.merge import merge_into
@@ -29,7 +31,7 @@ RUNS = 7
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Median processor time of a call, after one to warm up."""
+    """Return the median processor time of a call, after one warm-up call."""
     work()
     times = []
     for _ in range(RUNS):
@@ -40,7 +42,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def operator(heads: Heads) -> None:
-    """What a pair costs in calls of several shapes: causal squares are computed in blocks of 512 whole keys."""
+    """Time an attended pair in calls of several shapes: causal squares are computed in blocks of 512 whole keys."""
     print("flash operator, ns per attended pair")
     for blocks, q_len, k_len, causal in [
         (1, 4096, 4096, False),
@@ -62,7 +64,7 @@ def operator(heads: Heads) -> None:
 
 
 def bands(heads: Heads) -> None:
-    """A band as blocks of queries under one mask, and as two causal triangles per ``width`` queries."""
+    """Time a band as blocks of queries under one mask, and as two causal triangles per ``width`` queries."""
     print("band of 4096 queries, ns per query and head")
     for width in (128, 256, 512, 1024, 2048):
         line = []
@@ -78,7 +80,7 @@ def bands(heads: Heads) -> None:
 
 
 def merging(heads: Heads) -> None:
-    """The merge, in place and as sums of fresh products."""
+    """Time the merge, in place and as sums of fresh products."""
     print("merge and fresh memory, ns per query and head")
     for length in (1024, 4096, 16384):
         out, new = torch.randn(2, 1, heads.query, length, heads.dim)
@@ -92,7 +94,7 @@ def merging(heads: Heads) -> None:
 
 
 def rotation(heads: Heads) -> None:
-    """One rotation of the queries: products and sums of halves, and in place."""
+    """Time one rotation of the queries: products and sums of halves, and in place."""
     print("rotation of the queries, ns per query and head")
     rotary = posenc.Rotary.from_theta(1e4, heads.dim)
     for length in (1024, 4096, 16384):
@@ -109,7 +111,7 @@ def rotation(heads: Heads) -> None:
 
 
 def planning() -> None:
-    """A plan, and the kernel calls made of it, once per prompt."""
+    """Time making a plan and its kernel calls, which happens once per prompt."""
     print("plan and calls of 16384 tokens, ms")
     for name in STRATEGIES:
         params = {"mapping": 3072} if name == "lampe" else {}
@@ -120,24 +122,24 @@ def planning() -> None:
 
 
 def padding(shape: str) -> None:
-    """What a padded batch costs beyond its rows where nothing attends: linear layers compute padding as well."""
+    """Time a padded batch against its rows without attention: linear layers compute the padding too."""
     from transformers import AttentionInterface
 
     def no_attention(module: object, q: Tensor, k: Tensor, v: Tensor, *rest: object, **options: object) -> Any:
         return torch.zeros_like(q).transpose(1, 2), None
 
     AttentionInterface.register("no_attention", no_attention)
-    case = Case("padded", shape, "float32", torch.get_num_threads(), 2048, 512, "rope", "auto")
+    case = BenchCase("padded", shape, "float32", torch.get_num_threads(), 2048, 512, "rope", "auto")
     model = make_model(case)
     model.set_attn_implementation("no_attention")
-    rows = [torch.ones((1, length), dtype=torch.long) for length in row_lengths(case)]
-    ratio = seconds(padded_batch(model, rows)) / seconds(RowByRow(model, rows))
+    rows = [torch.ones((1, length), dtype=torch.long) for length in row_lengths(case.length)]
+    ratio = seconds(padded_batch(model, rows)) / seconds(RowByRow([Prefill(model, row) for row in rows]))
     print("padded batch through a model without attention")
     print(f"  rows of {', '.join(str(row.shape[1]) for row in rows)} tokens  {ratio:.2f} times the rows alone")
 
 
 def tensors(heads: Heads, batch: int, q_len: int, k_len: int) -> list[Tensor]:
-    """Random query, key and value."""
+    """Return random query, key and value tensors."""
     shapes = ((heads.query, q_len), (heads.key, k_len), (heads.key, k_len))
     return [torch.randn(batch, count, length, heads.dim) for count, length in shapes]
 

@@ -1,10 +1,11 @@
-"""Build the sdist and the wheel as they would be published, and try the wheel as somebody who installs it today.
+"""Build the sdist and the wheel as they would be published, and try the wheel as a user who installs it today.
 
     python -m scripts.package
 
-The environment has nothing but the wheel, its extra ``plot`` and what pip finds for them: the newest transformers and
-then the oldest that pyproject.toml accepts. torch alone is held, at the version of constraints.txt, since only some
-have a build for the CPU. In it, the commands and the code of docs/quickstart.md are run as they stand.
+The environment contains only the wheel, its extra ``plot`` and the dependencies that pip finds for them: first the
+newest transformers, then the oldest that pyproject.toml accepts. Only torch is pinned, to the version of
+constraints.txt, since only some versions have a build for the CPU. The commands and the code of docs/quickstart.md are
+run in it unchanged.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def build(into: Path, *kinds: str) -> list[Path]:
 
 
 def check_installed(environment: Environment, version: str) -> None:
-    """The wheel brought its files, and it is what Python imports."""
+    """Check that the wheel installed its files, and that Python imports them."""
     missing = [name for name in MUST_HOLD if not (environment.home / name).is_file()]
     if missing:
         raise SystemExit(f"the wheel lacks {', '.join(missing)}")
@@ -51,11 +52,11 @@ def check_installed(environment: Environment, version: str) -> None:
     if not place.startswith(str(environment.home)):
         raise SystemExit(f"posenc is imported from {place}, not from the wheel")
     if environment.version("posenc") != version:
-        raise SystemExit(f"posenc {environment.version('posenc')} is in the archives of {version}")
+        raise SystemExit(f"the archives of {version} contain posenc {environment.version('posenc')}")
 
 
 def check_doctor(environment: Environment) -> None:
-    """``posenc doctor`` passes, and sees the versions that are installed."""
+    """Check that ``posenc doctor`` passes and reports the installed versions."""
     report = json.loads(environment.call(environment.posenc, "doctor", "--json"))
     for package in ("posenc", "transformers", "torch"):
         if report["versions"][package] != environment.version(package):
@@ -63,7 +64,7 @@ def check_doctor(environment: Environment) -> None:
 
 
 def follow_quickstart(environment: Environment, folder: Path) -> None:
-    """Run its Python as one program and its commands, in a folder that has of the clone only the model they name."""
+    """Run its Python as one program and its commands, in a folder with only the model they name from the clone."""
     shutil.copytree(ROOT / MODEL, folder / MODEL)
     found = blocks(QUICKSTART)
     program = folder / "quickstart.py"
@@ -73,12 +74,12 @@ def follow_quickstart(environment: Environment, folder: Path) -> None:
         words = shlex.split(command)
         if words[0] == "posenc":
             environment.call(environment.posenc, *words[1:], cwd=folder)
-        elif words != ["pip", "install", ".[plot]"]:  # which is what the environment was made with
+        elif words != ["pip", "install", ".[plot]"]:  # the environment was made with this
             raise SystemExit(f"{QUICKSTART}: this script does not know how to run {command!r}")
 
 
 def main() -> None:
-    """Build, check the metadata, install, and do what a reader of the quickstart does."""
+    """Build, check the metadata, install, and follow the quickstart."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         made = build(folder / "dist")

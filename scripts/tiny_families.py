@@ -1,6 +1,6 @@
 """A tiny random model of any causal-LM family of the installed transformers.
 
-Every size that a configuration declares is shrunk by name; what a family needs on top is in OVERRIDES.
+Every size that a configuration declares is shrunk by name; OVERRIDES has anything else that a family needs.
 """
 
 from __future__ import annotations
@@ -137,13 +137,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(model_type: str, **extra: Any) -> Any:
-    """The configuration of a family with every known size shrunk."""
+    """Return the configuration of a family with every known size shrunk."""
     kind = CONFIG_MAPPING[model_type]
     return kind(**{**sizes_for(kind), **extra})
 
 
 def sizes_for(kind: Any) -> dict[str, Any]:
-    """Shrunk values of the arguments that a configuration class takes, sub-configurations included."""
+    """Return shrunk values of the arguments that a configuration class takes, including sub-configurations."""
     values: dict[str, Any] = {}
     aliases = {alias: name for name, alias in getattr(kind, "attribute_map", {}).items()}
     parameters = inspect.signature(kind.__init__).parameters
@@ -165,7 +165,7 @@ def sizes_for(kind: Any) -> dict[str, Any]:
 
 
 def _types(kind: Any, name: str) -> list[str] | None:
-    """Four layers that cover the layer types of the family's default configuration."""
+    """Return the types of four layers that cover the layer types of the family's default configuration."""
     declared = getattr(kind(), name, None)
     if not declared:
         return None
@@ -175,7 +175,7 @@ def _types(kind: Any, name: str) -> list[str] | None:
 
 
 def tiny_model(model_type: str, attention: str | None = None, seed: int = 0, **extra: Any) -> Any:
-    """A random model in eval mode whose norms, biases and sinks are not the trivial ones of a fresh model."""
+    """Return a random model in eval mode whose norms, biases and sinks differ from their trivial initial values."""
     config = tiny_config(model_type, **extra)
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if kind.config_class is not type(config) and config.get_text_config(decoder=True) is not config:
@@ -196,4 +196,4 @@ def tiny_model(model_type: str, attention: str | None = None, seed: int = 0, **e
 
 
 tokens = partial(random_tokens, VOCAB)
-"""Random token ids without the padding id."""
+"""Return random token ids without the padding id."""

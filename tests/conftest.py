@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-if find_spec("triton") and not torch.cuda.is_available():  # before anything imports it: kernels are then interpreted
+if find_spec("triton") and not torch.cuda.is_available():  # before triton is imported: interpret its kernels
     os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(1)
 settings.register_profile("posenc", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -21,13 +21,13 @@ settings.load_profile("posenc")
 
 
 def pytest_collection_finish() -> None:
-    """The garbage collector passes over what lives until the end: torch, transformers and the tests themselves."""
+    """Exempt objects that live until the end from garbage collection: torch, transformers and the tests themselves."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what was left out."""
+    """Report what was left out."""
     if find_spec("lm_eval") is None:
         terminalreporter.write_line(
             "left out: tests/lm_eval, lm-evaluation-harness is not installed (make test-lm-eval)"

@@ -1,4 +1,4 @@
-"""Attention on raw tensors, rotation included on both sides.
+"""The ``attention`` and ``query`` cases: attention on raw tensors, rotation included on both sides.
 
 Shape letters: B batch, H heads, L tokens, D head_dim, F rotary frequencies.
 """
@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import posenc
-from posenc.bench.cases import Case, Heads
+from posenc.bench.cases import BenchCase
+from posenc.bench.shapes import Heads
 from posenc.bench.timing import Pair
 from posenc.kernels.rotated_key_cache import KeptKeys
 
@@ -22,7 +23,7 @@ THETA = 1e4
 
 
 def stock_tables(positions_L: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """cos and sin [L, D] as transformers makes them."""
+    """Compute cos and sin [L, D] as transformers does."""
     inv_freq_F = 1.0 / (THETA ** (torch.arange(0, dim, 2, dtype=torch.float, device=positions_L.device) / dim))
     angle_LF = positions_L[:, None].float() * inv_freq_F
     angle_LD = torch.cat((angle_LF, angle_LF), dim=-1)
@@ -30,14 +31,14 @@ def stock_tables(positions_L: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def stock_rotate(x_BHLD: Tensor, cos_LD: Tensor, sin_LD: Tensor) -> Tensor:
-    """The rotation of transformers' models: a baseline that no change in posenc moves."""
+    """Rotate as the models of transformers do: a baseline that no change in posenc affects."""
     first, second = x_BHLD.chunk(2, dim=-1)
     cos, sin = cos_LD.to(x_BHLD.dtype), sin_LD.to(x_BHLD.dtype)
     return x_BHLD * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
-    """torch's own attention; on a GPU its flash kernel, whatever else torch would choose."""
+    """Call torch's attention; on a GPU always its flash kernel, even if torch would choose another one."""
     if q.device.type == "cpu":
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
@@ -48,7 +49,7 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
 class PlainAttention:
     """Stock attention: rotation, then one causal SDPA call.
 
-    The tables are made in the first call and kept, as a model makes them once for all of its layers.
+    The first call computes the tables and keeps them, as a model computes them once for all of its layers.
     """
 
     q_BHLD: Tensor
@@ -60,7 +61,7 @@ class PlainAttention:
         return flash_attention(*self.rotated(), causal=True)
 
     def rotated(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What the kernel is handed."""
+        """The tensors that the kernel gets: rotated queries, rotated keys, values."""
         if self._tables is None:
             index = torch.arange(self.q_BHLD.shape[2], device=self.q_BHLD.device)
             self._tables = stock_tables(index, self.q_BHLD.shape[3])
@@ -70,7 +71,7 @@ class PlainAttention:
 
 @dataclass
 class PlainQuery:
-    """Stock decoding: the cache holds rotated keys, only the newest token is rotated."""
+    """Stock decoding: the cache holds rotated keys, so only the newest token is rotated."""
 
     q_BHLD: Tensor
     k_BHLD: Tensor
@@ -87,28 +88,28 @@ class PlainQuery:
         return flash_attention(*self.rotated(), causal=False)
 
     def rotated(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What the kernel is handed."""
+        """The tensors that the kernel gets: rotated queries, rotated keys, values."""
         self._cache[:, :, -1:] = stock_rotate(self._newest, *self._tables)
         return stock_rotate(self.q_BHLD, *self._tables), self._cache, self.v_BHLD
 
 
-def build(case: Case) -> Pair:
-    """Both sides of an ``attention`` or ``query`` case, on the same random tensors."""
+def build(case: BenchCase) -> Pair:
+    """Build both sides of an ``attention`` or ``query`` case, on the same random tensors."""
     heads, dtype = Heads.parse(case.shape), getattr(torch, case.dtype)
     generator = torch.Generator(case.device).manual_seed(0)
 
     def random(count: int, length: int) -> Tensor:
         return torch.randn(1, count, length, heads.dim, generator=generator, dtype=dtype, device=case.device)
 
-    one = case.kind == "query"
-    q = random(heads.query, 1 if one else case.length)
+    decoding = case.kind == "query"
+    q = random(heads.query, 1 if decoding else case.length)
     k, v = random(heads.key, case.length), random(heads.key, case.length)
     base = posenc.Rotary.from_theta(THETA, heads.dim)
     strategy = case.make_strategy()
     plan = strategy.plan(case.length)
-    kept = KeptKeys() if one and case.cache == "rotated" else None
+    kept = KeptKeys() if decoding and case.cache == "rotated" else None
     remapped = partial(_attention, q, k, v, plan, strategy.rotary(base, case.length), case.backend, kept)
-    return Pair((PlainQuery if one else PlainAttention)(q, k, v), remapped)
+    return Pair((PlainQuery if decoding else PlainAttention)(q, k, v), remapped)
 
 
 def _attention(

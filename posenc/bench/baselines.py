@@ -1,7 +1,7 @@
-"""Attention kernels alone: the tensors are rotated beforehand, and nothing but the kernel is timed.
+"""Attention kernels alone: the tensors are rotated before the clock starts, so only the kernel is timed.
 
-What a fused remap is held against: whatever it does beyond plain attention, this is the time that attention itself
-takes. torch's flash attention is the anchor; cuDNN's is what else the same call could run.
+A fused remap is compared with these: the time of the attention itself, without rotation or segments. torch's flash
+attention is the reference point; cuDNN's is the other kernel that the same torch call could run.
 
 Shape letters: B batch, H heads, L tokens, D head_dim.
 """
@@ -22,8 +22,8 @@ from posenc.bench.timing import Pair, Sides
 
 
 @dataclass(frozen=True, eq=False)
-class Alone:
-    """A kernel on rotated tensors."""
+class KernelCall:
+    """A call of one kernel on rotated tensors."""
 
     kernel: Callable[..., Tensor]
     q_BHLD: Tensor
@@ -36,35 +36,39 @@ class Alone:
 
 
 def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
-    """cuDNN's attention, whatever else torch would choose."""
+    """Call cuDNN's attention, even if torch would choose another kernel."""
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
 
 
 def baselines(pair: Pair) -> tuple[Sides, dict[str, str]]:
-    """The kernels that can run a case, called once, and why the others cannot; nothing for a whole model."""
-    if isinstance(pair.plain, PlainAttention | PlainQuery):
-        rotated = pair.plain.rotated()
-    else:
+    """Find the kernels that can run a case, by calling each once.
+
+    Returns
+    -------
+    (mapping of str to callable, dict of str to str)
+        The calls of the kernels that can run it, and why the others cannot; both are empty for a whole model.
+    """
+    if not isinstance(pair.plain, PlainAttention | PlainQuery):
         return {}, {}
-    found, refused = {}, {}
-    for name, kernel in ((FLASH, flash_attention), (CUDNN, cudnn_attention)):
-        call = Alone(kernel, *rotated, causal=isinstance(pair.plain, PlainAttention))
-        reason = _reason(call)
-        if reason is None:
-            found[name] = call
-        else:
-            refused[name] = reason
-    return found, refused
+    rotated = pair.plain.rotated()
+    causal = isinstance(pair.plain, PlainAttention)
+    calls = {
+        name: KernelCall(kernel, *rotated, causal=causal)
+        for name, kernel in ((FLASH, flash_attention), (CUDNN, cudnn_attention))
+    }
+    reasons = {name: _refusal(call) for name, call in calls.items()}
+    usable = {name: call for name, call in calls.items() if reasons[name] is None}
+    return usable, {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def _reason(call: Callable[[], Tensor]) -> str | None:
-    """Why a call cannot be made: torch says it in warnings before the error."""
-    with warnings.catch_warnings(record=True) as said:
+def _refusal(call: Callable[[], Tensor]) -> str | None:
+    """Why a call fails, or None: torch gives the reason in warnings before the error."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             call()
         except RuntimeError as error:
-            words = [str(warning.message).splitlines()[0] for warning in said]
-            return "; ".join(dict.fromkeys([*words, str(error).splitlines()[0]]))
+            messages = [str(warning.message).splitlines()[0] for warning in caught]
+            return "; ".join(dict.fromkeys([*messages, str(error).splitlines()[0]]))
     return None

@@ -1,7 +1,7 @@
-"""A backend's outputs at the sizes that are timed, held against float64 before anything is timed.
+"""The canary: compare a backend's outputs with float64 at the sizes that are timed, before they are timed.
 
-Contract tests stay small. A canary case has the heads, the lengths and the dtype of a timed case; memory that a kernel
-fails to write holds NaN; about a hundred rows are compared (:mod:`posenc.bench.sampled`).
+Contract tests use small sizes. A canary case has the heads, the lengths and the dtype of a timed case. Memory that a
+kernel does not write holds NaN, and about a hundred rows are compared (:mod:`posenc.bench.sampled`).
 
 Shape letters: B batch, H heads, L tokens, D head_dim.
 """
@@ -20,38 +20,39 @@ from torch import Tensor
 
 import posenc
 from posenc.bench.attention import THETA
-from posenc.bench.cases import STRATEGIES, WINDOW_SHARE, Case, Heads, kind_shown
-from posenc.bench.sampled import Errors, aimed_queries, errors, expected_rows, sampled_rows
+from posenc.bench.cases import STRATEGIES, WINDOW_SHARE, BenchCase, kind_shown
+from posenc.bench.sampled import RowErrors, aim_queries, compare_rows, expected_rows, sampled_rows
+from posenc.bench.shapes import Heads
 from posenc.kernels.rotated_key_cache import KeptKeys
 from posenc.plan import PositionPlan
 from posenc.plugins import backends
 
 ROWS = 128
 STEPS = 4
-"""Tokens that a decoding case decodes one after the other, each compared."""
+"""Tokens that a decoding case decodes one after another; each is compared."""
 
 TOLERANCES = {"float32": 2e-4, "float16": 1e-2, "bfloat16": 6e-2}
-"""Largest error of an output, over the root mean square of its row.
+"""Largest allowed error of an output, divided by the root mean square of its row.
 
-In units of a dtype's spacing at 1 (2**-10, 2**-7) it is 10 and 8. Three roundings meet: that of rotated queries
-and keys (a logit of 14 is then off by up to 0.02), that of the weights, and that of the output, whose channels reach
-four times the root mean square. Measured on cpu_flash, which rounds in all three places, errors stay below half of
-it; a wrong key range or position moves a weight of 0.8 by tenths (tests/bench/test_canary.py).
+In float16 and bfloat16 this is 10 and 8 times the dtype's spacing at 1 (2**-10, 2**-7). Three roundings add up: of
+rotated queries and keys (a logit of 14 is then off by up to 0.02), of the weights, and of the output, whose channels
+reach four times the root mean square. On cpu_flash, which rounds in all three places, errors stay below half of the
+tolerance; a wrong key range or position changes a weight of 0.8 by tenths (tests/bench/test_canary.py).
 """
 
 LSE_TOLERANCES = {"float32": 2e-4, "float16": 4e-3, "bfloat16": 3e-2}
-"""Largest error of a logsumexp, which is near 14: that of its largest logit."""
+"""Largest allowed error of a logsumexp, which is near 14: the error of its largest logit."""
 
 POISON = 6 * 2**30
-"""Bytes of device memory that are filled before a case: more than the outputs and copies of one at 128k tokens."""
+"""Bytes of device memory that are filled before a case: more than its outputs and copies take at 128k tokens."""
 
 SMALL_BLOCK = 2**19
-"""torch keeps blocks of up to 1 MiB apart from larger ones."""
+"""Bytes of a small block: torch's allocator keeps blocks of up to 1 MiB apart from larger ones."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One case's errors and what was allowed."""
+    """The errors of one case, and the errors that are allowed."""
 
     case: str
     output: float
@@ -63,7 +64,7 @@ class Verdict:
 
     @property
     def good(self) -> bool:
-        """True where both errors are allowed; a NaN never is."""
+        """True if both errors are within their tolerance; NaN never is."""
         return self.output <= self.output_allowed and self.lse <= self.lse_allowed
 
     def __str__(self) -> str:
@@ -73,91 +74,108 @@ class Verdict:
         )
 
 
-def cases(backend: str, device: str, lengths: tuple[int, ...], heads: str, dtypes: tuple[str, ...]) -> list[Case]:
-    """The canary of one backend: its first dtype at every length, the others at the shortest length.
+def cases(backend: str, device: str, lengths: tuple[int, ...], heads: str, dtypes: tuple[str, ...]) -> list[BenchCase]:
+    """List the canary of one backend: its first dtype at every length, the others at the shortest length.
 
-    What costs least and breaks most often comes first.
+    The cheapest cases, which are also those that fail most often, come first.
     """
     caches = ("raw", "rotated") if backends()[backend].capabilities.keeps_keys else ("raw",)
     sizes = [(length, dtypes[0]) for length in lengths] + [(min(lengths), dtype) for dtype in dtypes[1:]]
-    found = []
+    cases = []
     for (length, dtype), strategy in product(sizes, STRATEGIES):
         facts = (heads, dtype, torch.get_num_threads(), length, length // WINDOW_SHARE, strategy, backend, device)
-        found += [Case("query", *facts, cache) for cache in caches]
-        found.append(Case("attention", *facts))
-    return found
+        cases += [BenchCase("query", *facts, cache) for cache in caches]
+        cases.append(BenchCase("attention", *facts))
+    return cases
 
 
-def check(case: Case, seed: int = 0) -> Verdict:
-    """Run one case and compare it."""
-    heads, dtype = Heads.parse(case.shape), getattr(torch, case.dtype)
-    generator = torch.Generator(case.device).manual_seed(seed)
-    one = case.kind == "query"
-    q, k, v = (
-        torch.randn(1, count, length, heads.dim, generator=generator, device=case.device).to(dtype)
-        for count, length in (
-            (heads.query, STEPS if one else case.length),
-            (heads.key, case.length),
-            (heads.key, case.length),
-        )
-    )
+def check(case: BenchCase, seed: int = 0) -> Verdict:
+    """Run one case and compare sampled rows of its outputs with float64.
+
+    A ``query`` case decodes ``STEPS`` tokens, and every step is compared.
+    """
+    q, k, v = _random_tensors(case, seed)
     strategy = case.make_strategy()
-    prompt = case.length - STEPS + 1 if one else case.length
-    rotary = strategy.rotary(posenc.Rotary.from_theta(THETA, heads.dim), prompt)
-    kept = KeptKeys() if one and case.cache == "rotated" else None
-    found: list[Errors] = []
-    seen = 0
+    decoding = case.kind == "query"
+    prompt = case.length - STEPS + 1 if decoding else case.length
+    rotary = strategy.rotary(posenc.Rotary.from_theta(THETA, q.shape[-1]), prompt)
+    kept = KeptKeys() if decoding and case.cache == "rotated" else None
+    steps: list[RowErrors] = []
     with torch.no_grad():
-        for total in range(prompt, case.length + 1):
-            step = total - prompt
-            own = q[:, :, step : step + 1] if one else q
-            plan = strategy.plan(prompt, total)
-            rows = sampled_rows(plan, own.shape[2], ROWS, seed)
-            scale = heads.dim**-0.5
-            aimed_queries(own, k[:, :, :total], plan, rotary, rows, scale, seed + step)
-            tensors = own, k[:, :, :total], v[:, :, :total]
-            out = _poisoned(case, tensors, plan, rotary, kept)
-            expected = expected_rows(*tensors, plan, rotary, rows, scale)
-            found.append(errors(out, expected, rows, total - own.shape[2]))
-            seen += len(rows)
-    worst = max(found, key=lambda e: e.output)
+        for step, total in enumerate(range(prompt, case.length + 1)):
+            tensors = q[:, :, step : step + 1] if decoding else q, k[:, :, :total], v[:, :, :total]
+            steps.append(_compared(case, tensors, strategy.plan(prompt, total), rotary, kept, seed + step))
+    worst = max(steps, key=lambda errors: errors.output)
     return Verdict(
         case=f"{kind_shown(case.kind, case.cache)} {case.shape} {case.dtype} {case.strategy} {case.length}",
         output=worst.output,
-        lse=max(e.lse for e in found),
+        lse=max(errors.lse for errors in steps),
         output_allowed=TOLERANCES[case.dtype],
         lse_allowed=LSE_TOLERANCES[case.dtype],
-        rows=seen,
+        rows=sum(errors.rows for errors in steps),
         where=f"row {worst.row}, head {worst.head}",
     )
 
 
 def report(case: dict[str, Any]) -> dict[str, Any]:
-    """One case's verdict as plain data."""
-    verdict = check(Case(**case))
+    """Check one case and return its verdict as plain data, for a worker process."""
+    verdict = check(BenchCase(**case))
     if case["device"] == "cuda":
         torch.cuda.empty_cache()  # other processes need the memory
     return {**asdict(verdict), "good": verdict.good, "text": str(verdict)}
 
 
-def _poisoned(
-    case: Case, tensors: tuple[Tensor, Tensor, Tensor], plan: PositionPlan, rotary: posenc.Rotary, kept: KeptKeys | None
+def _random_tensors(case: BenchCase, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of a case; the queries of a ``query`` case are those of all its steps."""
+    heads, dtype = Heads.parse(case.shape), getattr(torch, case.dtype)
+    generator = torch.Generator(case.device).manual_seed(seed)
+
+    def random(count: int, length: int) -> Tensor:
+        return torch.randn(1, count, length, heads.dim, generator=generator, device=case.device).to(dtype)
+
+    q = random(heads.query, STEPS if case.kind == "query" else case.length)
+    return q, random(heads.key, case.length), random(heads.key, case.length)
+
+
+def _compared(
+    case: BenchCase,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    plan: PositionPlan,
+    rotary: posenc.Rotary,
+    kept: KeptKeys | None,
+    seed: int,
+) -> RowErrors:
+    """Aim some queries at keys, run the backend, and compare the rows of these queries."""
+    q, k, _ = tensors
+    rows, scale = sampled_rows(plan, q.shape[2], ROWS, seed), q.shape[-1] ** -0.5
+    aim_queries(q, k, plan, rotary, rows, scale, seed)
+    result = _poisoned_attention(case, tensors, plan, rotary, kept)
+    expected = expected_rows(*tensors, plan, rotary, rows, scale)
+    return compare_rows(result, expected, rows, plan.total - q.shape[2])
+
+
+def _poisoned_attention(
+    case: BenchCase,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    plan: PositionPlan,
+    rotary: posenc.Rotary,
+    kept: KeptKeys | None,
 ) -> tuple[Tensor, Tensor]:
-    """The backend's output and logsumexp, where memory that it leaves unwritten is NaN."""
+    """The backend's output and logsumexp; memory that it does not write holds NaN."""
     with poisoned(case.device):
-        found = posenc.attention(*tensors, plan, rotary, backend=case.backend, kept=kept, return_lse=True)
+        result = posenc.attention(*tensors, plan, rotary, backend=case.backend, kept=kept, return_lse=True)
     if case.device == "cuda":
         torch.cuda.synchronize()
-    assert isinstance(found, tuple)
-    return found
+    assert isinstance(result, tuple)
+    return result
 
 
 @contextmanager
 def poisoned(device: str, size: int = POISON) -> Iterator[None]:
-    """Memory that is handed out holds NaN, ``size`` bytes of it on a GPU.
+    """Inside the block, newly allocated memory holds NaN; on a GPU, ``size`` bytes of it.
 
-    On a GPU it is what torch's allocator keeps for the next tensors: large and small blocks are taken, filled and
-    given back. All bits set is NaN in every floating dtype. On the CPU torch itself fills new tensors.
+    On a GPU, large and small blocks are allocated, filled and freed, so that torch's allocator reuses them for the
+    next tensors. A value with all bits set is NaN in every floating dtype. On the CPU, torch itself fills new tensors.
     """
     if device == "cuda":
         gc.collect()

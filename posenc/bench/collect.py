@@ -1,9 +1,9 @@
-"""A result made of the JSON lines of a run, whether the run came to its end or not.
+"""Make a result from the JSON lines of a run, even if the run did not end.
 
-Lines are appended by ``scripts.gpu`` as things happen, each an object with one of these keys: ``facts`` (the machine),
-``check`` (what the tests or the canary of a backend gave), ``unusable`` (a backend, and why it cannot run),
-``command``, ``row`` (a case's times), ``left_out`` (a case's backend, and why it was not measured), ``ended`` (the load
-after it).
+``scripts.gpu`` appends a line for every event. Each is an object with one of these keys: ``facts`` (the machine),
+``check`` (the outcome of a backend's tests or canary), ``unusable`` (a backend, and why it cannot run), ``command``,
+``row`` (the times of a case), ``left_out`` (the backend of a case, and why it was not measured), ``ended`` (the load
+after the run).
 """
 
 from __future__ import annotations
@@ -13,37 +13,37 @@ from collections import Counter
 from pathlib import Path
 
 from posenc.bench import lines
-from posenc.bench.results import Check, Machine, Result, Row
+from posenc.bench.results import BenchRow, Check, Machine, Result
 from posenc.errors import InvalidInputError
 from posenc.files import replacing
 
 FILE = "gpu.jsonl"
-CUT_SHORT = "the run was cut short: what it had not reached is not listed"
+CUT_SHORT = "the run was cut short: cases that it did not reach are not listed"
 
 
 def collect(folder: Path) -> Result:
-    """The result of a folder's lines.
+    """Make the result of a folder's lines.
 
     Raises
     ------
     InvalidInputError
-        If nothing was measured there.
+        If the folder holds no times.
     """
-    found = lines.read(folder / FILE)
+    entries = lines.read(folder / FILE)
     measured = rows(folder)
-    facts = next((line["facts"] for line in found if "facts" in line), None)
+    facts = next((entry["facts"] for entry in entries if "facts" in entry), None)
     if not measured or facts is None:
         raise InvalidInputError(f"{folder / FILE}: holds no times. Measure with python -m scripts.gpu.")
-    other = [line["other_cores"] for line in found if line.get("other_cores") is not None]
-    ended = next((line["ended"] for line in reversed(found) if "ended" in line), None)
+    other_cores = [entry["other_cores"] for entry in entries if entry.get("other_cores") is not None]
+    ended = next((entry["ended"] for entry in reversed(entries) if "ended" in entry), None)
     facts |= {
-        "other_cores": statistics.median(other) if other else None,
+        "other_cores": statistics.median(other_cores) if other_cores else None,
         "load_after": None if ended is None else ended["load_after"],
     }
     return Result(
         format="posenc-bench",
         version=1,
-        command=next(line["command"] for line in found if "command" in line),
+        command=next(entry["command"] for entry in entries if "command" in entry),
         machine=Machine(**facts),
         rows=measured,
         checks=tuple(checks(folder)),
@@ -51,19 +51,19 @@ def collect(folder: Path) -> Result:
     )
 
 
-def rows(folder: Path) -> tuple[Row, ...]:
-    """The times of a folder's lines."""
-    return tuple(Row.model_validate(line["row"]) for line in lines.read(folder / FILE) if "row" in line)
+def rows(folder: Path) -> tuple[BenchRow, ...]:
+    """Read the times from a folder's lines."""
+    return tuple(BenchRow.model_validate(line["row"]) for line in lines.read(folder / FILE) if "row" in line)
 
 
 def checks(folder: Path) -> list[Check]:
-    """The last check of every backend and kind."""
-    found = (Check.model_validate(line["check"]) for line in lines.read(folder / FILE) if "check" in line)
-    return list({(check.backend, check.kind): check for check in found}.values())
+    """Read the last check of every backend and kind."""
+    records = (Check.model_validate(line["check"]) for line in lines.read(folder / FILE) if "check" in line)
+    return list({(check.backend, check.kind): check for check in records}.values())
 
 
 def left_out(folder: Path) -> list[str]:
-    """What was not measured: how many cases of each backend, by reason."""
+    """List what was not measured: how many cases of each backend, by reason."""
     entries = [line["left_out"] for line in lines.read(folder / FILE) if "left_out" in line]
     counted = Counter((entry["backend"], entry["reason"]) for entry in entries)
     return [f"{backend}: {reason}" for backend, reason in unusable(folder).items()] + [
@@ -73,22 +73,22 @@ def left_out(folder: Path) -> list[str]:
 
 
 def unusable(folder: Path) -> dict[str, str]:
-    """Backends that cannot run there, and why."""
+    """List the backends that cannot run on the machine, and why."""
     entries = (line["unusable"] for line in lines.read(folder / FILE) if "unusable" in line)
     return {entry["backend"]: entry["reason"] for entry in entries}
 
 
 def forget_times(folder: Path) -> None:
-    """Keep what the checks found, for times that are measured anew.
+    """Remove the times and keep the outcome of the checks, before the times are measured again.
 
     Raises
     ------
     InvalidInputError
-        If there are no checks.
+        If the folder holds no checks.
     """
-    kept = [line for line in lines.read(folder / FILE) if line.keys() & {"facts", "check", "unusable"}]
-    if not kept:
+    checks = [entry for entry in lines.read(folder / FILE) if entry.keys() & {"facts", "check", "unusable"}]
+    if not checks:
         raise InvalidInputError(f"{folder / FILE}: holds no checks. Run python3 -m scripts.gpu --only checks first.")
     with replacing(folder / FILE) as temporary:
-        for line in kept:
-            lines.append(temporary, line)
+        for entry in checks:
+            lines.append(temporary, entry)

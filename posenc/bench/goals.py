@@ -1,12 +1,13 @@
-"""What remapping is meant to cost at most, on a CPU with two threads and on a GPU."""
+"""Goals: the most that remapping may cost, on a CPU with two threads and on a GPU."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from posenc.bench.cases import CACHES, FLASH, MODEL, STRATEGIES
-from posenc.bench.results import Row
+from posenc.bench.cases import CACHES, FLASH, STRATEGIES
+from posenc.bench.results import BenchRow
+from posenc.bench.shapes import MODEL
 
 Measure = Literal["time", "memory", "rate", "alone", "MiB"]
 DTYPE = "float32"
@@ -16,13 +17,20 @@ GPU_DTYPE = "bfloat16"
 
 @dataclass(frozen=True)
 class Goal:
-    """A limit on one number of one case, for every strategy alike.
+    """A limit on one number of one case, the same for every strategy.
 
     Parameters
     ----------
+    kind, shape, length, cache
+        The case, as in :class:`posenc.bench.cases.BenchCase`.
     measure : {"time", "memory", "rate", "alone", "MiB"}
-        Remapped over plain: seconds, peak bytes, or tokens per second (a lower limit). Seconds over torch's flash
-        attention alone. Or the peak bytes of the remapped side themselves, in MiB.
+        The number that is limited. ``time``, ``memory`` and ``rate`` are remapped over plain: seconds, peak bytes, and
+        tokens per second (a lower limit). ``alone`` is seconds over those of torch's flash attention alone. ``MiB`` is
+        the peak memory of the remapped side.
+    limit : float
+        The limit itself.
+    gpu_backend : str or None
+        The backend of a goal for GPUs, which are measured in ``GPU_DTYPE``; None for a goal for the CPU.
     """
 
     kind: str
@@ -31,20 +39,18 @@ class Goal:
     measure: Measure
     limit: float
     gpu_backend: str | None = None
-    """The backend of a goal for GPUs, which are measured in ``GPU_DTYPE``; None for the CPU's."""
-
     cache: str = CACHES[0]
 
-    def applies(self, row: Row) -> bool:
-        """True for a row that is measured under the conditions of the goal."""
+    def applies(self, row: BenchRow) -> bool:
+        """True for a row that was measured under the conditions of the goal."""
         if (self.kind, self.shape, self.length, self.cache) != (row.kind, row.shape, row.length, row.cache):
             return False
         if self.gpu_backend is not None:
             return (row.device, row.dtype, row.backend) == ("cuda", GPU_DTYPE, self.gpu_backend)
         return (row.device, row.dtype, row.threads) == ("cpu", DTYPE, THREADS)
 
-    def value(self, row: Row) -> float | None:
-        """The number that the limit is for, or None where it was not measured."""
+    def value(self, row: BenchRow) -> float | None:
+        """The number that the goal limits; None if it was not measured."""
         if self.measure == "memory":
             return row.memory_ratio
         if self.measure == "alone":
@@ -54,9 +60,9 @@ class Goal:
         return 1 / row.ratio if self.measure == "rate" else row.ratio
 
     def met(self, value: float) -> bool:
-        """Whether a number, as it is printed, keeps the limit."""
-        shown = round(value, 2)
-        return shown >= self.limit if self.measure == "rate" else shown <= self.limit
+        """True if a number, rounded as it is printed, is within the limit."""
+        rounded = round(value, 2)
+        return rounded >= self.limit if self.measure == "rate" else rounded <= self.limit
 
 
 Goals = tuple[Goal, ...]
@@ -64,7 +70,7 @@ Goals = tuple[Goal, ...]
 
 @dataclass(frozen=True)
 class Target:
-    """Goals that are shown in one table."""
+    """The goals of one table."""
 
     title: str
     goals: Goals
@@ -117,15 +123,16 @@ GPU_LENGTHS = (32768, 65536, 131072)
 PREFILL, DECODE, XFORMERS = 0.80, 1.04, 1.20
 """Time over that of torch's flash attention alone (FlashAttention-2).
 
-Jet-Long (Liu et al. 2026, arXiv 2607.07740) fuses its remap of two windows into one kernel for H100s: prefill up to
-1.39 times the throughput of FlashAttention-2, which is 0.72 of its time, and decoding within 4% of the unmapped kernel.
+Jet-Long (Liu et al. 2026, arXiv 2607.07740) fuses its remap of two windows into one kernel for H100s. Its prefill has
+up to 1.39 times the throughput of FlashAttention-2, so 0.72 of its time; its decoding is within 4% of the unmapped
+kernel.
 """
 
 DECODE_MIB = 16
-"""Peak memory of one query over raw keys beyond what is there before it.
+"""MiB of peak memory that one query over raw keys may add.
 
-The parts of a split softmax need a few MiB: 64 splits of 32 heads of 128 float32 are 1. A copy of the keys
-at 32k tokens would be 64.
+The parts of a split softmax need a few MiB: 64 splits of 32 heads of 128 float32 channels are 1 MiB. A copy of the
+keys at 32k tokens would be 64 MiB.
 """
 
 

@@ -1,4 +1,4 @@
-"""Files of JSON lines that a crash cannot spoil: each line is on the disk before the next thing begins."""
+"""Files of JSON lines that survive a crash: each line is on the disk before the program goes on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:
-    """Add one line and have it on the disk; a line is written at once, so that several processes can share a file."""
+    """Append one line and flush it to the disk; one write per line, so that several processes can share a file."""
     line = json.dumps(entry) + "\n"
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
@@ -20,7 +20,7 @@ def append(path: Path, entry: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a file; none where there is no file. A last line that was cut off is left out."""
+    """Read all complete lines of a file, none if the file does not exist. A last line that was cut off is left out."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

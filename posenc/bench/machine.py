@@ -1,4 +1,4 @@
-"""The machine a result was measured on: enough to compare, nothing that names it."""
+"""The machine that a result was measured on: enough to compare results, nothing that identifies the machine."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from posenc.trace import versions
 
 
 def describe() -> dict[str, Any]:
-    """CPU, cores, memory, versions and settings that change times."""
-    import torch
-
+    """Describe the CPU, cores, memory, versions, and settings that affect times."""
     return {
         "cpu": cpu_model(),
         "cores": cores(),
@@ -28,7 +28,7 @@ def describe() -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """The CPU's name, where the system tells."""
+    """The name of the CPU, if the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -45,7 +45,7 @@ def cores() -> int:
 
 
 def memory_gib() -> float | None:
-    """Memory of the machine, where the system tells."""
+    """The memory of the machine in GiB; None if the system does not give it."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, OSError, ValueError):
@@ -53,31 +53,32 @@ def memory_gib() -> float | None:
 
 
 def load() -> float | None:
-    """Processes that wanted to run in the last minute, where the system tells."""
+    """The load average of the last minute; None if the system does not give it."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Tells how many cores other work took since the watch was made.
+    """Measure how many cores other work used since the watch was made.
 
-    A load average cannot: it counts the run itself, and the run before it.
+    A load average does not tell: it counts the run itself, and the run before it.
     """
 
-    _busy: float | None = field(default_factory=lambda: busy_seconds())
-    _own: float = field(default_factory=time.process_time)
-    _began: float = field(default_factory=time.perf_counter)
+    _busy_at_start: float | None = field(default_factory=lambda: busy_seconds())
+    _process_at_start: float = field(default_factory=time.process_time)
+    _started: float = field(default_factory=time.perf_counter)
 
     def other_cores(self) -> float | None:
-        """Cores that other processes, or other guests of the host, kept busy on average; None where unknown."""
-        now, seconds = busy_seconds(), time.perf_counter() - self._began
-        if now is None or self._busy is None or seconds <= 0:
+        """Cores that other processes, or other guests of the host, used on average; None if unknown."""
+        busy, seconds = busy_seconds(), time.perf_counter() - self._started
+        if busy is None or self._busy_at_start is None or seconds <= 0:
             return None
-        return round(max(0.0, now - self._busy - (time.process_time() - self._own)) / seconds, 2)
+        by_this_process = time.process_time() - self._process_at_start
+        return round(max(0.0, busy - self._busy_at_start - by_this_process) / seconds, 2)
 
 
 def busy_seconds() -> float | None:
-    """Seconds that all cores together were busy since the start, where the system tells them for just our cores."""
+    """Seconds that all cores together were busy since boot; None if the system does not count exactly our cores."""
     try:
         lines = Path("/proc/stat").read_text().splitlines()
         user, nice, system, _, _, irq, softirq, steal, *_ = map(int, lines[0].split()[1:])

@@ -1,9 +1,9 @@
-"""Peak extra memory of one side of a case, by a fresh process.
+"""Peak memory of one side of a case beyond its inputs, measured in a fresh process.
 
-The child builds the case, so that inputs, weights and caches are there, and runs a short case of the same kind,
-so that thread pools and libraries are. Then it fills its memory up to its high-water mark with ballast: from
-there, every byte that the call needs at once moves the mark, and the difference is the call's peak. Freed tensors go
-back to the system at once (``MALLOC_MMAP_THRESHOLD_``): the mark shows what is alive, not what the allocator kept.
+The child runs a short case of the same kind, which loads libraries and starts thread pools, and builds the case itself
+with its inputs, weights and caches. Then it fills its memory with ballast up to its high-water mark. From there on,
+every byte that the call needs at once raises the mark, and the difference is the peak of the call. Freed tensors
+return to the system at once (``MALLOC_MMAP_THRESHOLD_``), so the mark shows live memory, not what the allocator keeps.
 """
 
 from __future__ import annotations
@@ -15,27 +15,26 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
+from posenc.bench.cases import BenchCase
+from posenc.bench.sides import build
+from posenc.bench.timing import Pair
 from posenc.errors import PosencError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from posenc.bench.cases import Case
-    from posenc.bench.timing import Pair
 
 WARM_LENGTH = 256
 RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def available() -> bool:
-    """True where the system tells both the current and the highest memory of a process."""
+    """True if the system gives both the current and the highest memory of a process."""
     return os.path.exists("/proc/self/statm")
 
 
-def peak_bytes(case: Case, side: str) -> int:
-    """Bytes that one call of a side needs on top of its inputs.
+def peak_bytes(case: BenchCase, side: str) -> int:
+    """Measure the bytes that one call of a side needs beyond its inputs, in a fresh process.
 
     Parameters
     ----------
@@ -45,27 +44,23 @@ def peak_bytes(case: Case, side: str) -> int:
     Raises
     ------
     PosencError
-        If the child process fails; its last line says why.
+        If the child process fails; the message ends with its last line.
     """
-    ran = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "posenc.bench.memory"],
         input=json.dumps({"case": asdict(case), "side": side}),
         capture_output=True,
         text=True,
         env={**os.environ, **RETURN_FREED},
     )
-    if ran.returncode:
-        reason = (ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"])[-1]
-        raise PosencError(f"measuring the memory of {case} failed: {reason}. --no-memory leaves it out.")
-    return int(json.loads(ran.stdout.splitlines()[-1]))
+    if process.returncode:
+        reason = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+        raise PosencError(f"measuring the memory of {case} failed: {reason}. Skip it with --no-memory.")
+    return int(json.loads(process.stdout.splitlines()[-1]))
 
 
-def call_peak(case: Case, side: str) -> int:
-    """The same, in this process, which must be a fresh one."""
-    import torch
-
-    from posenc.bench.sides import build
-
+def call_peak(case: BenchCase, side: str) -> int:
+    """Measure the same in this process, which must be a fresh one."""
     torch.set_num_threads(case.threads)
     with torch.no_grad():
         short = min(case.length, WARM_LENGTH)
@@ -75,9 +70,7 @@ def call_peak(case: Case, side: str) -> int:
 
 
 def peak_of(call: Callable[[], object]) -> int:
-    """Bytes that a call needs at once on top of what this process holds now."""
-    import torch
-
+    """Measure the bytes that a call needs at once beyond what this process holds now."""
     gc.collect()
     ballast = torch.ones(max(0, high_water() - resident()), dtype=torch.uint8)
     before = high_water()
@@ -88,14 +81,14 @@ def peak_of(call: Callable[[], object]) -> int:
 
 
 def resident() -> int:
-    """Bytes of this process in memory now."""
+    """Bytes of memory that this process holds now."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def high_water() -> int:
-    """Most bytes this process ever had in memory."""
-    import resource
+    """Most bytes of memory that this process ever held."""
+    import resource  # Windows lacks it
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -105,10 +98,8 @@ def _side(pair: Pair, side: str) -> Callable[[], Tensor]:
 
 
 def _main() -> None:
-    from posenc.bench.cases import Case
-
-    asked = json.load(sys.stdin)
-    print(call_peak(Case(**asked["case"]), asked["side"]))
+    request = json.load(sys.stdin)
+    print(call_peak(BenchCase(**request["case"]), request["side"]))
 
 
 if __name__ == "__main__":

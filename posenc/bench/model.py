@@ -1,6 +1,6 @@
-"""Whole models: prefill, decoding one token at a filled cache, and padded batches.
+"""Whole models: prefill, decoding one token with a filled cache, and padded batches.
 
-Weights are random (time does not depend on them) and shared by the two sides.
+Weights are random, because times do not depend on them, and both sides share them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ import torch
 from torch import Tensor, nn
 
 import posenc
-from posenc.bench.cases import SHAPES, Case, row_lengths
+from posenc.bench.cases import BenchCase
+from posenc.bench.padded import RowByRow
+from posenc.bench.shapes import SHAPES, row_lengths
 from posenc.bench.timing import Pair
 from posenc.hf.random_models import empty_cache, random_llama
 from posenc.hf.transformers_names import cache_argument
 from posenc.rope import Rotary
 
 
-def build(case: Case) -> Pair:
-    """Both sides of a ``prefill``, ``decode`` or ``padded`` case."""
+def build(case: BenchCase) -> Pair:
+    """Build both sides of a ``prefill``, ``decode`` or ``padded`` case."""
     stock = make_model(case)
     patched = twin(stock)
     posenc.apply(patched, case.make_strategy(), backend=case.backend)
@@ -32,24 +34,24 @@ def build(case: Case) -> Pair:
         return Pair(Prefill(stock, tokens), Prefill(patched, tokens))
     if case.kind == "decode":
         return Pair(*decoders(stock, patched, tokens))
-    rows = [tokens[:, :length] for length in row_lengths(case)]
-    return Pair(RowByRow(patched, rows), padded_batch(patched, rows))
+    rows = [tokens[:, :length] for length in row_lengths(case.length)]
+    return Pair(RowByRow([Prefill(patched, row) for row in rows]), padded_batch(patched, rows))
 
 
-def make_model(case: Case) -> Any:
-    """A random model of the case's shape."""
+def make_model(case: BenchCase) -> Any:
+    """Make a random model of the case's shape."""
     return random_llama(getattr(torch, case.dtype), **SHAPES[case.shape])
 
 
 def twin(model: nn.Module) -> Any:
-    """A copy with its own modules and configuration that shares every weight."""
+    """Copy a model: the copy has its own modules and configuration and shares every weight."""
     shared = (*model.parameters(), *model.buffers())
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
 @dataclass
 class Prefill:
-    """A prompt on an empty cache; returns the logits of its last token."""
+    """A forward of a prompt with an empty cache; returns the logits of its last token."""
 
     model: Any
     tokens_BL: Tensor
@@ -62,19 +64,8 @@ class Prefill:
 
 
 @dataclass
-class RowByRow:
-    """Several prompts, one after the other."""
-
-    model: Any
-    rows: list[Tensor]
-
-    def __call__(self) -> Tensor:
-        return torch.cat([Prefill(self.model, row)() for row in self.rows])
-
-
-@dataclass
 class Decode:
-    """One more token on a cache that grows with every call, as in generation; returns its logits."""
+    """A forward of one more token with a cache that grows with every call, as in generation; returns its logits."""
 
     model: Any
     cache: Any
@@ -87,7 +78,7 @@ class Decode:
 
 
 def padded_batch(model: Any, rows: list[Tensor]) -> Prefill:
-    """The rows as one batch, padded on the left."""
+    """Build the prefill of all rows as one batch, padded on the left."""
     longest = max(row.shape[1] for row in rows)
     tokens = torch.zeros((len(rows), longest), dtype=torch.long)
     mask = torch.zeros_like(tokens)
@@ -98,11 +89,11 @@ def padded_batch(model: Any, rows: list[Tensor]) -> Prefill:
 
 
 def decoders(stock: Any, patched: Any, tokens_BL: Tensor) -> tuple[Decode, Decode]:
-    """Both models on caches that hold the same random keys and values.
+    """Build decoding steps of both models, on caches that hold the same random keys and values.
 
-    A prefill of this length would take minutes. So the patched model runs its prefill with its layers
-    taken out, which lets its hooks note lengths and positions on the cache as they do for any prompt, and
-    the keys and values are put in afterwards: raw ones for the patched model, rotated ones for stock.
+    A prefill of this length would take minutes. So the patched model runs its prefill without its layers: its hooks
+    record lengths and positions on the cache as they do for any prompt. Keys and values are added to the caches
+    afterwards: raw keys for the patched model, rotated keys for the stock model.
     """
     config, length = stock.config, tokens_BL.shape[1]
     plain, raw = empty_cache(config), empty_cache(config)
@@ -121,7 +112,7 @@ def decoders(stock: Any, patched: Any, tokens_BL: Tensor) -> tuple[Decode, Decod
 
 @contextmanager
 def without_layers(model: Any) -> Iterator[None]:
-    """The decoder without its layers, for the length of the block."""
+    """Remove the layers of the decoder inside the block."""
     layers = model.model.layers
     model.model.layers = nn.ModuleList()
     try:

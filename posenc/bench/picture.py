@@ -1,21 +1,21 @@
-"""Ratio over length, one panel per kind, shape, dtype, thread count and backend."""
+"""The plot of ``posenc bench``: ratio over length, one panel per kind, shape, dtype, thread count and backend."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from posenc.bench.results import Result, Row
+from posenc.bench.results import BenchRow, Result
 from posenc.display.viz import COLOURS, FORMATS, MARKERS, new_figure, save
 from posenc.errors import InvalidInputError
 
 
 def check_plot(path: Path) -> None:
-    """Raise before measuring when the plot could not be drawn after it.
+    """Raise before measuring if the plot could not be drawn afterwards.
 
     Raises
     ------
     InvalidInputError
-        If the file's ending is not that of a plot.
+        If the file has no ending of a plot.
     PosencError
         If matplotlib is not installed.
     """
@@ -25,8 +25,8 @@ def check_plot(path: Path) -> None:
 
 
 def plot_ratios(result: Result, path: Path) -> Path:
-    """Draw medians, with bars from the lowest to the highest ratio of a round."""
-    panels: dict[str, list[Row]] = {}
+    """Draw the median ratios, with bars from the lowest to the highest ratio of a round."""
+    panels: dict[str, list[BenchRow]] = {}
     for row in result.rows:
         title = f"{row.kind} {row.shape} {row.dtype}, {row.threads} threads, {row.backend}"
         panels.setdefault(title, []).append(row)
@@ -34,11 +34,11 @@ def plot_ratios(result: Result, path: Path) -> Path:
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, rows) in zip(axes, panels.items(), strict=True):
         for number, name in enumerate(dict.fromkeys(row.strategy for row in rows)):
-            mine = sorted((row for row in rows if row.strategy == name), key=lambda row: row.length)
-            below = [row.ratio - min(row.ratios) for row in mine]
-            above = [max(row.ratios) - row.ratio for row in mine]
+            curve = sorted((row for row in rows if row.strategy == name), key=lambda row: row.length)
+            below = [row.ratio - min(row.ratios) for row in curve]
+            above = [max(row.ratios) - row.ratio for row in curve]
             style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-            x, y = [row.length for row in mine], [row.ratio for row in mine]
+            x, y = [row.length for row in curve], [row.ratio for row in curve]
             axis.errorbar(x, y, yerr=[below, above], label=name, capsize=3, **style)
         ticks = sorted({row.length for row in rows})
         axis.set_xscale("log", base=2)

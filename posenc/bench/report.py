@@ -1,4 +1,4 @@
-"""``performance.md``: a page made of result files and nothing else."""
+"""Make ``performance.md`` from result files and nothing else."""
 
 from __future__ import annotations
 
@@ -8,48 +8,48 @@ from pathlib import Path
 
 from posenc.bench.cases import CUDNN, FLASH, KINDS, kind_shown, what_of
 from posenc.bench.goals import DTYPE, GPU_DTYPE, GPU_TARGETS, TARGETS, THREADS, Goal, Target
-from posenc.bench.results import Check, Machine, Result, Row, read_folder
+from posenc.bench.results import BenchRow, Check, Machine, Result, read_folder
 from posenc.files import replacing
 
 PAGE = "performance.md"
 NUMBERS = ["tokens", "plain ms", "remapped ms", "ratio", "plain MiB", "remapped MiB", "memory ratio"]
 COLUMNS = ["kind", "shape", "dtype", "threads", "backend", "strategy", *NUMBERS[:4], "lowest .. highest", *NUMBERS[4:]]
 BASELINES = {"over flash alone": FLASH, "over cuDNN alone": CUDNN}
-"""Columns that only runs with baselines have, after ``COLUMNS``."""
+"""Columns after ``COLUMNS``, which only runs with baselines have."""
 
 NOTHING = "-"
 
 INTRODUCTION = f"""\
 # What remapping costs
 
-This page is made by `posenc bench --report docs/results` from the result files (`*.json`) beside it: change those,
-not this page. `make bench` measures them anew.
+`posenc bench --report docs/results` makes this page from the result files (`*.json`) beside it: change those, not this
+page. `make bench` measures them again.
 
-Both sides of a case run in turns in one process: plain, remapped, plain, and so on. Times are medians over the rounds;
-a ratio is that of the two calls of one round, given as median and as lowest and highest. Rotation is included on both
-sides; plain rotates with the operations of transformers' own models. The first call of each side is kept apart (`first`
-in the files): there, the remapped side makes its plan and tables and keeps them for later layers, tokens and prompts
-of that length. The pretraining window is a quarter of the length, so that every segment of a plan is at work.
+Both sides of a case alternate in one process: plain, remapped, plain, and so on. Times are medians over the rounds. A
+ratio compares the two calls of one round, and is given as median, lowest and highest. Both sides include rotation;
+plain rotates with the operations of transformers' own models. The first call of each side is kept separately (`first`
+in the files): in it, the remapped side makes its plan and tables, which it keeps for later layers, tokens and prompts
+of that length. The pretraining window is a quarter of the length, so that every segment of a plan is used.
 
-Memory is the peak of one call beyond its inputs, tables and output included, read from the high-water mark of a process
-of its own (`posenc/bench/memory.py`). Models have random weights and the shape of the one they are named after; in
-`decode`, both caches hold the same random keys.
+Memory is the peak of one call beyond its inputs, tables and output included, read from the high-water mark of a
+separate process (`posenc/bench/memory.py`). Models have random weights and the shape of the model they are named
+after; in `decode`, both caches hold the same random keys.
 
 ## Goals on the CPU
 
-For {DTYPE} and {THREADS} threads. A number is rounded before it is held against its goal.
+For {DTYPE} and {THREADS} threads. A number is rounded before it is compared with its goal.
 """
 
 GPU = f"""\
 ## Goals on a GPU
 
-For {GPU_DTYPE}. Times are held against torch's flash attention *alone*: the kernel on the same tensors, rotated
-beforehand, called in the same rounds. The ratio to plain, which rotates as transformers' models do, is in the tables
-of the runs, and so is that to cuDNN's attention alone where it can run. Prefill is timed by CUDA events around each
-call, one query by replaying CUDA graphs of every side, ten calls in each: its time is that of the kernels, without
-Python's. Memory is the most that torch held during the call. Before anything is timed, the correctness tests of every
-backend run, and a canary compares sampled rows of its outputs at 4k and 128k tokens with float64. A backend that fails
-the canary is not timed, and the times of one that fails a test count as missed.
+For {GPU_DTYPE}. Times are compared with torch's flash attention *alone*: the kernel on the same tensors, rotated
+beforehand, called in the same rounds. The tables of the runs also have the ratio to plain, which rotates as
+transformers' models do, and the ratio to cuDNN's attention alone if that can run. Prefill is timed by CUDA events
+around each call. One query is timed by replaying CUDA graphs of every side, with ten calls in each: its time is that
+of the kernels, without Python. Memory is the most that torch allocated during the call. Before anything is timed, the
+correctness tests of every backend run, and a canary compares sampled rows of its outputs at 4k and 128k tokens with
+float64. A backend that fails the canary is not timed, and the times of a backend that fails a test count as missed.
 """
 
 NO_GPU = """\
@@ -65,7 +65,7 @@ def write_report(folder: Path) -> Path:
     Raises
     ------
     InvalidInputError
-        If a file is not a result, there is none, or the page cannot be written.
+        If the folder holds no result file, a file is not one, or the page cannot be written.
     """
     text = page(read_folder(folder))
     target = folder / PAGE
@@ -75,7 +75,7 @@ def write_report(folder: Path) -> Path:
 
 
 def page(results: dict[str, Result]) -> str:
-    """The page as text."""
+    """Make the text of the page."""
     numbered = {name: number for number, name in enumerate(results, 1)}
     measured_gpu = any(row.device == "cuda" for result in results.values() for row in result.rows)
     lines = [
@@ -91,16 +91,16 @@ def page(results: dict[str, Result]) -> str:
 
 
 def _targets(targets: Sequence[Target], results: dict[str, Result], numbered: dict[str, int]) -> list[str]:
-    """How many goals are met, and their tables."""
+    """Count the goals that are met, and make their tables."""
     marks: list[str] = []
     tables = [_target(target, results, numbered, marks) for target in targets]
     met, missed, open_ = (marks.count(mark) for mark in ("met", "missed", ""))
-    count = f"**{met} met, {missed} missed, {open_} not measured.** A number in brackets is that of the run, below."
+    count = f"**{met} met, {missed} missed, {open_} not measured.** The number in brackets is that of the run, below."
     return [count, "", *tables]
 
 
 def _target(target: Target, results: dict[str, Result], numbered: dict[str, int], marks: list[str]) -> str:
-    """One table of goals: a line per goal, a column per strategy."""
+    """Make one table of goals: a line per goal, a column per strategy."""
     body = []
     for goal in target.goals:
         sign = "≥" if goal.measure == "rate" else "≤"
@@ -110,61 +110,46 @@ def _target(target: Target, results: dict[str, Result], numbered: dict[str, int]
 
 
 def _cell(goal: Goal, strategy: str, results: dict[str, Result], numbered: dict[str, int], marks: list[str]) -> str:
-    shown = []
+    """Show the value and the verdict of every run that measured a goal; adds each verdict to `marks`."""
+    verdicts = []
     for name, result in results.items():
         for row in result.rows:
             value = goal.value(row) if row.strategy == strategy and goal.applies(row) else None
             if value is None:
                 continue
-            wrong = any(check.backend == row.backend and not check.good for check in result.checks)
-            met = goal.met(value) and not wrong
+            fails_checks = any(check.backend == row.backend and not check.good for check in result.checks)
+            met = goal.met(value) and not fails_checks
             marks.append("met" if met else "missed")
-            verdict = "met" if met else "**fails its tests**" if wrong else "**missed**"
-            shown.append(f"{value:.2f} {verdict} [{numbered[name]}]")
-    if not shown:
+            verdict = "met" if met else "**fails its tests**" if fails_checks else "**missed**"
+            verdicts.append(f"{value:.2f} {verdict} [{numbered[name]}]")
+    if not verdicts:
         marks.append("")
-    return ", ".join(shown) or "not measured"
+    return ", ".join(verdicts) or "not measured"
 
 
 def _run(number: int, name: str, result: Result) -> str:
+    """Make the section of one run: command, machine, kinds, times, refused baselines, checks, cases left out."""
     kinds = dict.fromkeys((row.kind, row.cache) for row in result.rows)
-    lines = [
-        f"### {number}. [{name}]({name})",
-        "",
-        "```bash",
-        result.command,
-        "```",
-        "",
-        describe_machine(result.machine),
-    ]
+    refused = dict.fromkeys((name, reason) for row in result.rows for name, reason in row.refused.items())
+    lines = [f"### {number}. [{name}]({name})", "", "```bash", result.command, "```", ""]
+    lines += [describe_machine(result.machine), ""]
     lines += [
-        "",
-        *(
-            f"- `{kind_shown(kind, cache)}`: {what_of(kind, cache)}; "
-            f"plain is {KINDS[kind].baseline}{_clock(result, kind)}."
-            for kind, cache in kinds
-        ),
+        f"- `{kind_shown(kind, cache)}`: {what_of(kind, cache)}; plain is {KINDS[kind].baseline}{_clock(result, kind)}."
+        for kind, cache in kinds
     ]
     lines += ["", _markdown(columns(result), table_rows(result)), ""]
-    refused = dict.fromkeys((name, reason) for row in result.rows for name, reason in row.refused.items())
-    lines += [
-        *(f"- `{name}` alone could not run every case: {reason}" for name, reason in refused),
-        *([""] if refused else []),
-    ]
+    if refused:
+        lines += [*(f"- `{name}` alone could not run every case: {reason}" for name, reason in refused), ""]
     if result.checks:
-        lines += [
-            "Correctness tests and canary on this GPU, before:",
-            "",
-            *(f"- `{c.backend}`{_of_canary(c)}: {_verdict(c)}" for c in result.checks),
-            "",
-        ]
+        lines += ["Correctness tests and canary on this GPU, before the run:", ""]
+        lines += [*(f"- `{check.backend}`{_of_canary(check)}: {_outcome(check)}" for check in result.checks), ""]
     if result.left_out:
-        lines += ["Not measured:", "", *(f"- {what}" for what in result.left_out), ""]
+        lines += ["Not measured:", "", *(f"- {reason}" for reason in result.left_out), ""]
     return "\n".join(lines)
 
 
 def _clock(result: Result, kind: str) -> str:
-    """How a kind was timed, where that is not the wall clock."""
+    """Say how a kind was timed, unless by the wall clock."""
     names = {"events": "CUDA events", "graph": "replayed CUDA graphs"}
     clocks = dict.fromkeys(names[row.clock] for row in result.rows if row.kind == kind and row.clock in names)
     return f"; timed by {' or '.join(clocks)}" if clocks else ""
@@ -174,15 +159,15 @@ def _of_canary(check: Check) -> str:
     return ", canary" if check.kind == "canary" else ""
 
 
-def _verdict(check: Check) -> str:
-    rest = "not declared" if check.kind == "tests" else "not run"
+def _outcome(check: Check) -> str:
+    skipped = "not declared" if check.kind == "tests" else "not run"
     stopped = "" if check.stopped_after is None else f"; stopped after {check.stopped_after:.0f} s, before all had run"
     problem = f"; {check.problem}" if check.problem else ""
-    return f"{check.passed} passed, {check.failed} failed, {check.skipped} {rest}{stopped}{problem}"
+    return f"{check.passed} passed, {check.failed} failed, {check.skipped} {skipped}{stopped}{problem}"
 
 
 def describe_machine(machine: Machine) -> str:
-    """The machine in one paragraph, with a warning where it was not quiet."""
+    """Describe the machine in one paragraph, with a warning if other work ran on it."""
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     memory = "" if machine.memory_gib is None else f", {machine.memory_gib:g} GiB"
     loads = (NOTHING if load is None else f"{load:g}" for load in (machine.load_before, machine.load_after))
@@ -199,26 +184,26 @@ def describe_machine(machine: Machine) -> str:
 
 
 def columns(result: Result) -> list[str]:
-    """Names of the columns of ``table_rows``."""
+    """Name the columns of ``table_rows``."""
     return [*COLUMNS, *_baselines(result)]
 
 
 def table_rows(result: Result) -> list[list[str]]:
-    """One line per case, for ``columns``."""
+    """Make one line per case, for ``columns``."""
     return [[*_line(row), *(_over(row, name) for name in _baselines(result).values())] for row in result.rows]
 
 
 def _baselines(result: Result) -> dict[str, str]:
-    """The columns of baselines that some case was held against."""
+    """The columns of baselines that some case has."""
     return {title: name for title, name in BASELINES.items() if any(name in row.baselines for row in result.rows)}
 
 
-def _over(row: Row, baseline: str) -> str:
+def _over(row: BenchRow, baseline: str) -> str:
     ratio = row.over(baseline)
     return NOTHING if ratio is None else f"{ratio:.2f}"
 
 
-def _line(row: Row) -> list[str]:
+def _line(row: BenchRow) -> list[str]:
     memory = [NOTHING] * 3
     if row.memory is not None:
         memory = [_mib(row.memory.plain), _mib(row.memory.remapped), NOTHING]

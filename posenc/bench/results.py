@@ -1,4 +1,4 @@
-"""The result file: one run, its command, its machine, and every time that was measured."""
+"""The result file: one run with its command, its machine, and every time that was measured."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from posenc.files import plain, replacing
 from posenc.params import StrictModel
 
 BUSY = 0.1
-"""Other work on more than this share of the cores disturbs the times."""
+"""Share of the cores; if other work uses more, the times are not trustworthy."""
 
 
 class Machine(StrictModel):
-    """What a run was measured on."""
+    """The machine that a run was measured on."""
 
     cpu: str
     cores: PositiveInt
@@ -38,7 +38,7 @@ class Machine(StrictModel):
 
     @property
     def busy(self) -> bool:
-        """True when other work ran while this was measured."""
+        """True if other work ran during the run."""
         return self.other_cores is not None and self.other_cores > BUSY * self.cores
 
 
@@ -49,7 +49,7 @@ class Memory(StrictModel):
     remapped: NonNegativeInt
 
 
-class Row(StrictModel):
+class BenchRow(StrictModel):
     """One case and its times in seconds, one entry per round."""
 
     kind: str
@@ -69,22 +69,22 @@ class Row(StrictModel):
     memory: Memory | None
     cache: Literal["rotated", "raw"] = "rotated"
     baselines: dict[str, tuple[PositiveFloat, ...]] = Field({})
-    """Attention kernels alone, on the same tensors already rotated and in the same rounds: seconds by name."""
+    """Seconds of attention kernels alone, by name: on the same tensors, already rotated, in the same rounds."""
     refused: dict[str, str] = Field({})
     """Baselines that could not run the case, and why."""
 
     @property
     def ratios(self) -> list[float]:
-        """Remapped over plain, pair by pair."""
+        """Remapped over plain, one ratio per round."""
         return [b / a for a, b in zip(self.plain, self.remapped, strict=True)]
 
     @property
     def ratio(self) -> float:
-        """Median over the rounds."""
+        """The median of the ratios."""
         return statistics.median(self.ratios)
 
     def over(self, baseline: str) -> float | None:
-        """Remapped over a baseline, median over the rounds; None where that baseline was not measured."""
+        """Remapped over a baseline, median over the rounds; None if that baseline was not measured."""
         times = self.baselines.get(baseline)
         if times is None:
             return None
@@ -92,12 +92,12 @@ class Row(StrictModel):
 
     @property
     def memory_ratio(self) -> float | None:
-        """Peak of the remapped side over that of the plain one."""
+        """Peak memory of the remapped side over that of the plain side; None if it was not measured."""
         return self.memory.remapped / self.memory.plain if self.memory and self.memory.plain else None
 
 
 class Check(StrictModel):
-    """What was checked of one backend before its times were measured: its correctness tests, or its canary's cases."""
+    """One check of a backend before it was timed: its correctness tests, or the cases of its canary."""
 
     backend: str
     kind: Literal["tests", "canary"] = "tests"
@@ -106,28 +106,28 @@ class Check(StrictModel):
     skipped: NonNegativeInt
     problem: str | None = None
     stopped_after: float | None = None
-    """Seconds after which it was stopped, where that left something unchecked."""
+    """Seconds after which it was stopped, if that left something unchecked."""
 
     @property
     def good(self) -> bool:
-        """True when something was checked and all of it was right."""
+        """True if something was checked and all of it passed."""
         return self.passed > 0 and not self.failed and self.problem is None
 
 
 class Result(StrictModel):
-    """One run."""
+    """The result of one run."""
 
     format: Literal["posenc-bench"]
     version: Literal[1]
     command: str
     machine: Machine
-    rows: tuple[Row, ...] = Field(min_length=1)
+    rows: tuple[BenchRow, ...] = Field(min_length=1)
     checks: tuple[Check, ...] = ()
     left_out: tuple[str, ...] = ()
 
     @property
     def file_name(self) -> str:
-        """A name for what is inside: kinds, shapes, lengths, dtypes, threads, machine."""
+        """A file name from the content: kinds, shapes, lengths, dtypes, threads, machine."""
         kinds, shapes, dtypes = (_joined(getattr(row, key) for row in self.rows) for key in ("kind", "shape", "dtype"))
         lengths = sorted({row.length for row in self.rows})
         span = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]}-to-{lengths[-1]}"
@@ -150,12 +150,12 @@ def is_file(out: Path) -> bool:
 
 
 def prepare(folder: Path) -> None:
-    """Make a folder and see that it can be written, before minutes are spent.
+    """Make a folder and check that it can be written, before minutes are spent on measuring.
 
     Raises
     ------
     InvalidInputError
-        If it cannot.
+        If it cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -166,11 +166,14 @@ def prepare(folder: Path) -> None:
 
 
 def save(result: Result, out: Path) -> Path:
-    """Write a result to a ``.json`` file, or into a folder under a name for what is inside."""
+    """Write a result to a ``.json`` file, or into a folder under its own file name."""
     target = out if is_file(out) else out / result.file_name
     with replacing(target) as temporary:
         temporary.write_text(json.dumps(plain(result.model_dump()), indent=1) + "\n", encoding="utf-8")
     return target
+
+
+ADVICE = "Remove it, or measure again with posenc bench --out."
 
 
 def read(path: Path) -> Result:
@@ -179,35 +182,37 @@ def read(path: Path) -> Result:
     Raises
     ------
     InvalidInputError
-        If it is not one; the message names the file and the first thing that is wrong.
+        If it is not a result file; the message names the file and the first problem.
     """
-    advice = "Remove it, or measure again with posenc bench --out."
     try:
         result = Result.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidInputError(f"{path}: cannot be read ({error.strerror or error}).") from None
     except UnicodeDecodeError:
-        raise InvalidInputError(f"{path}: not a result of posenc bench (not UTF-8 text). {advice}") from None
+        raise _not_a_result(path, "not UTF-8 text") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        reason = f"{where}: {first['msg']}" if where else first["msg"]
-        raise InvalidInputError(f"{path}: not a result of posenc bench ({reason}). {advice}") from None
+        raise _not_a_result(path, f"{where}: {first['msg']}" if where else first["msg"]) from None
     for row in result.rows:
         if {len(row.plain)} != {len(times) for times in (row.remapped, *row.baselines.values())}:
-            raise InvalidInputError(f"{path}: not a result of posenc bench (a round lacks a side). {advice}")
+            raise _not_a_result(path, "a round lacks a side")
         if row.kind not in KINDS:
-            raise InvalidInputError(f"{path}: unknown kind {row.kind!r}. {advice}")
+            raise InvalidInputError(f"{path}: unknown kind {row.kind!r}. {ADVICE}")
     return result
 
 
+def _not_a_result(path: Path, reason: str) -> InvalidInputError:
+    return InvalidInputError(f"{path}: not a result of posenc bench ({reason}). {ADVICE}")
+
+
 def read_folder(folder: Path) -> dict[str, Result]:
-    """All results of a folder, by file name.
+    """Read all results of a folder, by file name.
 
     Raises
     ------
     InvalidInputError
-        If the folder holds none, or a file that is not one.
+        If the folder holds no result file, or a JSON file that is not one.
     """
     files = sorted(folder.glob("*.json"))
     if not files:

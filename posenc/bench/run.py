@@ -10,110 +10,134 @@ import torch
 
 from posenc.bench import cuda, machine, memory, timing
 from posenc.bench.baselines import baselines
-from posenc.bench.cases import Case, Settings
-from posenc.bench.results import Memory, Result, Row
+from posenc.bench.cases import BenchCase
+from posenc.bench.results import BenchRow, Machine, Memory, Result
+from posenc.bench.settings import BenchSettings
 from posenc.bench.sides import build
 
+Step = Callable[[str], None]
+"""Called with a description of each step that ended."""
 
-def run(settings: Settings, step: Callable[[str], None]) -> Result:
-    """Measure every case; times first, memory last, so that no child process disturbs a time.
+
+def run(settings: BenchSettings, step: Step) -> Result:
+    """Measure every case.
 
     Parameters
     ----------
+    settings : BenchSettings
+        What to measure.
     step : callable
-        Told the case after each of ``steps(settings)`` steps.
+        Called after each of the ``steps(settings)`` steps with its case.
+
+    Raises
+    ------
+    InvalidInputError, UnknownNameError, BackendError
+        If :meth:`posenc.bench.settings.BenchSettings.check` refuses the settings.
     """
     settings.check()
+    facts, watch = machine_facts(settings.device), machine.Watch()
     cases = settings.cases()
-    facts, watch = began(settings.device)
-    rows: list[Row] = []
     if settings.device == "cpu":
-        timings = []
-        threads = torch.get_num_threads()
-        try:
-            for case in cases:
-                torch.set_num_threads(case.threads)
-                with torch.no_grad():
-                    timings.append(timing.measure(build(case), settings.rounds, settings.seconds))
-                step(str(case))
-        finally:
-            torch.set_num_threads(threads)
-        facts.update(ended(watch))
-        known: dict[Case, int] = {}  # the baseline's peak is the same for every strategy
-        for case, measured in zip(cases, timings, strict=True):
-            rows.append(row(case, measured, _peaks(case, known, step) if measures_memory(settings) else None))
+        timings = _cpu_timings(cases, settings, step)
+        facts |= _load_facts(watch)
+        peaks = _cpu_peaks(cases, settings, step)  # after the times, so that no child process disturbs them
+        rows = [row(*measured) for measured in zip(cases, timings, peaks, strict=True)]
     else:
+        rows = []
         for case in cases:
             rows.append(on_gpu(case, settings))
             step(str(case))
-        facts.update(ended(watch))
-    return Result(format="posenc-bench", version=1, command=settings.command(), machine=facts, rows=tuple(rows))
+        facts |= _load_facts(watch)
+    return Result(
+        format="posenc-bench", version=1, command=settings.command(), machine=Machine(**facts), rows=tuple(rows)
+    )
 
 
-def began(device: str) -> tuple[dict[str, Any], machine.Watch]:
-    """Facts of the machine as a run begins, and a watch over other work on it."""
+def machine_facts(device: str) -> dict[str, Any]:
+    """Describe the machine at the start of a run, for the machine of a result."""
     facts = {**machine.describe(), "load_before": machine.load()}
     if device == "cuda":
         gpu = cuda.describe()
         facts |= {**gpu, "versions": {**facts["versions"], **gpu["versions"]}}
-    return facts, machine.Watch()
+    return facts
 
 
-def ended(watch: machine.Watch) -> dict[str, Any]:
-    """What other work there was."""
+def _load_facts(watch: machine.Watch) -> dict[str, Any]:
+    """Describe the other work at the end of a run."""
     return {"other_cores": watch.other_cores(), "load_after": machine.load()}
 
 
-def on_gpu(case: Case, settings: Settings) -> Row:
-    """Times and memory of one case on the GPU, and the times of attention kernels alone beside it."""
+def _cpu_timings(cases: list[BenchCase], settings: BenchSettings, step: Step) -> list[timing.Timing]:
+    """Time every case on the CPU, each with its number of threads."""
+    timings = []
+    threads = torch.get_num_threads()
+    try:
+        for case in cases:
+            torch.set_num_threads(case.threads)
+            with torch.no_grad():
+                timings.append(timing.measure(build(case), settings.rounds, settings.seconds))
+            step(str(case))
+    finally:
+        torch.set_num_threads(threads)
+    return timings
+
+
+def _cpu_peaks(cases: list[BenchCase], settings: BenchSettings, step: Step) -> list[Memory | None]:
+    """Measure the peak memory of every case on the CPU; that of a baseline once for all strategies."""
+    if not measures_memory(settings):
+        return [None] * len(cases)
+    peaks: list[Memory | None] = []
+    plain: dict[BenchCase, int] = {}
+    for case in cases:
+        if case.baseline not in plain:
+            plain[case.baseline] = memory.peak_bytes(case.baseline, "plain")
+        peaks.append(Memory(plain=plain[case.baseline], remapped=memory.peak_bytes(case, "remapped")))
+        step(f"memory of {case}")
+    return peaks
+
+
+def on_gpu(case: BenchCase, settings: BenchSettings) -> BenchRow:
+    """Measure time and memory of one case on the GPU, and the times of attention kernels alone in the same rounds."""
     gc.collect()
     torch.cuda.empty_cache()
     with torch.no_grad():
         pair = build(case)
-        alone, refused = baselines(pair)
-        measured, clock, unable = cuda.measure(case, pair, alone, settings.rounds, settings.seconds)
+        kernels, refused = baselines(pair)
+        times, clock, not_timed = cuda.measure(case, pair, kernels, settings.rounds, settings.seconds)
         peaks = None
         if settings.memory:
             peaks = Memory(plain=cuda.peak_bytes(pair.plain), remapped=cuda.peak_bytes(pair.remapped))
-    return row(case, measured, peaks, clock=clock, refused=refused | unable)
+    return row(case, times, peaks, clock=clock, refused=refused | not_timed)
 
 
-def on_cpu(case: Case, settings: Settings) -> Row:
-    """The same on the CPU, in as many threads as torch has and without memory: for trying out what a GPU will do."""
+def on_cpu(case: BenchCase, settings: BenchSettings) -> BenchRow:
+    """Measure the same on the CPU, with torch's number of threads and without memory, to try out a run on a GPU."""
     with torch.no_grad():
         pair = build(case)
-        alone, refused = baselines(pair)
-        measured = timing.measure(pair, settings.rounds, settings.seconds, alone)
-    return row(case, measured, None, refused=refused)
+        kernels, refused = baselines(pair)
+        times = timing.measure(pair, settings.rounds, settings.seconds, kernels)
+    return row(case, times, None, refused=refused)
 
 
-def steps(settings: Settings) -> int:
-    """How often ``run`` reports."""
+def steps(settings: BenchSettings) -> int:
+    """Count the steps that ``run`` reports."""
     return len(settings.cases()) * (2 if settings.device == "cpu" and measures_memory(settings) else 1)
 
 
-def measures_memory(settings: Settings) -> bool:
-    """True when memory is asked for and this system tells it."""
+def measures_memory(settings: BenchSettings) -> bool:
+    """True if the settings ask for memory and this system can measure it."""
     return settings.memory and memory.available()
 
 
-def _peaks(case: Case, known: dict[Case, int], step: Callable[[str], None]) -> Memory:
-    if case.baseline not in known:
-        known[case.baseline] = memory.peak_bytes(case.baseline, "plain")
-    peaks = Memory(plain=known[case.baseline], remapped=memory.peak_bytes(case, "remapped"))
-    step(f"memory of {case}")
-    return peaks
-
-
-def row(case: Case, measured: timing.Timing, peaks: Memory | None, **facts: Any) -> Row:
-    """A row of a result file."""
-    facts |= {key: getattr(case, key) for key in Case.__dataclass_fields__}
-    return Row(
+def row(case: BenchCase, times: timing.Timing, peaks: Memory | None, **facts: Any) -> BenchRow:
+    """Make a row of a result file."""
+    facts |= {key: getattr(case, key) for key in BenchCase.__dataclass_fields__}
+    return BenchRow(
         **facts,
         params=case.params,
-        first=measured.first,
-        plain=measured.plain,
-        remapped=measured.remapped,
-        baselines=dict(measured.baselines),
+        first=times.first,
+        plain=times.plain,
+        remapped=times.remapped,
+        baselines=dict(times.baselines),
         memory=peaks,
     )

@@ -1,4 +1,4 @@
-"""The one table that a run on a GPU ends with: every strategy, length and backend, small enough for a log's tail."""
+"""The table at the end of a run on a GPU: every strategy, length and backend, short enough for the end of a log."""
 
 from __future__ import annotations
 
@@ -6,60 +6,62 @@ from collections.abc import Sequence
 
 from posenc.bench.cases import CUDNN, FLASH, kind_shown
 from posenc.bench.goals import GPU_TARGETS, Goal
-from posenc.bench.results import Row
+from posenc.bench.results import BenchRow
 
 SETUP = ("kind", "shape", "strategy", "backend")
 MET, MISSED, NO_GOAL = "+", "-", " "
-TITLE = f"time over flash attention alone ({MET} goal met, {MISSED} missed); cuDNN's own at the longest measured"
+TITLE = f"time over flash attention alone ({MET} goal met, {MISSED} missed); cudnn: cuDNN's, at the longest length"
 
 
-def table(rows: Sequence[Row]) -> str:
-    """A line per case but for its length, a column per length; plain text."""
+def table(rows: Sequence[BenchRow]) -> str:
+    """Format the rows as plain text: a line per setup, a column per length."""
     lengths = sorted({row.length for row in rows})
-    lines: dict[tuple[str, ...], dict[int, Row]] = {}
+    setups: dict[tuple[str, ...], dict[int, BenchRow]] = {}
     for row in rows:
-        setup = (kind_shown(row.kind, row.cache), row.shape, row.strategy, row.backend)
-        lines.setdefault(setup, {})[row.length] = row
-    body: list[list[str]] = [[*SETUP, *map(_tokens, lengths), "goal", "cudnn"]]
-    for about, by_length in lines.items():
-        longest = by_length[max(by_length)]
+        setups.setdefault((kind_shown(row.kind, row.cache), row.shape, row.strategy, row.backend), {})[row.length] = row
+    lines = [[*SETUP, *map(_tokens, lengths), "goal", "cudnn"]]
+    for setup, by_length in setups.items():
         cells = [_cell(by_length[length]) if length in by_length else "" for length in lengths]
-        body.append([*about, *cells, _limit(by_length), _cudnn(longest)])
-    widths = [max(len(line[column]) for line in body) for column in range(len(body[0]))]
-    count = len(SETUP)
-    shown = [
+        lines.append([*setup, *cells, _limit(by_length), _cudnn(by_length[max(by_length)])])
+    return "\n".join([TITLE, *_aligned(lines)])
+
+
+def _aligned(lines: list[list[str]]) -> list[str]:
+    """Columns of equal width: the setup to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    left = len(SETUP)
+    return [
         "  ".join(
-            cell.ljust(width) if column < count else cell.rjust(width)
+            cell.ljust(width) if column < left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
-        for line in body
+        for line in lines
     ]
-    return "\n".join([TITLE, *shown])
 
 
-def ratio(row: Row) -> float:
-    """Over flash attention alone, or over plain where that was not measured."""
+def ratio(row: BenchRow) -> float:
+    """Time over flash attention alone, or over plain if that was not measured."""
     return row.over(FLASH) or row.ratio
 
 
-def _cell(row: Row) -> str:
+def _cell(row: BenchRow) -> str:
     marks = [MET if goal.met(value) else MISSED for goal, value in _goals(row)]
     mark = NO_GOAL if not marks else MISSED if MISSED in marks else MET
     return f"{ratio(row):.2f}{mark}"
 
 
-def _goals(row: Row) -> list[tuple[Goal, float]]:
+def _goals(row: BenchRow) -> list[tuple[Goal, float]]:
     goals = (goal for target in GPU_TARGETS for goal in target.goals if goal.applies(row))
     return [(goal, value) for goal in goals if (value := goal.value(row)) is not None]
 
 
-def _limit(by_length: dict[int, Row]) -> str:
+def _limit(by_length: dict[int, BenchRow]) -> str:
     limits = {f"{goal.limit:.2f}" for row in by_length.values() for goal, _ in _goals(row) if goal.measure == "alone"}
     return "/".join(sorted(limits))
 
 
-def _cudnn(row: Row) -> str:
-    """cuDNN's attention alone over torch's flash attention alone."""
+def _cudnn(row: BenchRow) -> str:
+    """Time of cuDNN's attention alone over that of torch's flash attention alone."""
     over_cudnn, over_flash = row.over(CUDNN), row.over(FLASH)
     return "" if over_cudnn is None or over_flash is None else f"{over_flash / over_cudnn:.2f}"
 

@@ -1,4 +1,4 @@
-"""Times of two sides that take turns in one process, so that a machine that drifts disturbs both alike."""
+"""Time two sides in turns in one process, so that a machine whose speed drifts affects both equally."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Timing:
     Parameters
     ----------
     first : (float, float)
-        The first call of each side, plans and tables included; not among the rounds.
+        The first call of each side, which includes making plans and tables; it belongs to no round.
     plain, remapped : tuple of float
         One entry per round.
     baselines : mapping of str to tuple of float
-        What else took its turn in every round.
+        The further sides of every round, one entry per round.
     """
 
     first: tuple[float, float]
@@ -41,25 +41,25 @@ class Timing:
 
 
 Sides = Mapping[str, Callable[[], Tensor]]
-"""Calls that take turns, by name."""
+"""Calls that are timed in turns, by name."""
 
 PLAIN, REMAPPED = "plain", "remapped"
 
 Clock = Callable[[Callable[[], object]], float]
-"""Seconds of one call."""
+"""Measures the seconds of one call."""
 
 
 def measure(pair: Pair, rounds: int, seconds: float, baselines: Sides | None = None) -> Timing:
-    """Call both sides in turns on the CPU: plain, remapped, plain, ...
+    """Time both sides in turns on the CPU: plain, remapped, plain, ...
 
     Parameters
     ----------
     rounds : int
         Most rounds.
     seconds : float
-        No further round starts once this time is used and there are three.
+        No further round starts after this time, if there have been three.
     baselines : mapping of str to callable, optional
-        More sides of every round.
+        Further sides of every round.
     """
     first = (wall(pair.plain), wall(pair.remapped))
     return alternate(first, pair, baselines or {}, rounds, seconds, wall)
@@ -68,20 +68,20 @@ def measure(pair: Pair, rounds: int, seconds: float, baselines: Sides | None = N
 def alternate(
     first: tuple[float, float], pair: Pair, baselines: Sides, rounds: int, seconds: float, clock: Clock
 ) -> Timing:
-    """Times of all sides in turns, by any clock."""
+    """Time all sides in turns with any clock."""
     sides = {PLAIN: pair.plain, REMAPPED: pair.remapped, **baselines}
     times: dict[str, list[float]] = {name: [] for name in sides}
     gc.collect()
-    began = time.perf_counter()
-    while len(times[PLAIN]) < rounds and (len(times[PLAIN]) < LEAST_ROUNDS or time.perf_counter() - began < seconds):
+    start = time.perf_counter()
+    while len(times[PLAIN]) < rounds and (len(times[PLAIN]) < LEAST_ROUNDS or time.perf_counter() - start < seconds):
         for name, side in sides.items():
             times[name].append(clock(side))
-    found = {name: tuple(values) for name, values in times.items()}
-    return Timing(first, found.pop(PLAIN), found.pop(REMAPPED), found)
+    by_side = {name: tuple(values) for name, values in times.items()}
+    return Timing(first, by_side.pop(PLAIN), by_side.pop(REMAPPED), baselines=by_side)
 
 
 def wall(call: Callable[[], object]) -> float:
-    """Seconds of one call by the wall clock."""
-    began = time.perf_counter()
+    """Measure the seconds of one call by the wall clock."""
+    start = time.perf_counter()
     call()
-    return time.perf_counter() - began
+    return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""The command line: ``posenc VERB``. A verb is one file here; add a file, and the verb exists."""
+"""The command line: ``posenc VERB``. Each verb is one file here, and a new file is a new verb."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The command group: finds verbs by file name, imports one when it is asked for, turns errors into one message.
+"""The command group: it finds verbs by file name, imports a verb when it is used, and prints errors as one message.
 
-A verb's file holds a click command named ``command`` and imports nothing heavy at its top: help
+The file of a verb holds a click command named ``command``. It imports nothing heavy at its top, because ``--help``
 must not wait for torch.
 """
 
@@ -36,8 +36,8 @@ class VerbGroup(click.Group):
     """A group whose commands are the modules of this folder."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        found = pkgutil.iter_modules([str(Path(__file__).parent)])
-        return sorted(module.name.replace("_", "-") for module in found if not module.name.startswith("_"))
+        modules = pkgutil.iter_modules([str(Path(__file__).parent)])
+        return sorted(module.name.replace("_", "-") for module in modules if not module.name.startswith("_"))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
@@ -51,8 +51,8 @@ class VerbGroup(click.Group):
         name = args[0]
         verbs = self.list_commands(ctx)
         if name not in verbs and not name.startswith("-"):
-            near = difflib.get_close_matches(name, verbs, n=1, cutoff=0.5)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            matches = difflib.get_close_matches(name, verbs, n=1, cutoff=0.5)
+            hint = f" Did you mean {matches[0]!r}?" if matches else ""
             raise Failure(f"no verb named {name!r}.{hint} Verbs: {', '.join(verbs)}.")
         return super().resolve_command(ctx, args)
 
@@ -60,7 +60,7 @@ class VerbGroup(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            raise  # click leaves quietly
+            raise  # click exits without a message
         except (PosencError, OSError) as error:
             if ctx.params.get("debug"):
                 traceback.print_exc(file=sys.stderr)
@@ -87,9 +87,9 @@ def group(debug: bool) -> None:
 
 def main() -> None:
     """Entry point of the ``posenc`` command."""
-    # Waiting threads sleep: on a busy machine, spinning ones made SmolLM2 eight times slower than one thread alone.
+    # Let waiting threads sleep: on a busy machine, spinning threads made SmolLM2 eight times slower than one thread.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         group()
-    except KeyboardInterrupt:  # outside of a verb, while modules are still being imported
+    except KeyboardInterrupt:  # while modules are being imported, before a verb runs
         sys.exit(INTERRUPTED)

@@ -1,14 +1,17 @@
-"""Lists of numbers on the command line."""
+"""Lists of numbers on the command line, and input lengths: in tokens, and in windows of the model."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
 
 class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
-    """``256,512,1024``: numbers separated by commas."""
+    """``256,512,1024``: numbers separated by commas; repeated numbers count once."""
 
     def __init__(self, number: type[int] | type[float]) -> None:
         self.number = number
@@ -25,3 +28,43 @@ class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic from cli
         if not numbers:
             self.fail("the list is empty.", param, ctx)
         return tuple(dict.fromkeys(numbers))
+
+
+def lengths_option(help: str) -> Decorator:
+    """``--lengths N,N,...``: input lengths in tokens."""
+    return click.option("--lengths", type=NumberList(int), help=help)
+
+
+score_option = click.option(
+    "--score",
+    "scored",
+    type=int,
+    default=128,
+    show_default=True,
+    help="Tokens to score at the end of each input.",
+)
+
+
+def documents_option(default: int, *, least: int) -> Decorator:
+    """``--documents N``: the most documents that are cut from a text."""
+    return click.option(
+        "--documents", type=click.IntRange(least), default=default, show_default=True, help="Most documents to use."
+    )
+
+
+def lengths_in_windows(multiples: Sequence[int], window: int | None) -> tuple[int, ...]:
+    """Input lengths in tokens that are these multiples of the window.
+
+    Raises
+    ------
+    click.UsageError
+        If the window is unknown.
+    """
+    if window is None:
+        raise click.UsageError("the model's configuration does not tell its window: give --lengths.")
+    return tuple(multiple * window for multiple in multiples)
+
+
+def length_head(length: int, window: int | None) -> str:
+    """Head of a column: ``1024 (4x)``, a length in tokens and in windows."""
+    return str(length) if not window else f"{length} ({length / window:g}x)"

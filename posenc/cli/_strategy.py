@@ -1,4 +1,4 @@
-"""Options that choose a strategy, shared by the verbs that run one."""
+"""Options that choose strategies, shared by the verbs that run them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from posenc.errors import InvalidConfigError
 if TYPE_CHECKING:
     from posenc.config import Config
 
+strategies_option = click.option(
+    "--strategy", "-s", "names", multiple=True, metavar="NAME", help="Strategy. Repeat it to compare several."
+)
 param_option = click.option(
     "--param",
     "-p",
@@ -22,20 +25,20 @@ param_option = click.option(
 
 
 def read_pairs(pairs: tuple[str, ...], *, option: str = "--param") -> dict[str, Any]:
-    """``key=value`` pairs as parameters; values are read as YAML.
+    """Read ``KEY=VALUE`` pairs as parameters; values are YAML.
 
     Raises
     ------
     InvalidConfigError
-        If a pair has no ``=``, a key comes twice, or a value is not YAML.
+        If a pair has no ``=``, a key is given twice, or a value is not YAML.
     """
     import yaml
 
     values: dict[str, Any] = {}
     for pair in pairs:
-        key, found, text = pair.partition("=")
+        key, equals, text = pair.partition("=")
         key = key.strip()
-        if not found or not key:
+        if not equals or not key:
             raise InvalidConfigError(f"{option} {pair!r}: expected KEY=VALUE, such as mapping=128.")
         if key in values:
             raise InvalidConfigError(f"{option} {key}: given twice.")
@@ -47,14 +50,16 @@ def read_pairs(pairs: tuple[str, ...], *, option: str = "--param") -> dict[str, 
 
 
 def choose_configs(names: tuple[str, ...], params: tuple[str, ...], files: tuple[str, ...]) -> list[Config]:
-    """Configurations of ``--strategy NAME ... --param K=V ... --config FILE ...``, in that order.
+    """Read the configurations of ``--strategy NAME ... --param K=V ... --config FILE ...``, in that order.
 
     A file holds one configuration or a list of them. Parameters belong to the one named strategy.
 
     Raises
     ------
     InvalidConfigError
-        If nothing is chosen, parameters have no single strategy to go to, or a file is wrong.
+        If nothing is chosen, there are parameters but not exactly one strategy, or a file or parameter is invalid.
+    UnknownNameError
+        If a strategy is not installed.
     """
     from posenc.config import read_config
 
@@ -75,7 +80,7 @@ def choose_configs(names: tuple[str, ...], params: tuple[str, ...], files: tuple
 
 
 def read_configs(path: str) -> list[Config]:
-    """The configurations of a YAML file that holds one, or a list of them."""
+    """Read a YAML file that holds one configuration or a list of them."""
     from posenc.config import read_config
     from posenc.files import read_yaml
 
@@ -88,25 +93,25 @@ def read_configs(path: str) -> list[Config]:
 
 
 def check_params(config: Config) -> None:
-    """Raise for a wrong parameter now, before a model is loaded (the window is not known yet)."""
+    """Raise for an invalid parameter before a model is loaded, so while the window is still unknown."""
     from posenc.params import read_params
     from posenc.plugins import strategies
 
-    for chosen in (config.strategy, config.frequencies):
-        if chosen is not None:
-            given = {key: value for key, value in chosen.params.items() if key != "window"}
-            read_params(strategies()[chosen.name].params, given, path=chosen.name)
+    for choice in (config.strategy, config.frequencies):
+        if choice is not None:
+            params = {key: value for key, value in choice.params.items() if key != "window"}
+            read_params(strategies()[choice.name].params, params, path=choice.name)
 
 
 def labels(configs: list[Config]) -> list[str]:
-    """One distinct label per configuration: equal names are told apart by their parameters."""
+    """Make one distinct label per configuration: equal names get their parameters."""
     names = [config.label for config in configs]
-    shown = []
-    for name, config in zip(names, configs, strict=True):
-        if names.count(name) > 1:
-            given = ", ".join(f"{key}={value}" for key, value in config.strategy.params.items())
-            name = f"{name} ({given})" if given else name
-        while name in shown:
-            name += "'"
-        shown.append(name)
-    return shown
+    distinct: list[str] = []
+    for label, config in zip(names, configs, strict=True):
+        if names.count(label) > 1:
+            params = ", ".join(f"{key}={value}" for key, value in config.strategy.params.items())
+            label = f"{label} ({params})" if params else label
+        while label in distinct:
+            label += "'"
+        distinct.append(label)
+    return distinct

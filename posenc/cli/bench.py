@@ -1,4 +1,4 @@
-"""``posenc bench``: what remapped attention costs, against the same work without remapping."""
+"""``posenc bench``: the cost of remapped attention, compared with the same work without remapping."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from posenc.cli._lengths import NumberList
+from posenc.cli._lengths import NumberList, lengths_option
 from posenc.cli._output import json_option, print_json, print_table, progress
 from posenc.cli._paths import FilePath
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from posenc.bench.results import Result
 
 SETTINGS = ("kind", "shape", "dtype", "threads", "backend")
-"""Columns that are left out where every line says the same: the command line above the table says it."""
+"""Columns that are left out if they are equal in every row; the command above the table has them."""
 
 
 @click.command("bench", short_help="Measure time and memory against plain attention.")
 @click.argument("kinds", nargs=-1, metavar="[attention|query|prefill|decode|padded_attention|padded]...")
 @click.option("--strategy", "-s", "strategies", multiple=True, metavar="NAME", help="Repeatable [default: five].")
-@click.option("--lengths", type=NumberList(int), help="Tokens [default: 2048,4096].")
+@lengths_option("Tokens [default: 2048,4096].")
 @click.option("--heads", multiple=True, metavar="HQ/HKVxD", help="Of raw tensors; repeatable [default: 9/3x64].")
 @click.option("--model", metavar="SHAPE", help="smollm2-135m or tiny, random weights [default: smollm2-135m].")
 @click.option("--dtype", "dtypes", multiple=True, metavar="DTYPE", help="Repeatable [default: float32].")
@@ -29,12 +29,12 @@ SETTINGS = ("kind", "shape", "dtype", "threads", "backend")
 @click.option("--backend", "backends", multiple=True, metavar="NAME", help="Repeatable [default: auto].")
 @click.option("--device", metavar="DEVICE", help="cpu, or cuda for attention and query [default: cpu].")
 @click.option("--cache", "caches", multiple=True, metavar="CACHE", help="For query: rotated or raw [default: rotated].")
-@click.option("--window-share", type=int, help="The window is the length over this [default: 4].")
+@click.option("--window-share", type=int, help="The window is the length divided by this [default: 4].")
 @click.option("--rounds", type=int, help="Most rounds per case [default: 7].")
-@click.option("--seconds", type=float, help="No further round after this time, from three on [default: 20].")
-@click.option("--memory/--no-memory", default=True, help="Measure peak memory, in processes of their own.")
-@click.option("--out", type=FilePath(), help="A .json file, or a folder for one.")
-@click.option("--plot", type=FilePath(), metavar="FILE.png", help="Draw ratio over length.")
+@click.option("--seconds", type=float, help="Start no further round after this time, but make three [default: 20].")
+@click.option("--memory/--no-memory", default=True, help="Measure peak memory, in separate processes.")
+@click.option("--out", type=FilePath(), help="A .json file, or a folder to write one into.")
+@click.option("--plot", type=FilePath(), metavar="FILE.png", help="Draw the ratio over the length.")
 @click.option(
     "--report",
     type=FilePath(),
@@ -48,52 +48,29 @@ def command(
     plot: Path | None,
     report: Path | None,
     as_json: bool,
-    **choices: Any,
+    **options: Any,
 ) -> None:
-    """Measure what remapping costs, in turns with the same work without it.
+    """Measure what remapping costs, alternating with the same work without it.
 
     \b
     attention         L queries over L raw keys, against rotation and one causal SDPA call
-    query             one query over L keys, raw or kept rotated (--cache), against SDPA over rotated ones
+    query             one query over L keys, raw or cached rotated (--cache), against SDPA over rotated ones
     prefill           a model's forward of L tokens, against the model not patched
-    decode            a model's forward of one token at L cached ones, against the model not patched
+    decode            a model's forward of one token with L cached tokens, against the model not patched
     padded_attention  one layer's attention of a padded batch of 4 rows, against its rows one by one
     padded            a model's forward of a padded batch of 4 rows, against its rows one by one
 
-    Without a kind, attention is measured. Times are medians over rounds; a ratio is that of a pair.
+    Without a kind, attention is measured. Times are medians over rounds; each round gives one ratio.
     """
     if report is not None:
         if kinds or out or plot:
             raise click.UsageError("--report measures nothing: give no kind, --out or --plot with it.")
-        from posenc.bench.report import write_report
-
-        page = write_report(report)
-        print_json({"file": str(page)}) if as_json else click.echo(f"written: {page}")
+        _write_report(report, as_json)
         return
-
-    from posenc.bench.cases import Settings
-    from posenc.bench.results import is_file, prepare, save
-    from posenc.bench.run import run, steps
-
-    given = {key: value for key, value in choices.items() if value is not None and value != ()}
+    given = {name: value for name, value in options.items() if value is not None and value != ()}
     if kinds:
         given["kinds"] = tuple(dict.fromkeys(kinds))
-    settings = Settings(**given)
-    settings.check()
-    if out is not None:
-        prepare(out.parent if is_file(out) else out)
-    if plot is not None:
-        from posenc.bench.picture import check_plot
-
-        check_plot(plot)
-        prepare(plot.parent)
-    with progress(steps(settings)) as step:
-        result = run(settings, step)
-    files = [] if out is None else [save(result, out)]
-    if plot is not None:
-        from posenc.bench.picture import plot_ratios
-
-        files.append(plot_ratios(result, plot))
+    result, files = _measure(given, out, plot)
     if as_json:
         print_json({**result.model_dump(), "files": [str(file) for file in files]})
         return
@@ -102,22 +79,54 @@ def command(
         click.echo(f"written: {file}")
 
 
+def _write_report(folder: Path, as_json: bool) -> None:
+    from posenc.bench.report import write_report
+
+    page = write_report(folder)
+    if as_json:
+        print_json({"file": str(page)})
+    else:
+        click.echo(f"written: {page}")
+
+
+def _measure(settings: dict[str, Any], out: Path | None, plot: Path | None) -> tuple[Result, list[Path]]:
+    """Check everything, measure, and write the files."""
+    from posenc.bench.picture import check_plot, plot_ratios
+    from posenc.bench.results import is_file, prepare, save
+    from posenc.bench.run import run, steps
+    from posenc.bench.settings import BenchSettings
+
+    run_settings = BenchSettings(**settings)
+    run_settings.check()
+    if out is not None:
+        prepare(out.parent if is_file(out) else out)
+    if plot is not None:
+        check_plot(plot)
+        prepare(plot.parent)
+    with progress(steps(run_settings)) as step:
+        result = run(run_settings, step)
+    files = [] if out is None else [save(result, out)]
+    if plot is not None:
+        files.append(plot_ratios(result, plot))
+    return result, files
+
+
 def _print(result: Result) -> None:
+    """Print the machine, the command, and a table without empty columns and without equal settings."""
     from posenc.bench.report import BASELINES, NOTHING, NUMBERS, columns, describe_machine, table_rows
 
-    rows, names = table_rows(result), columns(result)
-    found = [{row[column] for row in rows} for column in range(len(names))]
-    kept = [
-        column
-        for column, name in enumerate(names)
-        if found[column] != {NOTHING} and (name not in SETTINGS or len(found[column]) > 1)
-    ]
+    names, rows = columns(result), table_rows(result)
+    informative = []
+    for column, name in enumerate(names):
+        values = {row[column] for row in rows}
+        if values != {NOTHING} and (name not in SETTINGS or len(values) > 1):
+            informative.append(column)
     click.echo(describe_machine(result.machine))
     click.echo(result.command)
     click.echo()
     print_table(
         "remapped against plain (medians over rounds)",
-        [names[column] for column in kept],
-        [[row[column] for column in kept] for row in rows],
+        [names[column] for column in informative],
+        [[row[column] for column in informative] for row in rows],
         numbers=[*NUMBERS, *BASELINES],
     )

@@ -8,11 +8,11 @@ from posenc.cli._output import json_option, print_json, print_table
 
 
 @click.command("list", short_help="List strategies, adapters or backends.")
-@click.option("--adapters", "seam", flag_value="adapters", help="List the model families that are served.")
+@click.option("--adapters", "seam", flag_value="adapters", help="List the adapters of model families.")
 @click.option("--backends", "seam", flag_value="backends", help="List the attention backends.")
 @json_option
 def command(seam: str | None, as_json: bool) -> None:
-    """List strategies (or adapters, or backends) and the distribution each comes from."""
+    """List strategies (or adapters, or backends), each with the distribution that provides it."""
     from posenc import plugins
     from posenc.display.listing import listing
 

@@ -1,4 +1,4 @@
-"""``posenc lm-eval ...``: lm-evaluation-harness with one more model type."""
+"""``posenc lm-eval``: lm-evaluation-harness with the additional model type ``posenc``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import click
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def command(ctx: click.Context, arguments: tuple[str, ...]) -> None:
-    """Run lm-evaluation-harness; every argument is its own. It knows one more model type:
+    """Run lm-evaluation-harness, which gets all arguments, with the additional model type 'posenc':
 
     \b
         posenc lm-eval --model posenc --model_args pretrained=tiny,strategy=lampe,mapping=128 \\
             --tasks TASK --include_path FOLDER
 
-    Parameters of the strategy stand among the model_args, or in a file: config=posenc.yaml. Inputs may be 16 windows
-    long, or max_length=N tokens. 'posenc lm-eval run --help' shows the harness's own help.
+    Give the parameters of the strategy as model_args, or in a file: config=posenc.yaml. Inputs may be up to 16 windows
+    long, or max_length=N tokens. 'posenc lm-eval run --help' shows the help of the harness.
     """
     if not arguments or arguments in (("--help",), ("-h",)):
         click.echo(ctx.get_help())

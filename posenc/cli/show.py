@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import types
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 @click.argument("name")
 @json_option
 def command(name: str, as_json: bool) -> None:
-    """Show a strategy's paper, capabilities and parameters."""
+    """Show the paper, capabilities and parameters of strategy NAME."""
     from posenc.plugins import strategies
 
     info = strategies()[name]
@@ -28,19 +30,17 @@ def command(name: str, as_json: bool) -> None:
     click.echo(f"paper:        {info.paper}")
     click.echo(f"kind:         {data['kind']}")
     click.echo(f"distribution: {info.distribution}")
-    click.echo(f"capabilities: {', '.join(key for key, held in data['capabilities'].items() if held) or 'none'}")
+    click.echo(f"capabilities: {', '.join(key for key, value in data['capabilities'].items() if value) or 'none'}")
     if not data["params"]:
         click.echo("parameters:   none")
         return
-    rows = [[p["name"], p["type"], _default(p), p["description"]] for p in data["params"]]
     click.echo()
+    rows = [[param["name"], param["type"], _default(param), param["description"]] for param in data["params"]]
     print_table("parameters", ["name", "type", "default", "description"], rows)
 
 
 def describe(info: StrategyInfo) -> dict[str, Any]:
-    """A strategy as plain data."""
-    from dataclasses import asdict
-
+    """Describe a strategy as plain data."""
     return {
         "name": info.name,
         "kind": info.kind,
@@ -64,10 +64,7 @@ def _describe_field(name: str, field: Any) -> dict[str, Any]:
 
 
 def _type_name(annotation: Any) -> str:
-    """``int | None`` as people write it, without the constraints that pydantic attaches."""
-    import types
-    from typing import Annotated, Literal, Union, get_args, get_origin
-
+    """Write a type as in source code, such as ``int | None``, without the constraints that pydantic attaches."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type_name(parts[0])

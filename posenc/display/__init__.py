@@ -1,1 +1,1 @@
-"""Plans for people: in words, as numbers, as pictures, in notebooks, on a web page."""
+"""Show plans to people: in words, as numbers, as pictures, in notebooks, on a web page."""

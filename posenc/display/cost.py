@@ -1,16 +1,17 @@
-"""What a plan costs before anything runs: pairs per segment, and rotated copies of the keys."""
+"""The cost of a plan, without running it: pairs per segment, and rotated copies of the keys."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from posenc.display.explain import segment_pairs
+from posenc.kernels.rotated import layout
 from posenc.plan import PositionPlan
 
 
 @dataclass(frozen=True)
 class SegmentCost:
-    """Work of one segment in prefill; ``share`` is of all causal pairs."""
+    """The work of one segment in prefill; ``share`` is its share of all causal pairs."""
 
     name: str
     pairs: int
@@ -19,7 +20,7 @@ class SegmentCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """Work of a plan.
+    """The work of a plan.
 
     Parameters
     ----------
@@ -28,11 +29,11 @@ class Cost:
     pairs : int
         Attended pairs in total.
     causal_pairs : int
-        What plain causal attention attends.
+        Pairs that plain causal attention attends.
     key_copies : int
         Rotated copies of the keys that a backend makes for the whole plan; plain attention needs one.
     copied_keys : int
-        Keys in all of them together; each takes the memory of one head dimension per key/value head.
+        Keys in all copies together; each takes ``head_dim`` elements per key/value head.
     """
 
     segments: tuple[SegmentCost, ...]
@@ -43,16 +44,14 @@ class Cost:
 
 
 def cost(plan: PositionPlan) -> Cost:
-    """Count what a plan asks of a backend for all of its tokens at once (a prompt)."""
-    from posenc.kernels.rotated import layout
-
-    causal = plan.total * (plan.total + 1) // 2
-    counted = [(segment.name, segment_pairs(segment)) for segment in plan.segments]
+    """Count the work of a backend for all tokens of a plan at once, as for a prompt."""
+    causal_pairs = plan.total * (plan.total + 1) // 2
+    pairs = [(segment.name, segment_pairs(segment)) for segment in plan.segments]
     copies = layout(plan, plan.total).copies
     return Cost(
-        tuple(SegmentCost(name, pairs, pairs / causal) for name, pairs in counted),
-        sum(pairs for _, pairs in counted),
-        causal,
-        len(copies),
-        sum(copy.keys.stop - copy.keys.start for copy in copies),
+        segments=tuple(SegmentCost(name, count, count / causal_pairs) for name, count in pairs),
+        pairs=sum(count for _, count in pairs),
+        causal_pairs=causal_pairs,
+        key_copies=len(copies),
+        copied_keys=sum(copy.keys.stop - copy.keys.start for copy in copies),
     )

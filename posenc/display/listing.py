@@ -1,4 +1,4 @@
-"""What is installed, as rows of a table: for ``posenc list`` and for notebooks."""
+"""Installed plugins as rows of a table, for ``posenc list`` and for notebooks."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from posenc.registry import Registry
 
 
 def listing(registry: Registry[Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of :func:`posenc.strategies`, :func:`posenc.adapters` or :func:`posenc.backends`."""
+    """Make columns and rows for :func:`posenc.strategies`, :func:`posenc.adapters` or :func:`posenc.backends`."""
+    infos = list(registry.values())
     if registry.kind == "adapter":
         columns = ["name", "summary", "serves", "distribution"]
-        rows = [[i.name, i.summary, ", ".join(i.capabilities), i.distribution] for i in registry.values()]
+        rows = [[info.name, info.summary, ", ".join(info.capabilities), info.distribution] for info in infos]
     elif registry.kind == "backend":
         columns = ["name", "summary", "devices", "distribution"]
-        rows = [[i.name, i.summary, ", ".join(i.capabilities.devices), i.distribution] for i in registry.values()]
+        rows = [[info.name, info.summary, ", ".join(info.capabilities.devices), info.distribution] for info in infos]
     else:
         columns = ["name", "kind", "summary", "paper", "distribution"]
-        rows = [[i.name, i.kind, i.summary, i.paper, i.distribution] for i in registry.values()]
+        rows = [[info.name, info.kind, info.summary, info.paper, info.distribution] for info in infos]
     return columns, rows

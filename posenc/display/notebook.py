@@ -1,48 +1,44 @@
-"""How plans, handles and tables of plugins show themselves in a notebook (``_repr_html_``)."""
+"""HTML of plans, handles and tables of plugins in a notebook (``_repr_html_``)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from posenc.display import viz
+from posenc.display.explain import explain
+from posenc.display.listing import listing
 from posenc.errors import PosencError
-
-if TYPE_CHECKING:
-    from posenc.plan import PositionPlan
-    from posenc.registry import Registry
+from posenc.plan import PositionPlan
+from posenc.registry import Registry
 
 
 def plan_html(plan: PositionPlan) -> str:
-    """A plan as its picture and its explanation; without matplotlib it says how to get the picture."""
-    from posenc.display import viz
-
+    """Show the picture and the explanation of a plan; without matplotlib, the text says how to install it."""
     try:
-        shown = (
-            f'<img style="max-width: 100%" alt="{escape(viz.title(plan))}" src="{viz.data_uri(viz.plan_figure(plan))}">'
-        )
+        source = viz.data_uri(viz.plan_figure(plan))
+        picture = f'<img style="max-width: 100%" alt="{escape(viz.title(plan))}" src="{source}">'
     except PosencError as error:
-        shown = f"<p>{escape(str(error))}</p>"
-    return f"<div>{shown}<pre>{escape(plan.explain())}</pre></div>"
+        picture = f"<p>{escape(str(error))}</p>"
+    return f"<div>{picture}<pre>{escape(explain(plan))}</pre></div>"
 
 
 def handle_html(described: Mapping[str, Any]) -> str:
-    """What is applied to what, from :meth:`Handle.describe`."""
-    return _table(["", ""], ((key, _shown(value)) for key, value in described.items()), header=False)
+    """Show what is applied to which model, from :meth:`Handle.describe`."""
+    return _table(["", ""], ((key, _text(value)) for key, value in described.items()), header=False)
 
 
 def registry_html(registry: Registry[Any]) -> str:
-    """The plugins of one seam."""
-    from posenc.display.listing import listing
-
+    """Show the plugins of one seam."""
     return _table(*listing(registry))
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {_shown(inner)}" for key, inner in value.items())
+        return ", ".join(f"{key}: {_text(inner)}" for key, inner in value.items())
     if isinstance(value, list | tuple):
-        return "; ".join(map(_shown, value))
+        return "; ".join(map(_text, value))
     return str(value)
 
 

@@ -1,6 +1,6 @@
-"""Pictures: position maps, distance curves, results. Needs matplotlib, which is imported on first use.
+"""Pictures: position maps, distance curves, results. They need matplotlib, which is imported when one is drawn.
 
-Long plans are sampled: no picture ever allocates an L x L array for large L.
+Long plans are sampled: no picture allocates an L x L array for a large L.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from posenc.display.explain import relative_at
 from posenc.errors import InvalidInputError, PosencError
 from posenc.files import expanded, replacing
 from posenc.plan import PositionPlan
+from posenc.segment import Positions
 
 MAP_SIDE = 400
 CURVE_POINTS = 1000
@@ -32,43 +33,47 @@ _drawing = threading.Lock()
 
 
 def sample_map(plan: PositionPlan, side: int = MAP_SIDE) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Relative positions on a grid of at most ``side`` rows and columns.
+    """Sample relative positions on a grid of at most ``side`` rows and columns.
 
     Parameters
     ----------
     plan : PositionPlan
-        Of any length; memory depends on `side` only.
+        A plan of any length; memory depends on `side` only.
     side : int
         Largest number of sampled queries, and of sampled keys.
 
     Returns
     -------
     (int64 [S], float64 [S, S])
-        The sampled indices and ``q[i] - k[j]`` at them, NaN where a pair is not attended. Positions
-        that differ per frequency are shown by their largest value.
+        The sampled indices, and ``q[i] - k[j]`` at them: NaN where a pair is not attended, and the largest value
+        where positions differ per frequency.
     """
     index = np.unique(np.linspace(0, plan.total - 1, min(plan.total, side)).round().astype(np.int64))
     relative = np.full((len(index), len(index)), np.nan)
     for segment in plan.segments:
         start, stop = segment.key_start[index, None], segment.key_stop[index, None]
         attended = (index >= start) & (index < stop)
-        query, key = segment.query_positions[index], segment.key_positions[index]
-        columns = max(array.shape[1] if array.ndim > 1 else 1 for array in (query, key))
-        shown = np.full(relative.shape, -np.inf)
-        for column in range(columns):
-            q = query[:, column] if query.ndim > 1 else query
-            k = key[:, column] if key.ndim > 1 else key
-            np.maximum(shown, q[:, None] - k[None, :], out=shown)
-        relative[attended] = shown[attended]
+        largest = _largest_relative(segment.query_positions[index], segment.key_positions[index])
+        relative[attended] = largest[attended]
     return index, relative
 
 
+def _largest_relative(query: Positions, key: Positions) -> NDArray[np.float64]:
+    """``q[i] - k[j]`` of all pairs, the largest over frequencies; [S, S] from positions [S] or [S, F]."""
+    largest = np.full((len(query), len(key)), -np.inf)
+    for frequency in range(max(positions.shape[1] if positions.ndim > 1 else 1 for positions in (query, key))):
+        q = query[:, frequency] if query.ndim > 1 else query
+        k = key[:, frequency] if key.ndim > 1 else key
+        np.maximum(largest, q[:, None] - k[None, :], out=largest)
+    return largest
+
+
 def distance_curve(plan: PositionPlan, query: int, points: int = CURVE_POINTS) -> tuple[list[int], list[float]]:
-    """Distances and the relative positions one query sees them at; NaN where a key is not attended."""
+    """Sample distances, and the relative positions that one query sees them at; NaN where a key is not attended."""
     spread = np.unique(np.linspace(0, query, min(query + 1, points)).round().astype(int))
-    distances = [int(d) for d in spread]
-    found = [relative_at(plan, query, d) for d in distances]
-    return distances, [float("nan") if pair is None else pair[1] for pair in found]
+    distances = [int(distance) for distance in spread]
+    pairs = [relative_at(plan, query, distance) for distance in distances]
+    return distances, [float("nan") if pair is None else pair[1] for pair in pairs]
 
 
 def plot_plan(plan: PositionPlan, path: str | Path) -> Path:
@@ -85,7 +90,7 @@ def plot_plan(plan: PositionPlan, path: str | Path) -> Path:
 
 
 def plan_figure(plan: PositionPlan) -> Any:
-    """The position map and the distance curve of a plan, side by side."""
+    """Draw the position map and the distance curve of a plan side by side."""
     figure = new_figure(11, 4.6)
     left, right = figure.subplots(1, 2)
     draw_map(left, plan, title=title(plan))
@@ -112,7 +117,7 @@ def plot_lines(
     window: int | None,
     log: bool = False,
 ) -> Path:
-    """Draw one line with error bars per label over input length (x, y, standard error)."""
+    """Draw one line per label over the input length, from points (length, value, standard error)."""
     figure = new_figure(6.4, 4.4)
     axis = figure.subplots()
     for number, (label, points) in enumerate(series.items()):
@@ -136,7 +141,7 @@ def plot_lines(
 
 
 def draw_map(axis: Any, plan: PositionPlan, *, title: str, highest: float | None = None, bar: bool = True) -> None:
-    """Relative position over the (query, key) plane: blank where not attended, grey beyond the window."""
+    """Draw relative positions over the (query, key) plane: blank where not attended, grey beyond the window."""
     _, relative = sample_map(plan)
     if highest is None:
         highest = min(plan.max_relative, plan.window or math.inf)
@@ -158,21 +163,27 @@ def draw_map(axis: Any, plan: PositionPlan, *, title: str, highest: float | None
 
 
 def draw_curve(axis: Any, plan: PositionPlan) -> None:
-    """Relative position over distance for the last query and one in the middle."""
+    """Draw the relative position over distance, for the last query and one in the middle."""
     last, middle = plan.total - 1, (plan.total - 1) // 2
     axis.plot([0, last], [0, last], color="grey", linewidth=0.8, linestyle="--", label="plain RoPE")
     for query, colour, style in ((last, COLOURS[0], "-"), (middle, COLOURS[1], "--")):
         axis.plot(*distance_curve(plan, query), style, color=colour, linewidth=1.8, label=f"query {query}")
     if plan.window is not None:
         axis.axhline(plan.window, color="black", linestyle=":", linewidth=1, label=f"window {plan.window}")
-    axis.set_title("what a distance is seen as", fontsize=10)
+    axis.set_title("relative position of each distance", fontsize=10)
     axis.set(xlabel="distance i - j", ylabel="relative position")
     axis.set_ylim(bottom=0, top=1.2 * max(plan.max_relative, plan.window or 1.0))
     axis.legend(fontsize=8)
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A figure of its own, outside pyplot: no display is needed and nothing global is changed."""
+    """Make a figure outside pyplot: it needs no display and changes nothing global.
+
+    Raises
+    ------
+    PosencError
+        If matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -184,7 +195,13 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: str | Path) -> Path:
-    """Write a figure to a temporary file beside `path`, then move it there in one step."""
+    """Write a figure to a temporary file beside `path`, then move it there in one step.
+
+    Raises
+    ------
+    InvalidInputError
+        If the file has no ending of a plot, or cannot be written.
+    """
     target = expanded(path)
     if target.suffix.lower() not in FORMATS:
         raise InvalidInputError(f"{target}: a plot file must end in {', '.join(FORMATS)}.")
@@ -194,14 +211,14 @@ def save(figure: Any, path: str | Path) -> Path:
 
 
 def data_uri(figure: Any, dpi: int = 100) -> str:
-    """A figure as the address of a PNG picture that holds it, for pages without files."""
+    """Encode a figure as a PNG data URI, for pages without picture files."""
     content = io.BytesIO()
-    with _drawing:  # figures share matplotlib's font cache, and threads draw
+    with _drawing:  # threads share matplotlib's font cache
         figure.savefig(content, format="png", dpi=dpi)
     return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode("ascii")
 
 
 def title(plan: PositionPlan) -> str:
-    """A plan in a few words."""
+    """Name a plan in a few words."""
     total = "" if plan.total == plan.prompt else f", total {plan.total}"
     return f"{plan.strategy or 'plan'}: prompt {plan.prompt}{total}"

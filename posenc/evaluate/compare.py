@@ -76,7 +76,7 @@ def compare(
     step : callable, optional
         Called with a description after every forward pass.
     """
-    from posenc.hf.handle import apply
+    from posenc.hf.apply import apply
 
     outcomes = {}
     drawn_from = retrieval.random_tokens(loaded.tokenizer)

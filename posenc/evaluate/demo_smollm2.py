@@ -11,7 +11,7 @@ from posenc.config import Config, read_config
 from posenc.evaluate.models import Loaded
 from posenc.evaluate.passkey import Passkey, answer, make_passkey, score, table
 from posenc.evaluate.texts import Text, tokenize
-from posenc.hf.handle import apply
+from posenc.hf.apply import apply
 
 LENGTHS = (2048, 4096, 12288)
 DEPTHS = (0.1, 0.5, 0.9)

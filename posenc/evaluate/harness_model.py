@@ -12,7 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from posenc.errors import InvalidConfigError, InvalidInputError
 from posenc.evaluate.harness import DEFAULT_WINDOWS, split_arguments
 from posenc.evaluate.models import locate
-from posenc.hf.handle import apply
+from posenc.hf.apply import apply
 from posenc.hf.model_files import damage
 
 

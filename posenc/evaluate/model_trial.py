@@ -36,7 +36,7 @@ def failures() -> dict[str, str | None]:
     The keys are ``identity`` (bit-equal logits), ``generation`` (the same tokens), ``remap`` (other logits, none of
     them NaN), ``decoding`` (with a cache what the dense reference gives without one) and ``restored``.
     """
-    from posenc.hf.handle import apply
+    from posenc.hf.apply import apply
 
     loaded = load(TINY)
     model = loaded.model

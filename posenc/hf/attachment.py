@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from posenc.adapter import ArchitectureAdapter, LayerFacts
 from posenc.config import CacheMode
 from posenc.errors import InvalidInputError
 from posenc.hf.own_frequencies import Base, OwnFrequencies
+from posenc.hf.stock import StockAttention, stock_attention
 from posenc.planning.planner import Planner
 from posenc.positions import PositionStrategy
 
@@ -82,9 +83,9 @@ class Attachment:
         self.planner = Planner(self.strategy)
         self.fingerprint = self.strategy.fingerprint
 
-    def planners(self) -> dict[nn.Module, Planner]:
-        """The planner of every attention module."""
-        return {module: self.planner.of(layer) for layer, module in enumerate(self.facts)}
+    def layers(self, decoder: nn.Module, position_ids_BL: Tensor) -> Layers:
+        """What the attention layers of one forward share."""
+        return Layers(self, decoder, self.bases(decoder, position_ids_BL))
 
     def bases(self, decoder: nn.Module, position_ids_BL: Tensor) -> dict[LayerFacts, Base]:
         """The model's own frequencies in the layout of every kind of layer, the same objects until they change."""
@@ -99,7 +100,7 @@ class Attachment:
     @property
     def reach(self) -> int | None:
         """How far the model's masks reach back where every layer slides, in tokens; None where some see everything."""
-        windows = [facts.window for facts in self.facts.values()]
+        windows = [facts.sliding_window for facts in self.facts.values()]
         known = [window for window in windows if window is not None]
         return max(known) if known and len(known) == len(windows) else None
 
@@ -107,7 +108,7 @@ class Attachment:
     def witnesses(self) -> tuple[tuple[int, int], ...]:
         """Layers whose cached keys tell what became of a cache, with a channel that they rotate; the best first."""
         found = [
-            (facts.window is not None, facts.source is None, -index, index, (facts.channels or (0, 0))[0])
+            (facts.sliding_window is not None, facts.source is None, -index, index, (facts.channels or (0, 0))[0])
             for module, facts in self.facts.items()
             if isinstance(index := getattr(module, "layer_idx", None), int)
         ]
@@ -142,3 +143,43 @@ class Attachment:
             with _counting:
                 self.open_announcements -= 1
             _announced.reset(token)
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """What the attention layers of one forward share.
+
+    Parameters
+    ----------
+    attachment : Attachment
+        What the hooks of the model share.
+    decoder : Module
+        The decoder that the layers belong to.
+    bases : mapping of LayerFacts to Base
+        The model's own frequencies, in the layout of each kind of layer that has some.
+    """
+
+    attachment: Attachment
+    decoder: nn.Module
+    bases: Mapping[LayerFacts, Base]
+
+    @property
+    def facts(self) -> Mapping[nn.Module, LayerFacts]:
+        """What the probe measured on every attention module."""
+        return self.attachment.facts
+
+    @property
+    def backend(self) -> str:
+        """Backend name or ``"auto"``."""
+        return self.attachment.backend
+
+    @cached_property
+    def planners(self) -> Mapping[nn.Module, Planner]:
+        """The planner of every attention module."""
+        planner = self.attachment.planner
+        return {module: planner.of(layer) for layer, module in enumerate(self.facts)}
+
+    @cached_property
+    def stock(self) -> StockAttention:
+        """The model's own attention function, for identity plans."""
+        return stock_attention(self.attachment.original, self.decoder)

@@ -14,11 +14,13 @@ from math import tau
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from posenc.errors import UnsupportedModelError
 from posenc.hf.attachment import Attachment
-from posenc.hf.cache.decode_tables import ATTRIBUTE, Horizon, Kind
+from posenc.hf.cache.decode_tables import LayerKind, StaticDecodeTables
+from posenc.hf.cache.state import CacheState
+from posenc.hf.layer_call import LayerCall
 from posenc.hf.step import refuse_options
 from posenc.hf.transformers_names import cache_of
 from posenc.kernels.one_query import attend_one
@@ -38,86 +40,75 @@ class CompiledStep:
 
     Parameters
     ----------
-    horizon : Horizon
+    tables : StaticDecodeTables
         Plans of every row until the cache is full.
     slot : int64 []
         Slot of the new token.
     """
 
-    horizon: Horizon
+    tables: StaticDecodeTables
     slot: Tensor
-    _tables: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    _rotations: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        horizon = self.horizon
-        rows = torch.arange(horizon.index_RT.shape[0], device=self.slot.device)
-        self.query_R = horizon.index_RT.index_select(1, self.slot[None])[:, 0]
-        self.plan_R = horizon.plan_RT[rows, self.query_R]
+        tables = self.tables
+        rows = torch.arange(tables.index_RT.shape[0], device=self.slot.device)
+        self.query_R = tables.index_RT.index_select(1, self.slot[None])[:, 0]
+        self.plan_R = tables.plan_RT[rows, self.query_R]
 
-    def attend(
-        self,
-        module: nn.Module,
-        q_BH1D: Tensor,
-        k_BHKD: Tensor,
-        v_BHKD: Tensor,
-        mask: Tensor | None,
-        *,
-        scaling: float | None,
-        dropout: float,
-        options: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
+    def attend(self, call: LayerCall) -> tuple[Tensor, Tensor | None]:
         """Attention of one layer on a raw query and raw keys; output [B, 1, H, D] as transformers expects."""
-        horizon = self.horizon
-        index = horizon.kind_of.get(module)
+        q_BH1D, k_BHKD = call.q_BHLD, call.k_BHKD
+        tables = self.tables
+        index = tables.kind_of.get(call.module)
         if index is None:
-            raise UnsupportedModelError(f"{type(module).__name__} attends in this forward, but it was not probed.")
-        kind = horizon.kinds[index]
+            raise UnsupportedModelError(f"{type(call.module).__name__} attends in this forward, but it was not probed.")
+        kind = tables.kinds[index]
         if kind.stock:
             q, k = q_BH1D, k_BHKD
             if kind.rotary is not None:
-                ids_BT = horizon.position_ids_BT.to(q.device)
+                ids_BT = tables.position_ids_BT.to(q.device)
                 slots_K = self._slots(k.shape[2]).to(q.device)
                 q = kind.rotary.rotate_as_stock(q, ids_BT.index_select(1, self.slot[None].to(q.device)))
                 k = kind.rotary.rotate_as_stock(k, ids_BT.index_select(1, slots_K))
-            return horizon.stock(module, q, k, v_BHKD, mask, dropout=dropout, scaling=scaling, **options)
-        refuse_options(dropout, options)
+            return call.run(tables.stock, q, k)
+        refuse_options(call.dropout, call.options)
         assert kind.rotary is not None
         dtype = compute_dtype(k_BHKD)
-        table = self._table(index, k_BHKD.shape[2], dtype)
-        cos_RKF, sin_RKF, seen_RK = (x.to(q_BH1D.device) for x in table)
-        turned_BHKD = kind.rotary.rotate(k_BHKD, cos_RKF[:, None], sin_RKF[:, None])
+        rotation = self._rotation(index, k_BHKD.shape[2], dtype)
+        cos_RKF, sin_RKF, seen_RK = (x.to(q_BH1D.device) for x in rotation)
+        rotated_BHKD = kind.rotary.rotate(k_BHKD, cos_RKF[:, None], sin_RKF[:, None])
         if k_BHKD.dtype == torch.float16:
-            torch._assert_async(turned_BHKD.isfinite().all() | ~k_BHKD.isfinite().all(), OVERFLOW)
-        if horizon.scale_NT is not None:
-            scale_R = horizon.scale_NT[self.plan_R, self.query_R].to(q_BH1D.device, dtype)
+            torch._assert_async(rotated_BHKD.isfinite().all() | ~k_BHKD.isfinite().all(), OVERFLOW)
+        if tables.scale_NT is not None:
+            scale_R = tables.scale_NT[self.plan_R, self.query_R].to(q_BH1D.device, dtype)
             q_BH1D = (q_BH1D * scale_R[:, None, None, None]).to(q_BH1D.dtype)
-        out_BH1D = attend_one(
-            q_BH1D, turned_BHKD, v_BHKD, seen_RK, scaling, options.get("softcap"), options.get("s_aux")
-        )
+        softcap, sinks = call.options.get("softcap"), call.options.get("s_aux")
+        out_BH1D = attend_one(q_BH1D, rotated_BHKD, call.v_BHKD, seen_RK, call.scaling, softcap, sinks)
         return out_BH1D.transpose(1, 2), None
 
     def _slots(self, handed: int) -> Tensor:
         """Slots of the keys handed to a layer: all of them, or the last ones of a sliding cache."""
         return torch.arange(handed, device=self.slot.device) + (self.slot + 1 - handed).clamp(min=0)
 
-    def _table(self, index: int, handed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    def _rotation(self, index: int, handed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """cos and sin by which every key is turned [R, K, F], and whether it is attended [R, K]; once per step."""
         key = (index, handed)
-        if key not in self._tables:
-            self._tables[key] = self._make_table(self.horizon.kinds[index], handed, dtype)
-        return self._tables[key]
+        if key not in self._rotations:
+            self._rotations[key] = self._make_rotation(self.tables.kinds[index], handed, dtype)
+        return self._rotations[key]
 
-    def _make_table(self, kind: Kind, handed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        horizon, plan_R, query_R = self.horizon, self.plan_R, self.query_R
+    def _make_rotation(self, kind: LayerKind, handed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        tables, plan_R, query_R = self.tables, self.plan_R, self.query_R
         slots_K = self._slots(handed)
-        key_RK = horizon.index_RT.index_select(1, slots_K)
-        start_RS, stop_RS = horizon.key_start_NTS[plan_R, query_R], horizon.key_stop_NTS[plan_R, query_R]
+        key_RK = tables.index_RT.index_select(1, slots_K)
+        start_RS, stop_RS = tables.key_start_NTS[plan_R, query_R], tables.key_stop_NTS[plan_R, query_R]
         inside_RKS = (key_RK[..., None] >= start_RS[:, None]) & (key_RK[..., None] < stop_RS[:, None])
-        seen_RK = inside_RKS.any(-1) & horizon.real_RT.index_select(1, slots_K) & (slots_K <= self.slot)
-        if kind.window is not None:
-            seen_RK = seen_RK & (query_R[:, None] - key_RK < kind.window)
-        query_RS = horizon.query_NTS[plan_R, query_R]
-        key_RKS = horizon.key_NTS[plan_R[:, None], key_RK]
+        seen_RK = inside_RKS.any(-1) & tables.real_RT.index_select(1, slots_K) & (slots_K <= self.slot)
+        if kind.sliding_window is not None:
+            seen_RK = seen_RK & (query_R[:, None] - key_RK < kind.sliding_window)
+        query_RS = tables.query_NTS[plan_R, query_R]
+        key_RKS = tables.key_NTS[plan_R[:, None], key_RK]
         turn_RKS = key_RKS - query_RS[:, None]
         turn_RKSF = turn_RKS if turn_RKS.ndim == 4 else turn_RKS[..., None]
         turn_RKF = torch.where(inside_RKS[..., None], turn_RKSF, 0.0).sum(2)
@@ -129,7 +120,7 @@ class CompiledStep:
 
 
 def compiled_step(attachment: Attachment, kwargs: dict[str, Any], tokens: Tensor) -> CompiledStep | None:
-    """The step of one decoded token, counted on the cache's horizon; None where the step must run the ordinary way.
+    """The step of one decoded token, counted on the cache's tables; None where the step must run the ordinary way.
 
     Raises (when the graph runs)
     ----------------------------
@@ -137,34 +128,34 @@ def compiled_step(attachment: Attachment, kwargs: dict[str, Any], tokens: Tensor
         If the token does not go on from where the cache stands.
     """
     cache = cache_of(kwargs)
-    horizon = getattr(cache, ATTRIBUTE, None)
-    if not isinstance(horizon, Horizon) or tokens.shape[1] != 1 or attachment.open_announcements:
+    tables = None if cache is None else CacheState.of(cache).tables
+    if not isinstance(tables, StaticDecodeTables) or tokens.shape[1] != 1 or attachment.open_announcements:
         return None
-    batch, slots = horizon.position_ids_BT.shape
+    batch, slots = tables.position_ids_BT.shape
     mask = kwargs.get("attention_mask")
     if isinstance(mask, dict):
         mask = mask.get("full_attention")
-    if horizon.fingerprint != attachment.fingerprint or batch != tokens.shape[0]:
+    if tables.fingerprint != attachment.fingerprint or batch != tokens.shape[0]:
         return None
     if mask is not None and (mask.shape[-1] != slots if mask.ndim == 4 else mask.ndim != 2):
         return None
-    slot = horizon.count.clone()
+    slot = tables.count.clone()
     ids = kwargs.get("position_ids")
     ids_B1 = (slot[None, None] if ids is None else ids).expand(batch, 1)
-    torch._assert_async(_goes_on(horizon, slot, ids_B1, mask) & (slot == cache.get_seq_length()), BROKEN)
-    horizon.position_ids_BT.index_copy_(1, slot[None], ids_B1)
-    horizon.count.add_(1)
-    return CompiledStep(horizon, slot)
+    torch._assert_async(_goes_on(tables, slot, ids_B1, mask) & (slot == cache.get_seq_length()), BROKEN)
+    tables.position_ids_BT.index_copy_(1, slot[None], ids_B1)
+    tables.count.add_(1)
+    return CompiledStep(tables, slot)
 
 
-def _goes_on(horizon: Horizon, slot: Tensor, ids_B1: Tensor, mask: Tensor | None) -> Tensor:
+def _goes_on(tables: StaticDecodeTables, slot: Tensor, ids_B1: Tensor, mask: Tensor | None) -> Tensor:
     """Whether mask and position ids of the new token are those of one more real token, bool []."""
-    real_RT = horizon.real_RT
+    real_RT = tables.real_RT
     slots_T = torch.arange(real_RT.shape[1], device=slot.device)
     good = slot < real_RT.shape[1]
-    if not all(kind.stock for kind in horizon.kinds):
+    if not all(kind.stock for kind in tables.kinds):
         last = (slot - 1).clamp(min=0)[None]
-        counts_up = ids_B1 == horizon.position_ids_BT.index_select(1, last) + 1
+        counts_up = ids_B1 == tables.position_ids_BT.index_select(1, last) + 1
         good = good & (counts_up | ~real_RT.index_select(1, last)).all()
     if mask is None:
         return good
@@ -175,6 +166,6 @@ def _goes_on(horizon: Horizon, slot: Tensor, ids_B1: Tensor, mask: Tensor | None
     shown_BT = mask[:, 0, 0] if mask.dtype == torch.bool else mask[:, 0, 0] >= 0
     causal_RT = real_RT & (slots_T <= slot)
     fits = (shown_BT == causal_RT).all()
-    for window in dict.fromkeys(kind.window for kind in horizon.kinds if kind.window is not None):
+    for window in dict.fromkeys(kind.sliding_window for kind in tables.kinds if kind.sliding_window is not None):
         fits = fits | (shown_BT == causal_RT & (slot - slots_T < window)).all()
     return good & fits

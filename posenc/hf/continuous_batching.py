@@ -22,15 +22,16 @@ from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from posenc.adapter import LENGTH_DEPENDENT, rope_type
 from posenc.errors import BackendError, CacheMismatchError, UnsupportedModelError
-from posenc.hf.attachment import Attachment
+from posenc.hf.attachment import Attachment, Layers
 from posenc.hf.cache.record import CacheRecord, Row
-from posenc.hf.exclusive import alone
+from posenc.hf.cache.state import CachedTokens
+from posenc.hf.exclusive import exclusive
+from posenc.hf.layer_call import LayerCall
 from posenc.hf.step import Step
-from posenc.hf.stock import stock_attention
 from posenc.hf.transformers_names import version
 from posenc.planning.planner import KEPT_PLANS, Planner
 from posenc.planning.schedule import Schedule
@@ -65,9 +66,7 @@ class OpenBatches:
         """Copies and pickles of a model start without managers."""
         return OpenBatches, ()
 
-    def step(
-        self, attachment: Attachment, decoder: nn.Module, kwargs: Mapping[str, Any], position_ids_1L: Tensor
-    ) -> PagedStep:
+    def step(self, layers: Layers, kwargs: Mapping[str, Any], position_ids_1L: Tensor) -> PagedStep:
         """The step of one forward over packed requests.
 
         Raises
@@ -81,19 +80,12 @@ class OpenBatches:
             for entry in self._processor(cache).inputs_and_outputs.requests_in_batch
             for new, length in [(entry.query_length, entry.state.position_offset)]
         ]
-        shared = (
-            attachment.facts,
-            attachment.planners(),
-            attachment.bases(decoder, position_ids_1L),
-            attachment.backend,
-            stock_attention(attachment.original, decoder),
-        )
         ids_1K = torch.arange(max(request.after for request in requests), device=position_ids_1L.device)[None]
         steps = []
         for request in requests:
-            row = Row(((0, request.after),), self._schedule(attachment.planner, request))
-            record = CacheRecord(attachment.fingerprint, ids_1K[:, : request.after], (row,))
-            steps.append(Step(record, request.before, *shared, leaves=record))
+            row = Row(((0, request.after),), self._schedule(layers.attachment.planner, request))
+            record = CacheRecord(layers.attachment.fingerprint, ids_1K[:, : request.after], (row,))
+            steps.append(Step(CachedTokens(record, request.before, record), layers))
         return PagedStep(cache, {name: kwargs[name] for name in PAGED if name in kwargs}, requests, steps)
 
     def _processor(self, cache: Any) -> Any:
@@ -147,7 +139,7 @@ class InitContinuousBatching:
         generation = generation_config or self.model.generation_config
         asked = continuous_batching_config or getattr(generation, "continuous_batching_config", None)
         decoder = self.attachment.adapter.decoder(self.model)
-        with alone(self.model, decoder, "start continuous batching"), _shown_as_sdpa(self.model.config):
+        with exclusive(self.model, decoder, "start continuous batching"), _shown_as_sdpa(self.model.config):
             manager = getattr(type(self.model), METHOD)(
                 self.model,
                 generation_config=generation_config,
@@ -205,29 +197,18 @@ class PagedStep:
     steps: list[Step]
     _masks: dict[tuple[int, int, int | None], Tensor | None] = field(default_factory=dict)
 
-    def attend(
-        self,
-        module: nn.Module,
-        q_1HLD: Tensor,
-        k_1HLD: Tensor,
-        v_1HLD: Tensor,
-        mask: Tensor | None,
-        *,
-        scaling: float | None,
-        dropout: float,
-        options: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
+    def attend(self, call: LayerCall) -> tuple[Tensor, Tensor | None]:
         """Attention of one layer on raw packed queries and keys; output [1, L, H, D]."""
+        module, q_1HLD, k_1HKD, v_1HKD = call.module, call.q_BHLD, call.k_BHKD, call.v_BHKD
         number: int = module.layer_idx  # type: ignore[assignment]
-        k_1HKD, v_1HKD = k_1HLD, v_1HLD
-        if "cache" in options:  # up to transformers 5.23 its update is left to the attention function
-            k_1HKD, v_1HKD = self.cache.update(k_1HLD, v_1HLD, number, dict(self.paging))
+        if "cache" in call.options:  # up to transformers 5.23 its update is left to the attention function
+            k_1HKD, v_1HKD = self.cache.update(k_1HKD, v_1HKD, number, dict(self.paging))
         allocator = self.cache.layer_to_allocator[number]
         widths = [allocator.get_seqlen_k(before, after - before) for _, before, after in self.requests]
         new = [after - before for _, before, after in self.requests]
         if sum(widths) != k_1HKD.shape[2] or sum(new) != q_1HLD.shape[2]:
             raise BackendError("the packed batch is padded, which remapped attention does not expect.")
-        options = {name: value for name, value in options.items() if name not in ("cache", "is_causal", *PAGED)}
+        options = {name: value for name, value in call.options.items() if name not in ("cache", "is_causal", *PAGED)}
         parts = zip(
             self.steps,
             torch.split(q_1HLD, new, dim=2),
@@ -237,9 +218,9 @@ class PagedStep:
         )
         outs = []
         for step, q, k, v in parts:
-            facts = step.facts.get(module)
-            own_mask = self._mask(q, k, None if facts is None else facts.window)
-            out, _ = step.attend(module, q, k, v, own_mask, scaling=scaling, dropout=dropout, options=options)
+            facts = step.layers.facts.get(module)
+            mask = self._mask(q, k, None if facts is None else facts.sliding_window)
+            out, _ = step.attend(LayerCall(module, q, k, v, mask, call.scaling, call.dropout, options))
             outs.append(out)
         return torch.cat(outs, dim=1), None
 

@@ -38,7 +38,7 @@ class Gate:
 
 
 @contextmanager
-def alone(model: nn.Module, decoder: nn.Module, what: str) -> Iterator[None]:
+def exclusive(model: nn.Module, decoder: nn.Module, what: str) -> Iterator[None]:
     """Change a model in here: nobody runs it, and nobody else changes it.
 
     Raises

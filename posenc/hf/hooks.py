@@ -19,19 +19,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from posenc.errors import InvalidInputError, UnsupportedModelError
+from posenc.errors import UnsupportedModelError
 from posenc.hf import continuous_batching as continuous
 from posenc.hf.attachment import Attachment
-from posenc.hf.cache.rotated_keys import kept_layers
-from posenc.hf.cache.state import begin, finish
-from posenc.hf.compiled_step import CompiledStep, compiled_step
-from posenc.hf.padding import read_padding
+from posenc.hf.cache.state import CacheState, Forward
+from posenc.hf.compiled_step import compiled_step
+from posenc.hf.layer_call import LayerCall, LayerStep
 from posenc.hf.probe.masks import posenc_mask
 from posenc.hf.step import Step
-from posenc.hf.step_forwarding import RELAYS
+from posenc.hf.step_forwarding import FORWARDING_HOOKS
 from posenc.hf.stock import register, stock_attention
 from posenc.hf.transformers_names import cache_of, output_cache, paged_cache_of
-from posenc.hf.unstepped import note_stray
+from posenc.hf.unstepped import note_unstepped
 
 IMPLEMENTATIONS = {"sdpa": "posenc", "eager": "posenc_eager"}
 """Names registered with transformers, by the implementation that unpatched models of the same configuration run."""
@@ -59,19 +58,6 @@ def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """Positional arguments of a forward by name."""
     names = list(inspect.signature(type(module).forward).parameters)[1:] if args else []
     return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-def _position_ids(given: Tensor | None, past: int, tokens: Tensor) -> Tensor:
-    """Position ids of the new tokens, int64 [B, L]."""
-    batch, new = tokens.shape[:2]
-    if given is None:
-        given = (torch.arange(new, device=tokens.device) + past)[None]
-    if given.ndim != 2:
-        raise InvalidInputError(
-            f"position_ids must be [batch, tokens], got {tuple(given.shape)}: positions of several dimensions (mrope) "
-            "cannot be remapped."
-        )
-    return given.expand(batch, -1)
 
 
 def _hidden_dtype(decoder: Any, kwargs: dict[str, Any]) -> torch.dtype:
@@ -138,51 +124,23 @@ class DecoderHook:
     def _planned(self, module: nn.Module, kwargs: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
         """The keyword arguments with a step whose plans are made now."""
         _refuse_tracing()
-        candidates = kwargs.pop(CANDIDATES, 0)
-        batch, new = tokens.shape[:2]
-        if new == 0:
-            raise InvalidInputError("the model got no tokens: the text is empty.")
-        attachment, cache = self.attachment, cache_of(kwargs)
-        past = int(cache.get_seq_length()) if cache is not None else 0
-        position_ids = _position_ids(kwargs.get("position_ids"), past, tokens)
-        if paged_cache_of(kwargs) is not None:  # continuous batching: many sequences in one row
-            kwargs[STEP] = attachment.batches.step(attachment, module, kwargs, position_ids)
-            kwargs["attention_mask"] = tokens.new_ones((1, 1, 1, 1), dtype=torch.bool)  # each sequence gets its own
-            return kwargs
-        record = begin(cache, past, attachment, batch, tokens.device)
-        mask = kwargs.get("attention_mask")
-        real, shown = read_padding(mask, past, batch, new, record, attachment.reach)
-        if shown is not None:
-            record = record.hiding(shown)
-        past -= record.dropped  # slots that a bounded cache still holds
-        retain = getattr(
-            cache, "retain", None
-        )  # a bounded cache, see posenc/hf/cache/bounded.py: its plans know no prompt
-        record = record.extended(
-            past,
-            position_ids,
-            real,
-            attachment.planner,
-            candidates=candidates,
-            announced=None if retain else attachment.announced_rows(batch),
-        )
+        forward = Forward.of(self.attachment, kwargs, tokens, candidates=kwargs.pop(CANDIDATES, 0))
+        layers = self.attachment.layers(module, forward.position_ids_BL)
+        if paged_cache_of(kwargs) is not None:  # continuous batching: many sequences in one row, each with its own mask
+            every = tokens.new_ones((1, 1, 1, 1), dtype=torch.bool)
+            step = self.attachment.batches.step(layers, kwargs, forward.position_ids_BL)
+            return {**kwargs, STEP: step, "attention_mask": every}
         config: Any = module.config
-        kwargs[STEP] = Step(
-            record,
-            past,
-            attachment.facts,
-            attachment.planners(),
-            attachment.bases(module, position_ids),
-            attachment.backend,
-            stock_attention(attachment.original, module),
-            kept_layers(cache, past, new) if attachment.cache == "rotated" else None,
-            leaves=retain(record) if retain else record,
-            static=any(hasattr(layer, "max_cache_len") for layer in getattr(cache, "layers", ())),
-            attentions=bool(kwargs.get("output_attentions", getattr(config, "output_attentions", False))),
-            table_dtype=_hidden_dtype(module, kwargs),
-            causal=getattr(config, "is_causal", None) is not False,
-        )
-        return kwargs
+        return kwargs | {
+            STEP: Step(
+                CacheState.of(forward.cache).begin(forward),
+                layers,
+                static=any(hasattr(layer, "max_cache_len") for layer in getattr(forward.cache, "layers", ())),
+                attentions=bool(kwargs.get("output_attentions", getattr(config, "output_attentions", False))),
+                table_dtype=_hidden_dtype(module, kwargs),
+                causal=getattr(config, "is_causal", None) is not False,
+            )
+        }
 
     def _check_implementation(self, module: nn.Module) -> None:
         config: Any = module.config
@@ -208,15 +166,14 @@ class RecordHook:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         step = kwargs.get(STEP)
         if isinstance(step, Step):
-            self._finish(module, kwargs, step, output, torch.compiler.is_compiling())
+            self._finish(kwargs, step, output, torch.compiler.is_compiling())
 
     @outside_graphs
-    def _finish(self, module: nn.Module, kwargs: dict[str, Any], step: Step, output: Any, compiling: bool) -> None:
+    def _finish(self, kwargs: dict[str, Any], step: Step, output: Any, compiling: bool) -> None:
         given = cache_of(kwargs)
         cache = output_cache(output) if given is None else given
         if cache is not None:
-            attachment = self.attachment
-            finish(cache, step.record, step.leaves, step.past, step.bases, attachment, module, compiling=compiling)
+            CacheState.of(cache).finish(cache, step.tokens, step.layers, compiling=compiling)
 
 
 @dataclass
@@ -234,7 +191,7 @@ class RotaryHook:
         return torch.ones_like(cos), torch.zeros_like(sin)
 
 
-HOOKS = (HeadHook, DecoderHook, RecordHook, RotaryHook, *RELAYS)
+HOOKS = (HeadHook, DecoderHook, RecordHook, RotaryHook, *FORWARDING_HOOKS)
 
 
 def posenc_attention_forward(
@@ -250,24 +207,16 @@ def posenc_attention_forward(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function registered with transformers; without a step it is the model's original one."""
-    step: Step | CompiledStep | continuous.PagedStep | None = kwargs.pop(STEP, None)
+    step: LayerStep | None = kwargs.pop(STEP, None)
     if step is None:
-        note_stray(module)
+        note_unstepped(module)
         return stock_attention(original, module)(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    compiling = torch.compiler.is_compiling() and isinstance(step, Step)
-    attend = outside_graphs(step.attend) if compiling else step.attend
-    return attend(
-        module,
-        query,
-        key,
-        value,
-        attention_mask,
-        scaling=scaling,
-        dropout=dropout,
-        options=kwargs,
-    )
+    attend = step.attend
+    if torch.compiler.is_compiling() and isinstance(step, Step):
+        attend = outside_graphs(attend)
+    return attend(LayerCall(module, query, key, value, attention_mask, scaling, dropout, kwargs))
 
 
 REGISTERED = {name: partial(posenc_attention_forward, original=stock) for stock, name in IMPLEMENTATIONS.items()}

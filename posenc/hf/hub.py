@@ -11,7 +11,7 @@ from typing import Any
 from posenc.config import Config, load_config, read_config
 from posenc.errors import InvalidConfigError, InvalidInputError
 from posenc.files import expanded, replacing
-from posenc.hf.handle import apply
+from posenc.hf.apply import apply
 from posenc.hf.model_files import load_model
 
 FILE = "posenc.json"

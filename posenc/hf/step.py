@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from posenc.adapter import LayerFacts
 from posenc.backend import AttentionBackend, needs_gradient
 from posenc.errors import BackendError, CacheMismatchError, InvalidInputError, UnsupportedModelError
-from posenc.hf.cache.record import CacheRecord, Spans, cut_spans, span_count
-from posenc.hf.cache.rotated_keys import KeptLayers
+from posenc.hf.attachment import Layers
+from posenc.hf.cache.padding import mask_fault
+from posenc.hf.cache.record import cut_spans, span_count
+from posenc.hf.cache.state import CachedTokens
+from posenc.hf.layer_call import LayerCall
 from posenc.hf.own_frequencies import Base
-from posenc.hf.padding import mask_fault
-from posenc.hf.stock import StockAttention
+from posenc.hf.row_groups import GroupWork, QueryRun, RowGroup, gather, grouped, scatter, tokens
 from posenc.kernels.autocast import as_autocast
 from posenc.kernels.dispatch import attend, checked_backend
 from posenc.plan import PositionPlan
@@ -28,71 +30,16 @@ from posenc.rope import Rotary
 from posenc.trace import tracing
 
 
-@dataclass(frozen=True)
-class Group:
-    """Rows with the same layout of real tokens and the same plans."""
-
-    rows: tuple[int, ...]
-    spans: Spans
-    before: int
-    pieces: tuple[tuple[int, int, int], ...]
-    consecutive: bool
-
-    def select(self, x: Tensor) -> Tensor:
-        """The group's rows of a batched tensor; neighbouring rows are a view."""
-        if len(self.rows) == len(x):  # the rows of a group are in order
-            return x
-        first, last = self.rows[0], self.rows[-1]
-        if last - first + 1 == len(self.rows):
-            return x[first : last + 1]
-        return x[list(self.rows)]
-
-
-@dataclass(frozen=True)
-class Part:
-    """New tokens ``low .. high - 1`` of a group that share a plan, and how many keys they see."""
-
-    low: int
-    high: int
-    keys: int
-    plan: PositionPlan
-    rotary: Rotary
-
-
-@dataclass(frozen=True)
-class Share:
-    """What a group asks of the layers of one kind: slots of its new tokens and of its keys, and the plans."""
-
-    group: Group
-    new: Spans
-    keys: Spans
-    parts: tuple[Part, ...]
-
-
 @dataclass
 class Step:
     """Everything the attention layers of one forward need; travels to them as a keyword argument.
 
     Parameters
     ----------
-    record : CacheRecord
-        The cache's state after this forward.
-    past : int
-        Slots in the cache before it.
-    facts : dict of LayerFacts
-        What the probe measured on every attention module.
-    planners : dict of Planner
-        Makes the plans of every attention module.
-    bases : dict of Rotary
-        The model's own frequencies, in the layout of each kind of layer.
-    backend : str
-        Backend name or ``"auto"``.
-    stock : callable
-        The model's own attention function, for identity plans.
-    kept : KeptLayers, optional
-        Rotated keys of earlier decoding steps.
-    leaves : CacheRecord
-        The state that the forward leaves on its cache; a bounded cache drops slots.
+    tokens : CachedTokens
+        The tokens in the cache and those of this forward.
+    layers : Layers
+        What the attention layers share.
     static : bool
         Whether the cache hands over slots that are not filled yet.
     attentions : bool
@@ -103,115 +50,99 @@ class Step:
         Of the model's own cos and sin; in mixed precision not that of queries and keys.
     """
 
-    record: CacheRecord
-    past: int
-    facts: Mapping[torch.nn.Module, LayerFacts]
-    planners: Mapping[torch.nn.Module, Planner]
-    bases: Mapping[LayerFacts, Base]
-    backend: str
-    stock: StockAttention
-    kept: KeptLayers | None = None
-    leaves: CacheRecord = field(kw_only=True)
+    tokens: CachedTokens
+    layers: Layers
     static: bool = field(default=False, kw_only=True)
     attentions: bool = field(default=False, kw_only=True)
     causal: bool = field(default=True, kw_only=True)
     table_dtype: torch.dtype | None = field(default=None, kw_only=True)
     _plans: dict[tuple[Planner, int, int, int, int], PositionPlan] = field(default_factory=dict)
-    _groups: list[Group] | None = None
-    _kinds: dict[tuple[Planner, Base, int | None, int], Rotary | list[Share]] = field(default_factory=dict)
+    _works: dict[tuple[Planner, Base, int | None, int], Rotary | list[GroupWork]] = field(default_factory=dict)
     _masks: list[tuple[Tensor, int | None, int]] = field(default_factory=list)
     _backends: dict[tuple[Any, ...], AttentionBackend] = field(default_factory=dict)
     _traced: bool = field(default_factory=tracing)
 
-    @property
-    def groups(self) -> list[Group]:
+    @cached_property
+    def groups(self) -> list[RowGroup]:
         """Rows grouped by layout and plans; rows of padding only are left out."""
-        if self._groups is None:
-            found: dict[tuple[Any, ...], list[int]] = {}
-            for index, row in enumerate(self.record.rows):
-                before = span_count(row.spans, below=self.past)
-                if row.length > before:
-                    pieces = row.schedule.pieces(before, row.length)
-                    found.setdefault((row.spans, before, pieces, row.consecutive), []).append(index)
-            self._groups = [Group(tuple(rows), *key) for key, rows in found.items()]
-        return self._groups
+        return grouped(self.tokens.record.rows, self.tokens.past)
 
-    def attend(
-        self,
-        module: torch.nn.Module,
-        q_BHLD: Tensor,
-        k_BHKD: Tensor,
-        v_BHKD: Tensor,
-        mask: Tensor | None,
-        *,
-        scaling: float | None,
-        dropout: float,
-        options: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attention of one layer on raw queries and keys; output [B, L, H, D] as transformers expects."""
-        facts = self.facts.get(module)
+    def attend(self, call: LayerCall) -> tuple[Tensor, Tensor | None]:
+        """Attention of one layer; output [B, L, H, D].
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the layer was not probed.
+        CacheMismatchError
+            If its cache does not hold the keys that were accounted for.
+        BackendError, InvalidInputError
+            If the call asks for what a remapped layer does not compute.
+        """
+        facts = self.layers.facts.get(call.module)
         if facts is None:
             raise UnsupportedModelError(
-                f"{type(module).__name__} attends in this forward, but did not when posenc was applied: it was not "
-                "probed. Apply posenc to a model whose plain text forward runs every attention layer."
+                f"{type(call.module).__name__} attends in this forward, but did not when posenc was applied: it was "
+                "not probed. Apply posenc to a model whose plain text forward runs every attention layer."
             )
-        base = self.bases.get(facts)
+        base = self.layers.bases.get(facts)
         if base is None:  # no rotary positions: nothing to remap
-            return self.stock(module, q_BHLD, k_BHKD, v_BHKD, mask, dropout=dropout, scaling=scaling, **options)
-        total = self.record.slots
-        offset = max(0, total - k_BHKD.shape[2])  # a sliding cache hands over its last slots only
-        self._check_keys(module, k_BHKD.shape[2], facts.window)
-        prepared = self._prepared(self.planners[module], base, facts.window, offset)
-        if isinstance(prepared, Rotary):
-            return self._stock(
-                module,
-                q_BHLD,
-                k_BHKD,
-                v_BHKD,
-                mask,
-                prepared,
-                offset,
-                scaling=scaling,
-                dropout=dropout,
-                options=options,
-            )
-        self.refuse(dropout, options)
-        self._check_mask(module, mask, facts.window, offset, options)
-        cached_BHKD = k_BHKD
-        q_BHLD, k_BHKD, v_BHKD = as_autocast(q_BHLD, k_BHKD, v_BHKD)
-        scale = q_BHLD.shape[-1] ** -0.5 if scaling is None else scaling
-        softcap, sinks = options.get("softcap"), options.get("s_aux")
-        index: int | None = getattr(module, "layer_idx", None) if offset == 0 else None
-        if self.kept is not None and index is not None and not self.kept.serves(index):
-            index = None
+            return call.run(self.layers.stock, call.q_BHLD, call.k_BHKD)
+        handed = call.k_BHKD.shape[2]
+        offset = max(0, self.tokens.record.slots - handed)  # a sliding cache hands over its last slots only
+        self._check_keys(call.module, handed, facts.sliding_window)
+        work = self._work(self.layers.planners[call.module], base, facts.sliding_window, offset)
+        if isinstance(work, Rotary):
+            return self._stock(call, work, offset)
+        refuse_options(call.dropout, call.options, attentions=self.attentions)
+        self._check_mask(call, facts.sliding_window, offset)
+        return self._remapped(call, work, offset), None
+
+    def _remapped(self, call: LayerCall, work: list[GroupWork], offset: int) -> Tensor:
+        q_BHLD, k_BHKD, v_BHKD = as_autocast(call.q_BHLD, call.k_BHKD, call.v_BHKD)
+        index = self._kept_index(call.module, offset)
         out_BHLD: Tensor | None = None
-        for share in prepared:
-            group = share.group
-            q = _gather(group.select(q_BHLD), share.new)
-            k, v = _gather(group.select(k_BHKD), share.keys), _gather(group.select(v_BHKD), share.keys)
-            kept = None
-            if self.kept is not None and index is not None and len(share.keys) == len(share.parts) == 1:
-                kept = self.kept.of(index, group.rows, padding=share.keys[0][0])
-            outs = []
-            for part in share.parts:
-                case = (_tokens(q, part.low, part.high), _tokens(k, 0, part.keys), _tokens(v, 0, part.keys))
-                backend = self._backend(*case, part.plan, softcap, sinks)
-                out, _ = attend(
-                    backend, *case, part.plan, part.rotary, scale, None, softcap=softcap, sinks=sinks, kept=kept
-                )
-                outs.append(out)
-            out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
-            if len(group.rows) == q_BHLD.shape[0] and out.shape[2] == q_BHLD.shape[2]:
-                out_BHLD = out
+        for entry in work:
+            part_RHCD = self._group_attention(call, q_BHLD, k_BHKD, v_BHKD, entry, index)
+            group = entry.group
+            if len(group.rows) == q_BHLD.shape[0] and part_RHCD.shape[2] == q_BHLD.shape[2]:
+                out_BHLD = part_RHCD
                 continue
             if out_BHLD is None:
                 shape = (q_BHLD.shape[0], q_BHLD.shape[2], q_BHLD.shape[1], v_BHKD.shape[-1])
                 out_BHLD = q_BHLD.new_zeros(shape).transpose(1, 2)
-            _scatter(out_BHLD, out, group.rows, share.new)
+            scatter(out_BHLD, part_RHCD, group.rows, entry.new)
         assert out_BHLD is not None
-        if self.kept is not None and index is not None:
-            self.kept.saw(index, cached_BHKD, total)
-        return out_BHLD.transpose(1, 2).contiguous(), None
+        if self.tokens.rotated is not None and index is not None:
+            self.tokens.rotated.saw(index, call.k_BHKD, self.tokens.record.slots)
+        return out_BHLD.transpose(1, 2).contiguous()
+
+    def _kept_index(self, module: nn.Module, offset: int) -> int | None:
+        """The number of a layer whose rotated keys are kept for the next step, or None."""
+        index: int | None = getattr(module, "layer_idx", None) if offset == 0 else None
+        rotated = self.tokens.rotated
+        return index if rotated is not None and index is not None and rotated.serves(index) else None
+
+    def _group_attention(
+        self, call: LayerCall, q_BHLD: Tensor, k_BHKD: Tensor, v_BHKD: Tensor, entry: GroupWork, index: int | None
+    ) -> Tensor:
+        """Attention of the new tokens of one group, [R, H, C, D]."""
+        group, rotated = entry.group, self.tokens.rotated
+        softcap, sinks = call.options.get("softcap"), call.options.get("s_aux")
+        q = gather(group.select(q_BHLD), entry.new)
+        k, v = gather(group.select(k_BHKD), entry.keys), gather(group.select(v_BHKD), entry.keys)
+        kept = None
+        if rotated is not None and index is not None and len(entry.keys) == len(entry.runs) == 1:
+            kept = rotated.of(index, group.rows, padding=entry.keys[0][0])
+        outs = []
+        for run in entry.runs:
+            case = (tokens(q, run.low, run.high), tokens(k, 0, run.keys), tokens(v, 0, run.keys))
+            backend = self._backend(*case, run.plan, softcap, sinks)
+            out, _ = attend(
+                backend, *case, run.plan, run.rotary, call.scale, None, softcap=softcap, sinks=sinks, kept=kept
+            )
+            outs.append(out)
+        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
 
     def _backend(
         self, q: Tensor, k: Tensor, v: Tensor, plan: PositionPlan, softcap: float | None, sinks: Tensor | None
@@ -221,13 +152,15 @@ class Step:
         extras = (softcap is None, sinks is None, needs_gradient(q, k, v), sinks is not None and needs_gradient(sinks))
         key = (plan, kind, extras)
         if key not in self._backends or self._traced:
-            self._backends[key] = checked_backend(q, k, v, None, self.backend, [plan], softcap=softcap, sinks=sinks)
+            self._backends[key] = checked_backend(
+                q, k, v, None, self.layers.backend, [plan], softcap=softcap, sinks=sinks
+            )
         return self._backends[key]
 
-    def _check_keys(self, module: torch.nn.Module, keys: int, window: int | None) -> None:
+    def _check_keys(self, module: nn.Module, keys: int, sliding_window: int | None) -> None:
         """Every layer must hold the keys that were accounted for: a sliding one may have dropped those out of reach."""
-        total = self.record.slots
-        least = total if window is None else min(total, window - 1 + total - self.past)
+        total, past = self.tokens.record.slots, self.tokens.past
+        least = total if sliding_window is None else min(total, sliding_window - 1 + total - past)
         if keys < least or (keys > total and not self.static):
             raise CacheMismatchError(
                 f"{type(module).__name__} {getattr(module, 'layer_idx', '')} holds {keys} keys, and {total} tokens "
@@ -235,77 +168,81 @@ class Step:
                 "Start from an empty cache."
             )
 
-    def _check_mask(
-        self, module: torch.nn.Module, mask: Tensor | None, window: int | None, offset: int, options: dict[str, Any]
-    ) -> None:
-        """Plans are causal and know padding and the layer's window: a mask that says more is refused, not ignored."""
-        causal = options.get("is_causal")
+    def _check_mask(self, call: LayerCall, sliding_window: int | None, offset: int) -> None:
+        """Plans are causal and know padding and sliding windows: a mask that says more is refused, not ignored."""
+        module, mask, record, past = call.module, call.mask, self.tokens.record, self.tokens.past
+        causal = call.options.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
-        new = self.record.slots - self.past
-        if not self.causal or (not causal and mask is None and new > 1):
+        if not self.causal or (not causal and mask is None and record.slots - past > 1):
             raise BackendError(
                 "attention in both directions (is_causal=False) is not available under a remapped plan, which is "
                 "causal. Call handle.remove() for it."
             )
-        if mask is None or self.record.dropped:  # it was made of the text, of which a bounded cache holds a part
+        if mask is None or record.dropped:  # it was made of the text, of which a bounded cache holds a part
             return
-        if any(case[0] is mask and case[1:] == (window, offset) for case in self._masks):
+        if any(checked[0] is mask and checked[1:] == (sliding_window, offset) for checked in self._masks):
             return
-        fault = mask_fault(mask, self.record, self.past, offset, window)
+        fault = mask_fault(mask, record, past, offset, sliding_window)
         if fault is not None:
             raise InvalidInputError(
                 f"the 4-D attention mask of {type(module).__name__} {getattr(module, 'layer_idx', '')} cannot be "
                 f"combined with a remapped plan: {fault}. Only causal attention with padding can be remapped: pass the "
                 "2-D padding mask and text alone, one sequence per row."
             )
-        self._masks.append((mask, window, offset))
+        self._masks.append((mask, sliding_window, offset))
 
-    def _prepared(self, planner: Planner, base: Base, window: int | None, offset: int) -> Rotary | list[Share]:
-        """What every layer of one kind computes: the shares of the groups, or the model's own attention on a rotary."""
-        key = (planner, base, window, offset)
-        if key not in self._kinds:
-            rotaries = {self._stock_rotary(group, window, base, planner) for group in self.groups}
+    def _work(self, planner: Planner, base: Base, sliding_window: int | None, offset: int) -> Rotary | list[GroupWork]:
+        """What every layer of one kind computes: the work of the groups, or the model's own attention on a rotary."""
+        key = (planner, base, sliding_window, offset)
+        if key not in self._works:
+            rotaries = {self._stock_rotary(group, sliding_window, base, planner) for group in self.groups}
             if not self.groups:  # padding only: whatever it attends, nobody reads
                 rotaries = {base.stock}
             stock = rotaries.pop() if len(rotaries) == 1 else None
             if stock is None:
-                self._kinds[key] = [self._share(group, planner, base, window, offset) for group in self.groups]
+                self._works[key] = [self._of_group(g, planner, base, sliding_window, offset) for g in self.groups]
             else:
-                self._kinds[key] = stock
-        return self._kinds[key]
+                self._works[key] = stock
+        return self._works[key]
 
-    def _share(self, group: Group, planner: Planner, base: Base, window: int | None, offset: int) -> Share:
-        total, skipped = self.record.slots, span_count(group.spans, below=offset)
-        parts = tuple(
-            Part(
+    def _of_group(
+        self, group: RowGroup, planner: Planner, base: Base, sliding_window: int | None, offset: int
+    ) -> GroupWork:
+        total, skipped = self.tokens.record.slots, span_count(group.spans, below=offset)
+        runs = tuple(
+            QueryRun(
                 low - group.before,
                 high - group.before,
                 high - skipped,
-                self._plan(planner, prompt, high, window, skipped),
-                planner.rotary(own, prompt),
+                self._plan(planner, prompt, high, sliding_window, skipped),
+                planner.rotary(frequencies, prompt),
             )
-            for first, stop, prompt in group.pieces
-            for low, high, own in base.runs(first, stop, prompt)
+            for first, stop, prompt in group.runs
+            for low, high, frequencies in base.runs(first, stop, prompt)
         )
-        return Share(group, cut_spans(group.spans, self.past, total), cut_spans(group.spans, offset, total), parts)
+        new, keys = cut_spans(group.spans, self.tokens.past, total), cut_spans(group.spans, offset, total)
+        return GroupWork(group, new, keys, runs)
 
-    def _plan(self, planner: Planner, prompt: int, total: int, window: int | None, skipped: int) -> PositionPlan:
+    def _plan(
+        self, planner: Planner, prompt: int, total: int, sliding_window: int | None, skipped: int
+    ) -> PositionPlan:
         """The plan of a layer: clipped to its sliding window, without keys its cache dropped."""
-        key = (planner, prompt, total, window or 0, skipped)
+        key = (planner, prompt, total, sliding_window or 0, skipped)
         if key not in self._plans:
             plan = planner.plan(prompt, total)
-            if window is not None:
-                plan = plan.clipped(window)
+            if sliding_window is not None:
+                plan = plan.clipped(sliding_window)
             self._plans[key] = plan.suffix(skipped)
         return self._plans[key]
 
-    def _stock_rotary(self, group: Group, window: int | None, base: Base, planner: Planner) -> Rotary | None:
+    def _stock_rotary(self, group: RowGroup, sliding_window: int | None, base: Base, planner: Planner) -> Rotary | None:
         """The rotary with which the model's own attention computes this group exactly, or None."""
-        if len(group.pieces) != 1:
+        if len(group.runs) != 1:
             return None
-        low, high, prompt = group.pieces[0]
-        plan = self._plan(planner, prompt, high, window, 0)
-        if plan.is_stock(window) and not self.record.dropped:  # else the model's mask does not know which keys are left
+        low, high, prompt = group.runs[0]
+        plan = self._plan(planner, prompt, high, sliding_window, 0)
+        # A bounded cache has forgotten keys that the model's own mask still counts.
+        if plan.is_stock(sliding_window) and not self.tokens.record.dropped:
             if not planner.strategy.capabilities.changes_frequencies:
                 return base.stock
             runs = base.runs(low, high, prompt)
@@ -317,71 +254,43 @@ class Step:
             )
         return None
 
-    def _stock(
-        self,
-        module: torch.nn.Module,
-        q_BHLD: Tensor,
-        k_BHKD: Tensor,
-        v_BHKD: Tensor,
-        mask: Tensor | None,
-        rotary: Rotary,
-        offset: int,
-        *,
-        scaling: float | None,
-        dropout: float,
-        options: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
+    def _stock(self, call: LayerCall, rotary: Rotary, offset: int) -> tuple[Tensor, Tensor | None]:
         """The model's own attention on its own rotation: bit-equal to the unpatched model."""
-        ids_BT = self.record.position_ids_BT.to(q_BHLD.device)
-        key_ids = ids_BT[:, offset:]
-        empty = k_BHKD.shape[2] - key_ids.shape[1]
+        q_BHLD, k_BHKD = call.q_BHLD, call.k_BHKD
+        ids_BT = self.tokens.record.position_ids_BT.to(q_BHLD.device)
+        key_ids_BK = ids_BT[:, offset:]
+        empty = k_BHKD.shape[2] - key_ids_BK.shape[1]
         if empty > 0:
-            key_ids = torch.cat((key_ids, key_ids.new_zeros((key_ids.shape[0], empty))), dim=1)
-        q = self._wide(rotary, q_BHLD).rotate_as_stock(q_BHLD, ids_BT[:, self.past :])
-        k = self._wide(rotary, k_BHKD).rotate_as_stock(k_BHKD, key_ids)
-        return self.stock(module, q, k, v_BHKD, mask, dropout=dropout, scaling=scaling, **options)
+            key_ids_BK = torch.cat((key_ids_BK, key_ids_BK.new_zeros((key_ids_BK.shape[0], empty))), dim=1)
+        return call.run(
+            self.layers.stock,
+            self._wide(rotary, q_BHLD).rotate_as_stock(q_BHLD, ids_BT[:, self.tokens.past :]),
+            self._wide(rotary, k_BHKD).rotate_as_stock(k_BHKD, key_ids_BK),
+        )
 
     def _wide(self, rotary: Rotary, x: Tensor) -> Rotary:
         """How the model rotates a tensor that is narrower than its tables, as some are in mixed precision."""
         wider = self.table_dtype is not None and self.table_dtype.itemsize > x.dtype.itemsize
         return rotary.with_wide_tables() if wider else rotary
 
-    def refuse(self, dropout: float, options: dict[str, Any]) -> None:
-        """Raise for what a remapped layer does not compute."""
-        refuse_options(dropout, {**options, "output_attentions": self.attentions or options.get("output_attentions")})
 
+def refuse_options(dropout: float, options: Mapping[str, Any], *, attentions: bool = False) -> None:
+    """Refuse what no remapped layer computes.
 
-def refuse_options(dropout: float, options: dict[str, Any]) -> None:
-    """Raise for what no remapped layer computes."""
+    Raises
+    ------
+    BackendError
+        If dropout, attention weights or a position bias is asked for.
+    """
     if dropout:
         raise BackendError(
             f"attention dropout ({dropout}) is not available under a remapped plan: set the model's "
             "attention_dropout to 0, or call model.eval()."
         )
-    if options.get("output_attentions"):
+    if attentions or options.get("output_attentions"):
         raise BackendError(
             "output_attentions=True is not available under a remapped plan: the weights are never formed. "
             "Call the model without it."
         )
     if options.get("position_bias") is not None:
         raise BackendError("this model's attention adds a position_bias, which remapped attention does not compute.")
-
-
-def _tokens(x_BHLD: Tensor, start: int, stop: int) -> Tensor:
-    return x_BHLD if stop - start == x_BHLD.shape[2] else x_BHLD[:, :, start:stop]
-
-
-def _gather(x_BHLD: Tensor, spans: Spans) -> Tensor:
-    """The tokens of the spans; one span is a view."""
-    if len(spans) == 1:
-        return _tokens(x_BHLD, *spans[0])
-    return torch.cat([x_BHLD[:, :, start:stop] for start, stop in spans], dim=2)
-
-
-def _scatter(out_BHLD: Tensor, part_RHCD: Tensor, rows: tuple[int, ...], spans: Spans) -> None:
-    """Put a group's outputs at its rows and new tokens."""
-    done = 0
-    for start, stop in spans:
-        for number, row in enumerate(rows):
-            out_BHLD[row, :, start:stop] = part_RHCD[number, :, done : done + stop - start]
-        done += stop - start

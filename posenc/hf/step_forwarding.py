@@ -15,11 +15,10 @@ import torch
 from torch import nn
 
 from posenc.errors import UnsupportedModelError
+from posenc.hf.cache.state import CacheState
 from posenc.hf.compiled_step import CompiledStep
 from posenc.hf.transformers_names import cache_of
 from posenc.hf.unstepped import probing
-
-NOTED = "_posenc_noted_step"
 
 _step: ContextVar[Any] = ContextVar("posenc_step", default=None)
 
@@ -33,7 +32,7 @@ class NoteStep:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         step = kwargs.get(self.name)
         if isinstance(step, CompiledStep):
-            setattr(cache_of(kwargs), NOTED, step)
+            CacheState.of(cache_of(kwargs)).step = step
         elif step is not None:
             _step.set(step)
 
@@ -57,14 +56,13 @@ class TakeStep:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self.name in kwargs:
             return None
-        cache = cache_of(kwargs)
-        if getattr(cache, NOTED, None) is not None:
-            step = getattr(cache, NOTED)
-            setattr(cache, NOTED, None)
+        state = CacheState.of(cache_of(kwargs))
+        if state.step is not None:
+            step, state.step = state.step, None
             return args, {**kwargs, self.name: step}
         step = _step.get()
         if step is None and probing():
-            return None  # noted as a stray, and refused with that reason
+            return None  # noted as unstepped, and refused with that reason
         if step is None:
             raise UnsupportedModelError(
                 f"{type(module).__name__} was called outside its decoder while posenc is applied: it has no positions. "
@@ -73,10 +71,10 @@ class TakeStep:
         return args, {**kwargs, self.name: step}
 
 
-RELAYS = (NoteStep, ForgetStep, TakeStep)
+FORWARDING_HOOKS = (NoteStep, ForgetStep, TakeStep)
 
 
-def install_relays(decoder: nn.Module, modules: list[nn.Module], name: str) -> None:
+def install_step_forwarding(decoder: nn.Module, modules: list[nn.Module], name: str) -> None:
     """Put the hooks on these attention modules and on every layer above them."""
     paths = {part: path for path, part in decoder.named_modules()}
     above: dict[nn.Module, None] = {}

@@ -8,27 +8,27 @@ from contextvars import ContextVar
 
 from torch import nn
 
-_strays: ContextVar[list[nn.Module] | None] = ContextVar("posenc_strays", default=None)
+_noted: ContextVar[list[nn.Module] | None] = ContextVar("posenc_unstepped", default=None)
 
 
 @contextmanager
-def logged_strays() -> Iterator[list[nn.Module]]:
+def unstepped_modules() -> Iterator[list[nn.Module]]:
     """Note every module that calls posenc's attention function without a step."""
-    found: list[nn.Module] = []
-    token = _strays.set(found)
+    modules: list[nn.Module] = []
+    token = _noted.set(modules)
     try:
-        yield found
+        yield modules
     finally:
-        _strays.reset(token)
+        _noted.reset(token)
 
 
-def note_stray(module: nn.Module) -> None:
+def note_unstepped(module: nn.Module) -> None:
     """Called by the attention function when no step reached it."""
-    strays = _strays.get()
-    if strays is not None:
-        strays.append(module)
+    modules = _noted.get()
+    if modules is not None:
+        modules.append(module)
 
 
 def probing() -> bool:
-    """Whether somebody listens."""
-    return _strays.get() is not None
+    """Whether the probe runs in this thread."""
+    return _noted.get() is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from posenc.bench.cases import KINDS, kind_shown, what_of
-from posenc.bench.results import Result, Row
+from posenc.bench.results import BenchRow, Result
 
 SETUP = ("strategy", "shape", "dtype", "threads", "backend")
 """What tells the rows of a table apart."""
@@ -44,7 +44,7 @@ def cost_tables(result: Result) -> list[tuple[str, list[str], list[list[str]]]]:
     return tables
 
 
-def _pivot(rows: Sequence[Row], shown: Callable[[Row], str]) -> list[list[str]]:
+def _pivot(rows: Sequence[BenchRow], shown: Callable[[BenchRow], str]) -> list[list[str]]:
     found: dict[tuple[str, ...], dict[int, str]] = {}
     for row in rows:
         setup = tuple(str(getattr(row, key)) for key in SETUP)
@@ -52,13 +52,13 @@ def _pivot(rows: Sequence[Row], shown: Callable[[Row], str]) -> list[list[str]]:
     return [[*setup, *(by_length.get(at, "-") for at in _lengths(rows))] for setup, by_length in found.items()]
 
 
-def _time(row: Row) -> str:
+def _time(row: BenchRow) -> str:
     return f"{row.ratio:.2f} ({min(row.ratios):.2f} .. {max(row.ratios):.2f})"
 
 
-def _memory(row: Row) -> str:
+def _memory(row: BenchRow) -> str:
     return "-" if row.memory_ratio is None else f"{row.memory_ratio:.2f}"
 
 
-def _lengths(rows: Sequence[Row]) -> list[int]:
+def _lengths(rows: Sequence[BenchRow]) -> list[int]:
     return sorted({row.length for row in rows})

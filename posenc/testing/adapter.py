@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from posenc.adapter import EVERY_FAMILY, ArchitectureAdapter
 from posenc.errors import PluginError, PosencError
-from posenc.hf.handle import Handle, apply, attached
+from posenc.hf.apply import apply
+from posenc.hf.handle import Handle, attached
 from posenc.plugins import adapter_info, adapters, strategy
 from posenc.positions import IdentityStrategy
 from posenc.testing.judge import dense_logits
@@ -50,13 +51,13 @@ class AdapterContract:
     """The pretraining window of the model in tokens; if None, only its presence is checked."""
 
     prompt: ClassVar[int] = 40
-    """Tokens of the prompt. The dense reference runs the whole text once per token."""
+    """Tokens of the prompt. The dense judge runs the whole text once per token."""
 
     new: ClassVar[int] = 5
     """Tokens decoded after the prompt."""
 
     tolerance: ClassVar[float] = 1e-3
-    """Largest difference of a remap (float32) from the dense reference (float64), relative to the largest logit."""
+    """Largest difference of a remap (float32) from the dense judge (float64), relative to the largest logit."""
 
     def test_it_can_be_registered(self) -> None:
         """It is an ArchitectureAdapter with a name and a summary, and its model types include the model's."""
@@ -98,16 +99,16 @@ class AdapterContract:
             violated(f"{self._name}: a tolerance of {self.adapter.tolerance:g} for the identity plan shows nothing.")
 
     def test_remap_equals_the_dense_judge(self) -> None:
-        """A remap (ReRoPE with a window of six) equals the dense reference, in prefill and decoding."""
+        """A remap (ReRoPE with a window of six) equals the dense judge, in prefill and decoding."""
         model, ids = self._built, self._ids(1)
         with self._only_this_adapter():
-            expected = self._reference_logits(ids, "rerope")
+            expected = self._judge_logits(ids, "rerope")
             with torch.no_grad():
                 plain = model(ids, use_cache=False).logits[0]
-            identity_error = relative_error(self._reference_logits(ids, "rope"), plain)
+            identity_error = relative_error(self._judge_logits(ids, "rope"), plain)
         if identity_error > self.tolerance:
             violated(
-                f"{self._name}: the dense reference differs from the model itself by {identity_error:.2g}, so a "
+                f"{self._name}: the dense judge differs from the model itself by {identity_error:.2g}, so a "
                 "comparison with it shows nothing. Does the model depend on positions outside of its attention?"
             )
         if relative_error(plain, expected) < 10 * self.tolerance:
@@ -122,7 +123,7 @@ class AdapterContract:
             if not off <= self.tolerance:
                 row = int(((logits - expected).abs().amax(-1) > self.tolerance * expected.abs().max()).nonzero()[0])
                 violated(
-                    f"{self._name}: {what} under a remap differs from the dense reference from token {row} on, by "
+                    f"{self._name}: {what} under a remap differs from the dense judge from token {row} on, by "
                     f"{off:.2g} of the largest logit (allowed {self.tolerance:.0e})."
                 )
 
@@ -172,7 +173,7 @@ class AdapterContract:
             return IdentityStrategy(window=window)
         return strategy(name, window=window, window_size=6, replan="never")
 
-    def _reference_logits(self, ids: Tensor, name: str) -> Tensor:
+    def _judge_logits(self, ids: Tensor, name: str) -> Tensor:
         plan = self._strategy(name).plan(self.prompt, ids.shape[1])
         return dense_logits(self._built, ids, plan.relative_positions())
 

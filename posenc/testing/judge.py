@@ -1,4 +1,4 @@
-"""A dense reference for any model, which uses only the model's own rotation and no code of posenc's backends.
+"""A dense judge for any model, which uses only the model's own rotation and no code of posenc's backends.
 
 The whole text runs once per query, as rows of one batch: row ``i`` is the text as query ``i`` sees it,
 with token ``j`` at position ``i - relative[i, j]``. The attention function takes query ``i`` and its keys
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posenc.hf.handle import find_adapter
+from posenc.hf.apply import find_adapter
 from posenc.hf.stock import register
 
 NAME = "dense_relative"

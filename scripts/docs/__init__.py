@@ -1,1 +1,1 @@
-"""The documentation site: what mkdocs generates beside the hand-written pages (``make docs``)."""
+"""The documentation site: the parts that mkdocs generates besides the hand-written pages (``make docs``)."""

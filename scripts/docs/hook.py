@@ -1,4 +1,4 @@
-"""What mkdocs calls while it builds the site (``hooks`` in mkdocs.yml)."""
+"""Functions that mkdocs calls while it builds the site (``hooks`` in mkdocs.yml)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ drawn = tempfile.TemporaryDirectory(prefix="posenc-docs-")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add what pages link to outside of docs/, and the pictures that their commands draw."""
+    """Add the files outside docs/ that pages link to, and the pictures that their commands draw."""
     pages = [Path(file.abs_src_path) for file in files.documentation_pages() if file.abs_src_path]
     for uri, text in outside(pages, ROOT).items():
         files.append(File.generated(config, uri, content=text))
@@ -38,13 +38,13 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Fill in the generated parts, show what a command draws below it, and mend links that leave docs/."""
+    """Fill in the generated parts, show what a command draws below it, and rewrite links that leave docs/."""
     source = page.file.abs_src_path
     if source is None or page.file.generated_by:
         return markdown
     shown = re.sub(
         r"^```bash\n(.*?)^```$",
-        lambda block: block[0] + "".join(f"\n\n![What this draws]({name})" for name in PLOT.findall(block[1])),
+        lambda block: block[0] + "".join(f"\n\n![What this command draws]({name})" for name in PLOT.findall(block[1])),
         fill(markdown),
         flags=re.MULTILINE | re.DOTALL,
     )
@@ -52,19 +52,19 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
-    """Show what docstrings refer to by its name alone, not as a role of Sphinx."""
+    """Show cross-references of docstrings as plain names instead of Sphinx roles."""
     return re.sub(r":(?:class|func|meth|mod):<code>~?(?:[\w.]*\.)?(\w+)</code>", r"<code>\1</code>", html)
 
 
 def on_post_build(config: Any) -> None:
-    """Refuse a site that loads anything from elsewhere."""
+    """Refuse a site that loads anything from another address."""
     for path in sorted(Path(config.site_dir).rglob("*")):
         if path.suffix in (".html", ".css") and (found := LOADED.search(path.read_text(encoding="utf-8"))):
-            raise PluginError(f"{path.relative_to(config.site_dir)} loads something from elsewhere: {found[0]}")
+            raise PluginError(f"{path.relative_to(config.site_dir)} loads something from another address: {found[0]}")
 
 
 def draw(command: str, name: str) -> Path:
-    """Run a ``posenc plan`` that the page shows, for its picture."""
+    """Run a ``posenc plan`` command of the page to draw its picture."""
     words = shlex.split(command)[1:]
     target = Path(drawn.name) / name
     words[words.index("--plot") + 1] = str(target)

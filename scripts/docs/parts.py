@@ -1,6 +1,6 @@
-"""The mechanical parts of a page: ``<!-- posenc: PART [NAME] -->`` becomes what the function PART returns.
+"""The generated parts of a page: ``<!-- posenc: PART [NAME] -->`` is replaced by what the function PART returns.
 
-A comment, so that a page also reads well where nothing generates it.
+The mark is a comment, so that a page also reads well without the generated part.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from posenc.cli._group import group
 ROOT = Path(__file__).parents[2]
 MARK = re.compile(r"^<!-- posenc: (\w+)(?: (\w+))? -->$", re.MULTILINE)
 SIZE = 16
-"""Head channels of the model whose frequencies are shown."""
+"""head_dim of the model whose frequencies are shown."""
 
 
 def fill(markdown: str) -> str:
-    """A page with its generated parts in place.
+    """Return a page with its generated parts filled in.
 
     Raises
     ------
@@ -35,7 +35,7 @@ def fill(markdown: str) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [columns, ["---"] * len(columns), *([_cell(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
@@ -45,28 +45,28 @@ def _cell(value: object) -> str:
 
 
 def strategies() -> str:
-    """Every built-in strategy with a link to its page."""
+    """List every built-in strategy with a link to its page."""
     infos = (info for info in posenc.strategies().values() if info.distribution == "posenc")
     rows = ((f"[`{info.name}`]({info.name}.md)", info.kind, info.summary, info.paper) for info in infos)
     return table(["name", "changes", "what the model sees", "paper"], rows)
 
 
 def facts(name: str) -> str:
-    """Paper and capabilities of a strategy."""
+    """Return the paper and the capabilities of a strategy."""
     data = show.describe(posenc.strategies()[name])
     held = ", ".join(f"`{key}`" for key, value in data["capabilities"].items() if value)
     return f"{data['paper']}.\n\nCapabilities: {held or 'none'} ([what they promise](../write-a-strategy.md))."
 
 
 def parameters(name: str) -> str:
-    """The parameters of a strategy, from its pydantic model."""
+    """Return the table of a strategy's parameters, from its pydantic model."""
     found = show.describe(posenc.strategies()[name])["params"]
     rows = ((f"`{p['name']}`", _type(p["type"]), _default(p["default"]), p["description"]) for p in found)
     return table(["name", "type", "default", "meaning"], rows) if found else "None."
 
 
 def _type(name: str) -> str:
-    """A union as words: a pipe would end the table's cell."""
+    """Return a union in words: a pipe would end the table's cell."""
     return " or ".join(f"`{part}`" for part in name.split(" | ") if part != "None")
 
 
@@ -75,7 +75,7 @@ def _default(value: object) -> str:
 
 
 def frequencies(name: str) -> str:
-    """By what a frequency strategy divides each frequency, for a prompt of four windows."""
+    """Show by how much a frequency strategy divides each frequency, for a prompt of four windows."""
     window = 256
     base = posenc.Rotary.from_theta(10_000.0, SIZE)
     changed = posenc.strategy(name, window=window).rotary(base, 4 * window)
@@ -89,12 +89,12 @@ def frequencies(name: str) -> str:
 
 
 def measured(name: str) -> str:
-    """The rows of a strategy in docs/results/results.md.
+    """Return the rows of a strategy in docs/results/results.md.
 
     Raises
     ------
     LookupError
-        If it has none there.
+        If it has no row there.
     """
     found = _rows_of_results((ROOT / "docs" / "results" / "results.md").read_text(encoding="utf-8"), name)
     if not found:
@@ -119,7 +119,7 @@ def picks() -> str:
 
 
 def _rows_of_results(text: str, name: str) -> list[str]:
-    """Main tables of the page that hold a row of the strategy, cut down to it; the command stands above each."""
+    """Return the main tables that contain the strategy, reduced to its rows, each below its command."""
     found = []
     for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
         command = re.search(r"^```\w*\n(.+?)\n```", section, re.MULTILINE | re.DOTALL)
@@ -134,7 +134,7 @@ def _rows_of_results(text: str, name: str) -> list[str]:
 
 
 def comparison() -> str:
-    """The two main tables of docs/results/results.md whole."""
+    """Return the two main tables of docs/results/results.md in full."""
     text = (ROOT / "docs" / "results" / "results.md").read_text(encoding="utf-8")
     main = text.split("\n## main\n")[1].split("\n## ")[0]
     tables = re.findall(r"^### ((?:perplexity: perplexity|spans: share right), .+?)\n\n(\|.+?)\n\n", main, re.M | re.S)
@@ -142,7 +142,7 @@ def comparison() -> str:
 
 
 def _linked(body: str) -> str:
-    """A table whose strategies lead to their pages."""
+    """Link the strategies of a table to their pages."""
     return re.sub(
         r"^\| (\w+)(?= \|)",
         lambda cell: f"| [`{cell[1]}`](strategies/{cell[1]}.md)" if cell[1] in posenc.strategies() else cell[0],
@@ -152,7 +152,7 @@ def _linked(body: str) -> str:
 
 
 def commands() -> str:
-    """What every verb prints for --help."""
+    """Return what every verb prints for --help."""
     parts = []
     with click.Context(group, info_name="posenc", max_content_width=100, terminal_width=100) as outer:
         for verb in group.list_commands(outer):
@@ -163,7 +163,7 @@ def commands() -> str:
 
 
 def _help(command: click.Command, name: str, outer: click.Context) -> list[str]:
-    """Help of a command, and of the commands below it."""
+    """Return the help of a command and of its subcommands."""
     settings = {**command.context_settings, "max_content_width": 100, "terminal_width": 100}
     with click.Context(command, info_name=name, parent=outer, **settings) as context:
         parts = [f"## {context.command_path}\n\n```text\n{command.get_help(context)}\n```"]

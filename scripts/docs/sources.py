@@ -1,6 +1,6 @@
-"""Links that work on GitHub and on the site: what pages name outside of docs/ becomes a page of the site.
+"""Links that work on GitHub and on the site: files outside docs/ that pages link to become pages of the site.
 
-Markdown stays Markdown, a file is shown as code, a folder as its files.
+Markdown stays Markdown, other files are shown as code, and a folder is shown as its files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SHELF = "source"
 
 
 def site_uri(path: Path, root: Path) -> str:
-    """Where the site has a file of the repository."""
+    """Return where a file of the repository is on the site."""
     inside = path.relative_to(root)
     if inside.parts[0] == "docs":
         return Path(*inside.parts[1:]).as_posix()
@@ -25,14 +25,14 @@ def site_uri(path: Path, root: Path) -> str:
 
 
 def targets(markdown: str, page: Path, root: Path) -> Iterator[Path]:
-    """Files and folders of the repository that a page links to."""
+    """Yield the files and folders of the repository that a page links to."""
     for link in LINK.finditer(FENCE.sub("", markdown)):
         if found := _resolve(link[1], page, root):
             yield found
 
 
 def rewrite(markdown: str, page: Path, root: Path) -> str:
-    """A page of the repository as it stands on the site: its links lead to the site's pages."""
+    """Rewrite the links of a page so that they lead to pages of the site."""
     here = os.path.dirname(site_uri(page, root))
 
     def replace(link: re.Match[str]) -> str:
@@ -49,7 +49,7 @@ def rewrite(markdown: str, page: Path, root: Path) -> str:
 
 
 def outside(pages: list[Path], root: Path) -> dict[str, str]:
-    """Pages to add to the site, by their place there: everything outside of docs/ that can be reached by links."""
+    """Return the pages to add to the site, by their place there: everything outside docs/ reachable by links."""
     found: dict[str, str] = {}
     waiting = list(pages)
     while waiting:
@@ -65,7 +65,7 @@ def outside(pages: list[Path], root: Path) -> dict[str, str]:
 
 
 def as_page(path: Path, root: Path) -> str:
-    """A file or a folder of the repository as Markdown."""
+    """Return a file or a folder of the repository as Markdown."""
     if path.suffix == ".md":
         return rewrite(path.read_text(encoding="utf-8"), path, root)
     title = f"# {path.relative_to(root).as_posix()}\n\n"
@@ -81,7 +81,7 @@ def _as_code(path: Path) -> str:
 
 
 def _resolve(link: str, page: Path, root: Path) -> Path | None:
-    """The file a link means, None for an address elsewhere or a file that is not there (mkdocs will say so)."""
+    """Return the file a link means, or None for an external address or a missing file (mkdocs reports it)."""
     if re.match(r"[a-z]+:", link):
         return None
     found = Path(os.path.normpath(page.parent / link))

@@ -1,4 +1,4 @@
-"""Cases small enough to run in a moment, and a result that nothing had to be measured for."""
+"""Cases small enough to run quickly, and made-up results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from posenc.bench import results
-from posenc.bench.cases import Case
+from posenc.bench.cases import BenchCase
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def run() -> Callable[..., Result]:
     return lambda *arguments: CliRunner().invoke(group, [str(argument) for argument in arguments])
 
 
-def small(kind: str, **changes: Any) -> Case:
-    """A case of 64 tokens with window 16."""
+def small(kind: str, **changes: Any) -> BenchCase:
+    """Return a case of 64 tokens with window 16."""
     of_model = kind in ("prefill", "decode", "padded")
     facts: dict[str, Any] = {
         "kind": kind,
@@ -33,11 +33,11 @@ def small(kind: str, **changes: Any) -> Case:
         "strategy": "rerope",
         "backend": "auto",
     }
-    return Case(**{**facts, **changes})
+    return BenchCase(**{**facts, **changes})
 
 
-def row(**changes: Any) -> results.Row:
-    """A row of a result file: ratio 1.25 at 4096 tokens, where the goal is 1.15."""
+def row(**changes: Any) -> results.BenchRow:
+    """Return a row of a result file: ratio 1.25 at 4096 tokens, where the goal is 1.15."""
     facts: dict[str, Any] = {
         "kind": "attention",
         "shape": "9/3x64",
@@ -53,11 +53,11 @@ def row(**changes: Any) -> results.Row:
         "remapped": (0.22, 0.25, 0.3),
         "memory": {"plain": 2**20, "remapped": 3 * 2**19},
     }
-    return results.Row(**{**facts, **changes})
+    return results.BenchRow(**{**facts, **changes})
 
 
-def result(*rows: results.Row, **machine: Any) -> results.Result:
-    """A result file of these rows."""
+def result(*rows: results.BenchRow, **machine: Any) -> results.Result:
+    """Return a result file with these rows."""
     facts: dict[str, Any] = {
         "cpu": "Made-Up CPU @ 3 GHz",
         "cores": 2,

@@ -1,4 +1,4 @@
-"""Backends that fail on purpose, as a distribution beside posenc: what `scripts.gpu` must survive."""
+"""Backends that fail on purpose, in a distribution beside posenc: `scripts.gpu` must survive them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from posenc.hookspecs import hookimpl
 from posenc.kernels.cpu.backend import CpuFlashBackend
 
 MARKED = 128
-"""Tokens of the case that the last two fail at; no canary has as many."""
+"""Length in tokens of the case at which the last two backends fail; no canary case has it."""
 
 
 class Unwritten(CpuFlashBackend):
@@ -50,7 +50,7 @@ def posenc_register_backends(register):
 
 
 def install(folder: Path) -> None:
-    """Write the distribution, for a PYTHONPATH that holds the folder."""
+    """Write the distribution, for a PYTHONPATH that contains the folder."""
     facts = folder / "made_up-1.0.dist-info"
     facts.mkdir(parents=True)
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: made-up\nVersion: 1.0\n")

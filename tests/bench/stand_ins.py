@@ -1,4 +1,4 @@
-"""What a worker process is asked in tests, and a step of a plan; nothing here imports torch.
+"""Requests to a worker process in tests, and a step of a plan; nothing here imports torch.
 
 python -m tests.bench.stand_ins well|badly|never FILE    # a step that writes FILE, then ends well, badly or never
 """

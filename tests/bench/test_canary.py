@@ -1,4 +1,4 @@
-"""The canary: its float64 rows are the definition's, and what a kernel may get wrong at a border shows in them."""
+"""The canary's float64 rows equal the definition, and a kernel's mistakes at segment borders show in them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 import posenc
 from posenc.bench import canary
-from posenc.bench.cases import STRATEGIES, Case
-from posenc.bench.sampled import aimed_queries, expected_rows, sampled_rows
+from posenc.bench.cases import STRATEGIES, BenchCase
+from posenc.bench.sampled import aim_queries, expected_rows, sampled_rows
 from posenc.kernels.cpu.backend import CpuFlashBackend
 from posenc.plan import PositionPlan
 from posenc.segment import Segment
@@ -33,12 +33,12 @@ def plan_of(name: str, length: int) -> PositionPlan:
 
 
 @pytest.mark.parametrize("name", [*STRATEGIES, "three kinds"])
-def test_sampled_rows_are_those_of_the_definition(name: str):
+def test_sampled_rows_equal_the_definition(name: str):
     plan = three_kinds_plan(48) if name == "three kinds" else plan_of(name, 48)
     rotary = posenc.Rotary.from_theta(1e3, 8, style="interleaved", channels=(2, 10), attention_scaling=1.1)
     q, k, v = tensors(plan, 20, (4, 2), 12, batch=1)
     rows = np.array([28, 31, 40, 47])
-    aimed_queries(q, k, plan, rotary, rows, 0.3, 0)
+    aim_queries(q, k, plan, rotary, rows, 0.3, 0)
     expected_out, expected_lse = attention_by_definition(q, k, v, plan, rotary, scale=0.3)
     out, lse = expected_rows(q, k, v, plan, rotary, rows, 0.3)
     torch.testing.assert_close(out, expected_out[0][:, rows - 28], atol=1e-9, rtol=1e-9)
@@ -46,7 +46,7 @@ def test_sampled_rows_are_those_of_the_definition(name: str):
 
 
 def moved(bound: str, by: int) -> Callable[[Segment], Segment]:
-    """One key more or less at one end of every query's interval."""
+    """Return a mistake: one key more or less at one end of every query's interval."""
 
     def change(segment: Segment) -> Segment:
         start, stop = segment.key_start, segment.key_stop
@@ -68,7 +68,7 @@ MISTAKES = {
 
 
 def as_a_kernel(plan: PositionPlan, *call: Any) -> list[tuple[Tensor, Tensor]]:
-    """Every segment on its own: where two hold a key it counts twice, as in a kernel."""
+    """Compute every segment on its own: a key in two segments counts twice, as in a kernel."""
     q, k, v, rows = call
     found = (
         expected_rows(q, k, v, replace(plan, segments=(segment,), memo={}), ROTARY, rows, SCALE)
@@ -78,7 +78,7 @@ def as_a_kernel(plan: PositionPlan, *call: Any) -> list[tuple[Tensor, Tensor]]:
 
 
 def merged(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Outputs and logsumexp of all parts together."""
+    """Merge the outputs and logsumexps of all parts."""
     lse = torch.stack([lse for _, lse in parts]).logsumexp(0)
     return torch.stack([out * (own - lse).exp()[..., None] for out, own in parts]).sum(0), lse
 
@@ -90,7 +90,7 @@ def test_a_mistake_at_the_border_of_any_segment_is_far_beyond_the_tolerance(name
     q, k, v = tensors(plan, LONG, (8, 2), 64, batch=1)
     rows = sampled_rows(plan, LONG, 24, seed=0)
     assert {0, LONG - 1} <= set(rows.tolist())
-    aimed_queries(q, k, plan, ROTARY, rows, SCALE, 0)
+    aim_queries(q, k, plan, ROTARY, rows, SCALE, 0)
     parts = as_a_kernel(plan, q, k, v, rows)
     right = expected_rows(q, k, v, plan, ROTARY, rows, SCALE)
     torch.testing.assert_close(merged(parts), right)
@@ -99,7 +99,7 @@ def test_a_mistake_at_the_border_of_any_segment_is_far_beyond_the_tolerance(name
         for number, segment in enumerate(plan.segments):
             wrong = mistake(segment)
             if all(np.array_equal(getattr(wrong, key)[rows], getattr(segment, key)[rows]) for key in CHANGED):
-                continue  # nothing lies beyond that end
+                continue  # there is nothing beyond that end
             tried += 1
             (part,) = as_a_kernel(replace(plan, segments=(wrong,), memo={}), q, k, v, rows)
             out, lse = merged([*parts[:number], part, *parts[number + 1 :]])
@@ -110,9 +110,9 @@ def test_a_mistake_at_the_border_of_any_segment_is_far_beyond_the_tolerance(name
     assert tried >= 4 * len(plan.segments)
 
 
-def case(**changes: object) -> Case:
+def case(**changes: object) -> BenchCase:
     facts = {"kind": "attention", "shape": "8/2x64", "dtype": "bfloat16", "threads": 1, "length": 512, "window": 128}
-    return Case(**{**facts, "strategy": "lampe", "backend": "cpu_flash", **changes})  # type: ignore[arg-type]
+    return BenchCase(**{**facts, "strategy": "lampe", "backend": "cpu_flash", **changes})  # type: ignore[arg-type]
 
 
 def test_bfloat16_stays_well_within_the_tolerance():
@@ -133,7 +133,7 @@ class OnePositionOff(CpuFlashBackend):
 
 
 class PartlyUnwritten(CpuFlashBackend):
-    """Leaves one block of the logsumexp, or of the output, as it was handed out."""
+    """Leaves one block of the logsumexp, or of the output, unwritten."""
 
     name = "made_up"
     part = 0
@@ -152,7 +152,7 @@ class LogsumexpUnwritten(PartlyUnwritten):
 
 @pytest.mark.parametrize("backend", [OnePositionOff, PartlyUnwritten, LogsumexpUnwritten])
 @pytest.mark.parametrize("kind", ["attention", "query"])
-def test_a_backend_that_is_wrong_is_caught(backend: type[CpuFlashBackend], kind: str):
+def test_a_wrong_backend_is_caught(backend: type[CpuFlashBackend], kind: str):
     with installed(backend()) as name:
         assert not canary.check(case(kind=kind, backend=name, cache="raw" if kind == "query" else "rotated")).good
 
@@ -164,7 +164,7 @@ def test_poisoned_memory_is_nan():
     assert torch.are_deterministic_algorithms_enabled() is before
 
 
-def test_cases_cover_what_is_timed():
+def test_cases_cover_everything_that_is_timed():
     found = canary.cases("cpu_flash", "cpu", (64, 256), "4/2x16", ("bfloat16", "float16"))
     assert {(c.kind, c.cache, c.strategy, c.length) for c in found if c.dtype == "bfloat16"} == {
         (kind, cache, strategy, length)

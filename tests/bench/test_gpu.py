@@ -1,4 +1,4 @@
-"""``make gpu`` without a GPU: its steps on the CPU, its clocks by stand-ins, and its section of the page."""
+"""``make gpu`` without a GPU: its steps on the CPU, its clocks as stand-ins, and its section of the page."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import pytest
 import torch
 
 from posenc.bench import collect, cuda, results, timing
-from posenc.bench.cases import Settings
 from posenc.bench.goals import GPU_TARGETS, TARGETS
 from posenc.bench.report import describe_machine, page
 from posenc.bench.run import run
+from posenc.bench.settings import BenchSettings
 from posenc.errors import InvalidInputError
 from scripts import gpu, gpu_canary, gpu_tests, gpu_timing
 from scripts.gpu_process import Died
 from tests.bench.conftest import result, row
 
 
-def gpu_row(**changes: Any) -> results.Row:
-    """A row of triton on a GPU: 0.88 of flash attention alone at 32k tokens, where the goal is 0.80."""
+def gpu_row(**changes: Any) -> results.BenchRow:
+    """Return a row of triton on a GPU: 0.88 of flash attention alone at 32k tokens, where the goal is 0.80."""
     facts = {
         "shape": "32/8x128",
         "dtype": "bfloat16",
@@ -52,7 +52,7 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
     return choose
 
 
-def test_without_a_gpu_it_says_so_and_writes_nothing(monkeypatch, capsys, tmp_path: Path):
+def test_without_a_gpu_the_run_says_so_and_writes_nothing(monkeypatch, capsys, tmp_path: Path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main(["--out", str(tmp_path / "new")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -75,7 +75,7 @@ def test_every_backend_has_its_own_tests_run(suite, tmp_path: Path):
     )
     (check,) = gpu_tests.check(("right",), "cpu", 120.0, tmp_path)
     assert (check.backend, check.passed, check.failed, check.good) == ("right", 1, 0, True)
-    assert not gpu_tests.verdict("wrong", tmp_path, None).good  # there is no report
+    assert not gpu_tests.verdict("wrong", tmp_path, None).good  # without a report
     text = '<testsuites><testsuite tests="5" failures="1" errors="1" skipped="1"/></testsuites>'
     (tmp_path / "tests-wrong.xml").write_text(text)
     check = gpu_tests.verdict("wrong", tmp_path, None)
@@ -96,7 +96,7 @@ tests/devices/test_devices.py::test_a_model[triton-lampe]
 
 
 @pytest.mark.parametrize("log", [ALONE, SIDE_BY_SIDE])
-def test_tests_that_were_stopped_count_as_far_as_they_came(log: str, tmp_path: Path):
+def test_results_of_stopped_tests_are_counted(log: str, tmp_path: Path):
     (tmp_path / "tests-triton.log").write_text(log)
     check = gpu_tests.verdict("triton", tmp_path, 80.0)
     assert (check.passed, check.failed, check.stopped_after) == (1, 1, 80.0)
@@ -108,7 +108,7 @@ def test_tests_that_were_stopped_count_as_far_as_they_came(log: str, tmp_path: P
 def test_every_goal_is_measured():
     cases = [case for part in gpu_timing.parts(gpu_canary.BACKENDS, smoke=False) for case in part.cases()]
     assert len(cases) == len(set(cases))
-    first = cases[0]  # what is wanted most
+    first = cases[0]  # the most important case
     assert (first.kind, first.backend, first.strategy, first.length) == ("attention", "triton", "lampe", 32768)
     measured = {(c.kind, c.cache, c.shape, c.length, c.strategy, c.backend, c.dtype, c.device) for c in cases}
     for target in GPU_TARGETS:
@@ -122,7 +122,7 @@ def test_every_goal_is_measured():
 
 @dataclass
 class Answers:
-    """A worker that answers at once: with a row of the case, so many times slower than flash attention alone."""
+    """A worker that answers at once with a row that is `ratio` times slower than flash attention alone."""
 
     ratio: float = 1.0
     problem: str | None = None
@@ -131,14 +131,14 @@ class Answers:
     def ask(self, call: str, limit: float, *, case: dict[str, Any], **options: Any) -> dict[str, Any]:
         if self.problem is not None:
             raise Died(self.problem)
-        kept = {key: case[key] for key in case if key in results.Row.model_fields}
+        kept = {key: case[key] for key in case if key in results.BenchRow.model_fields}
         alone = {"flash": (0.1, 0.1, 0.1)}
         found = row(**kept, plain=(0.2,) * 3, remapped=(0.1 * self.ratio,) * 3, baselines=alone)
         return {"row": found.model_dump(mode="json"), "other_cores": 0.0}
 
 
-def timed(tmp_path: Path, seconds: float = 600, **workers: Answers) -> tuple[list[results.Row], list[str]]:
-    """What is measured of some workers, and what is left out."""
+def timed(tmp_path: Path, seconds: float = 600, **workers: Answers) -> tuple[list[results.BenchRow], list[str]]:
+    """Return the rows measured with some workers, and the cases left out."""
     timing = gpu_timing.Timing(tmp_path / collect.FILE, workers, time.monotonic() + seconds)
     timing.measure(smoke=False)
     return list(collect.rows(tmp_path)), collect.left_out(tmp_path)
@@ -151,13 +151,13 @@ def test_no_case_starts_when_time_is_up(tmp_path: Path):
     assert line.endswith("cases: no time was left")
 
 
-def test_a_backend_far_off_is_measured_twice(tmp_path: Path):
+def test_a_very_slow_backend_is_measured_only_twice(tmp_path: Path):
     rows, left_out = timed(tmp_path, torch_flash=Answers(ratio=3.5), triton=Answers(ratio=2.5))
     counted = Counter((row.backend, row.kind, row.cache) for row in rows)
     kinds = (("attention", "rotated"), ("query", "raw"), ("query", "rotated"))
     assert [counted["torch_flash", *kind] for kind in kinds] == [2, 2, 2]
     assert min(counted["triton", *kind] for kind in kinds if counted["triton", *kind]) > 20
-    assert len(left_out) == 3  # one line per kind, whatever the number of cases
+    assert len(left_out) == 3  # one line per kind, for any number of cases
     assert all(re.match(r"torch_flash: \d+ cases: .*more than 3 times flash attention", line) for line in left_out)
 
 
@@ -171,7 +171,7 @@ def test_a_process_that_keeps_ending_is_left_out(tmp_path: Path):
 
 @pytest.fixture
 def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU whose tensors are on the CPU and whose clocks are the wall's."""
+    """Pretend that there is a GPU, with tensors on the CPU and the wall clock."""
     from dataclasses import replace
 
     from posenc.bench import attention
@@ -180,7 +180,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(attention, "build", lambda case: real(replace(case, device="cpu")))
     monkeypatch.setattr(cuda, "events", timing.wall)
-    monkeypatch.setattr(cuda, "record", lambda call: call)
+    monkeypatch.setattr(cuda, "capture", lambda call: call)
     monkeypatch.setattr(cuda, "peak_bytes", lambda call: 1 if call() is None else 2**20)
     monkeypatch.setattr(
         cuda, "describe", lambda: {"gpu": "Made-Up GPU 80GB", "driver": "580.1", "versions": {"triton": "3.6.0"}}
@@ -188,8 +188,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("pretend")
-def test_a_run_on_a_gpu(monkeypatch):
-    settings = Settings(
+def test_a_run_on_a_gpu_measures_every_case(monkeypatch):
+    settings = BenchSettings(
         kinds=("attention", "query"),
         strategies=("rerope",),
         lengths=(64,),
@@ -216,24 +216,26 @@ def test_a_run_on_a_gpu(monkeypatch):
     def refuse(call: object) -> None:
         raise RuntimeError("cannot be captured")
 
-    monkeypatch.setattr(cuda, "record", refuse)
+    monkeypatch.setattr(cuda, "capture", refuse)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     assert run(settings, said.append).rows[1].clock == "events"
 
 
-def test_the_page_holds_gpu_rows_to_gpu_goals():
+def test_the_page_compares_gpu_rows_with_gpu_goals():
     text = page({"a.json": result(gpu_row())})
     assert "No GPU has been measured yet" not in text
     assert "| 32/8x128 | 32768 | ≤ 0.80 | 0.88 **missed** [1] |" in text
     assert "timed by CUDA events." in text
     assert "| over flash alone | over cuDNN alone |" in text
-    assert "| 1.32 | 1.30 .. 1.35 (3) | 1.0 | 1.5 | 1.50 | 0.88 | 1.06 |" in text  # over plain, and the two kernels
+    assert (
+        "| 1.32 | 1.30 .. 1.35 (3) | 1.0 | 1.5 | 1.50 | 0.88 | 1.06 |" in text
+    )  # ratios to plain, and to the two kernels alone
     cpu = sum(len(target.goals) * len(target.strategies) for target in TARGETS)
-    assert f"**0 met, 0 missed, {cpu} not measured.**" in text  # none of them is a goal of the CPU
+    assert f"**0 met, 0 missed, {cpu} not measured.**" in text  # no CPU goal applies to them
     assert "0.80 met [1]" in page({"a.json": result(gpu_row(remapped=(0.24, 0.24, 0.24)))})
 
 
-def test_a_gpu_goal_holds_for_its_backend_dtype_and_cache_only():
+def test_a_gpu_goal_applies_only_to_its_backend_dtype_and_cache():
     goal = GPU_TARGETS[0].goals[0]
     assert goal.applies(gpu_row())
     for change in ({"backend": "xformers"}, {"dtype": "float16"}, {"device": "cpu"}, {"kind": "query"}):
@@ -241,11 +243,11 @@ def test_a_gpu_goal_holds_for_its_backend_dtype_and_cache_only():
     assert not any(goal.applies(gpu_row()) for target in TARGETS for goal in target.goals)
     raw, kept = (gpu_row(kind="query", cache=cache) for cache in ("raw", "rotated"))
     titles = [[t.title for t in GPU_TARGETS if any(g.applies(r) for g in t.goals)] for r in (raw, kept)]
-    assert len(titles[0]) == 2  # its time and its memory
+    assert len(titles[0]) == 2  # time and memory
     assert len(titles[1]) == 1
 
 
-def test_a_row_without_flash_alone_meets_no_goal():
+def test_a_row_without_a_flash_baseline_meets_no_goal():
     text = page({"a.json": result(gpu_row(baselines={}))})
     assert "| 32/8x128 | 32768 | ≤ 0.80 | not measured |" in text
     assert "over flash alone |" not in text
@@ -269,7 +271,7 @@ def test_times_of_wrong_results_do_not_count():
     assert "- xformers: not installed" in text
 
 
-def test_files_from_before_gpus_are_still_read():
+def test_files_written_before_gpu_support_are_still_read():
     old = json.loads(result().model_dump_json())
     for item in ("checks", "left_out"):
         del old[item]
@@ -280,7 +282,7 @@ def test_files_from_before_gpus_are_still_read():
     assert results.Result.model_validate_json(json.dumps(old)) == result()
 
 
-def test_a_baseline_that_lacks_a_round_is_no_result(tmp_path: Path):
+def test_a_baseline_that_lacks_a_round_is_refused(tmp_path: Path):
     saved = results.save(result(gpu_row(baselines={"flash": (0.3, 0.3)})), tmp_path)
     with pytest.raises(InvalidInputError, match="a round lacks a side"):
         results.read(saved)

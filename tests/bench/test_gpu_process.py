@@ -1,4 +1,4 @@
-"""Processes that crash, hang or raise, and a plan whose steps do: whoever started them goes on."""
+"""The parent continues when worker processes, or steps of a plan, crash, hang or raise."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from scripts.gpu_process import Died, Worker
 HERE = "tests.bench.stand_ins"
 
 
-def test_a_worker_goes_on_after_a_crash_a_hang_and_an_exception(tmp_path: Path):
+def test_a_worker_continues_after_a_crash_a_hang_and_an_exception(tmp_path: Path):
     with Worker(tmp_path / "worker.log") as worker:
         assert worker.ask(f"{HERE}:doubled", 60, number=21) == 42
         first = worker.process.pid
         with pytest.raises(Died, match=r"^ValueError: no such case$"):
             worker.ask(f"{HERE}:failing", 60)
         assert worker.ask(f"{HERE}:doubled", 60, number=4) == 8
-        assert worker.process.pid == first  # an exception costs no process
+        assert worker.process.pid == first  # an exception does not end the process
         with pytest.raises(Died, match=r"^the process ended \(SIGABRT\): the last words"):
             worker.ask(f"{HERE}:crashing", 60)
         assert not worker.alive
@@ -40,7 +40,7 @@ def step(plan: Plan, how: str, name: str, seconds: float = 60) -> Step:
     return Step(how, (HERE, how, str(plan.folder / name)), seconds)
 
 
-def test_a_plan_goes_on_after_steps_that_fail_or_hang(plan: Plan, capsys):
+def test_a_plan_continues_after_steps_that_fail_or_hang(plan: Plan, capsys):
     assert not plan.step(step(plan, "badly", "gpu.jsonl"))
     assert not plan.step(step(plan, "never", "sweep.jsonl", seconds=2))
     assert plan.step(step(plan, "well", "canary.jsonl"))
@@ -58,7 +58,7 @@ def test_a_plan_goes_on_after_steps_that_fail_or_hang(plan: Plan, capsys):
     assert "log.txt" in files
 
 
-def test_files_are_kept_while_a_step_runs(plan: Plan, monkeypatch: pytest.MonkeyPatch):
+def test_files_are_copied_while_a_step_runs(plan: Plan, monkeypatch: pytest.MonkeyPatch):
     seen = []
     monkeypatch.setattr("scripts.gpu_plan.COPY_EVERY", 0.0)
     real = plan.copy
@@ -72,7 +72,7 @@ def test_files_are_kept_while_a_step_runs(plan: Plan, monkeypatch: pytest.Monkey
     assert any(seen[:-1])  # before the copy that follows the step
 
 
-def test_no_step_begins_after_the_plan_s_end(plan: Plan):
+def test_no_step_begins_after_the_end_of_the_plan(plan: Plan):
     plan.ends = time.monotonic() + 0.5
     assert not plan.step(step(plan, "well", "gpu.jsonl"))
     assert plan.verdicts == [("well", "no time was left", 0.0)]
@@ -94,7 +94,7 @@ def plan_files() -> tuple[str, ...]:
     return KEPT
 
 
-def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path):
+def test_an_incomplete_line_is_ignored(tmp_path: Path):
     file = tmp_path / "lines.jsonl"
     assert lines.read(file) == []
     lines.append(file, {"a": 1})

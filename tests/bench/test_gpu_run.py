@@ -1,4 +1,4 @@
-"""A run of ``scripts.gpu`` with backends that are wrong, crash or hang: it loses what is theirs and nothing else."""
+"""A run of ``scripts.gpu`` with backends that are wrong, crash or hang loses only their results."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from scripts import gpu, gpu_tests
 gpu_tests.check = lambda names, *rest: [Check(backend=name, passed=1, failed=0, skipped=0) for name in names]
 sys.exit(gpu.main(sys.argv[1:]))
 """
-"""The tests are left out: they have tests of their own."""
+"""The test suite is skipped here; it is tested separately."""
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What a run left."""
+    """The files and the output of a run."""
 
     status: int
     result: results.Result
@@ -41,7 +41,7 @@ class Ran:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """One run with a backend that is right, one that is wrong and one that crashes."""
+    """Run once with a correct backend, a wrong one and one that crashes."""
     root = tmp_path_factory.mktemp("gpu")
     made_up.install(root / "site")
     names = [word for name in ("cpu_flash", "unwritten", "crashing", "absent") for word in ("--backend", name)]
@@ -60,7 +60,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     return Ran(done.returncode, results.read(file), page, done.stdout, root / "lines")
 
 
-def test_a_crash_loses_the_rows_of_its_case_alone(ran: Ran):
+def test_a_crash_loses_only_the_row_of_its_case(ran: Ran):
     found = {(row.kind, row.cache, row.backend, row.length) for row in ran.result.rows}
     kinds = (("attention", "rotated"), ("query", "raw"), ("query", "rotated"))
     expected = {(*kind, name, length) for kind in kinds for name in ("cpu_flash", "crashing") for length in (64, 128)}
@@ -69,7 +69,7 @@ def test_a_crash_loses_the_rows_of_its_case_alone(ran: Ran):
     assert line.startswith("crashing: the process ended (SIGABRT)")
 
 
-def test_a_backend_that_writes_too_little_is_not_timed(ran: Ran):
+def test_a_backend_that_leaves_output_unwritten_is_not_timed(ran: Ran):
     (check,) = (c for c in ran.result.checks if (c.backend, c.kind) == ("unwritten", "canary"))
     assert check.failed
     assert "output off by inf" in str(check.problem)
@@ -78,7 +78,7 @@ def test_a_backend_that_writes_too_little_is_not_timed(ran: Ran):
     assert ran.status == 1
 
 
-def test_the_others_pass_their_canary_and_tests(ran: Ran):
+def test_the_other_backends_pass_their_canary_and_tests(ran: Ran):
     good = {(check.backend, check.kind) for check in ran.result.checks if check.good}
     assert {name for name, kind in good if kind == "canary"} == {"cpu_flash", "crashing"}
     assert {name for name, kind in good if kind == "tests"} == {"cpu_flash", "crashing", "unwritten"}
@@ -97,7 +97,7 @@ def test_every_row_has_its_baselines(ran: Ran):
     assert "- `unwritten`, canary: " in ran.page
 
 
-def test_the_last_words_are_one_short_table(ran: Ran):
+def test_the_output_ends_with_one_short_table(ran: Ran):
     title, head, *body = ran.printed.rstrip().splitlines()[-8:]
     assert title.startswith("time over flash attention alone")
     assert head.split() == ["kind", "shape", "strategy", "backend", "64", "128", "goal", "cudnn"]
@@ -106,17 +106,17 @@ def test_the_last_words_are_one_short_table(ran: Ran):
     assert ran.printed.count("not measured: ") == 3
 
 
-def test_the_lines_make_the_same_result_again(ran: Ran, tmp_path: Path, capsys):
+def test_the_lines_give_the_same_result_again(ran: Ran, tmp_path: Path, capsys):
     assert gpu.main([*SMALL, "--collect", str(ran.folder), "--out", str(tmp_path)]) == 1
     (file,) = tmp_path.glob("*.json")
     assert results.read(file) == ran.result
     assert "written: " in capsys.readouterr().out
 
 
-def test_what_was_measured_before_a_kill_is_a_result(ran: Ran, tmp_path: Path):
+def test_rows_measured_before_a_kill_are_a_result(ran: Ran, tmp_path: Path):
     lines_of_it = (ran.folder / collect.FILE).read_text().splitlines(keepends=True)
     rows = [number for number, line in enumerate(lines_of_it) if '"row"' in line]
-    killed = [*lines_of_it[: rows[2]], lines_of_it[rows[2]][:50]]  # in the middle of writing the third
+    killed = [*lines_of_it[: rows[2]], lines_of_it[rows[2]][:50]]  # while writing the third
     (tmp_path / collect.FILE).write_text("".join(killed))
     found = collect.collect(tmp_path)
     assert found.rows == ran.result.rows[:2]
@@ -124,7 +124,7 @@ def test_what_was_measured_before_a_kill_is_a_result(ran: Ran, tmp_path: Path):
     assert collect.CUT_SHORT not in ran.result.left_out
 
 
-def test_what_was_measured_before_sigterm_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_rows_measured_before_sigterm_are_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made_up.install(tmp_path / "site")
     facts = {**machine.describe(), "load_before": None}
     check = {"backend": "hanging", "kind": "canary", "passed": 1, "failed": 0, "skipped": 0}

@@ -1,4 +1,4 @@
-"""Result files: what they hold, what is refused, and the page that is made of nothing else."""
+"""Result files: their content, refusals, and the page that is made only from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_result_survives_its_file(tmp_path: Path):
     assert [file.name for file in tmp_path.iterdir()] == [saved.name]
 
 
-def test_the_page_is_made_of_the_files(tmp_path: Path):
+def test_the_page_is_made_from_the_files(tmp_path: Path):
     results.save(result(), tmp_path)
     text = write_report(tmp_path).read_text()
     assert "posenc bench attention --lengths 4096" in text
@@ -62,13 +62,13 @@ def test_a_rate_is_a_lower_limit():
 
 
 @pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"threads": 1}, {"length": 2048}, {"kind": "query"}])
-def test_a_goal_holds_under_its_own_conditions_only(change):
+def test_a_goal_applies_only_under_its_own_conditions(change):
     assert not Goal("attention", "9/3x64", 4096, "time", 1.15).applies(row(**change))
 
 
-def test_a_busy_machine_is_said_so():
+def test_a_busy_machine_is_reported():
     assert "do not trust" in describe_machine(result(other_cores=0.5).machine)
-    assert "do not trust" not in describe_machine(result(load_before=2.0).machine)  # that may be the run before
+    assert "do not trust" not in describe_machine(result(load_before=2.0).machine)  # it may come from the run before
     assert "Other work" not in describe_machine(result(other_cores=None).machine)
 
 
@@ -90,7 +90,7 @@ def broken() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", broken())
-def test_a_file_that_is_no_result_is_refused_by_name(run, tmp_path: Path, name: str):
+def test_a_file_that_is_not_a_result_is_refused_by_name(run, tmp_path: Path, name: str):
     results.save(result(), tmp_path)
     (tmp_path / "other.json").write_text(broken()[name])
     ran = run("bench", "--report", tmp_path)
@@ -100,7 +100,7 @@ def test_a_file_that_is_no_result_is_refused_by_name(run, tmp_path: Path, name: 
     assert not (tmp_path / PAGE).exists()
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path):
+def test_bytes_that_are_not_text_are_refused(tmp_path: Path):
     (tmp_path / "other.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InvalidInputError, match=r"other\.json: not a result"):
         results.read_folder(tmp_path)
@@ -112,5 +112,5 @@ def test_a_folder_without_results_is_refused(run, tmp_path: Path):
     assert "no result files" in ran.stderr
 
 
-def test_the_committed_page_is_made_of_the_committed_files():
+def test_the_committed_page_is_made_from_the_committed_files():
     assert (COMMITTED / PAGE).read_text(encoding="utf-8") == page(results.read_folder(COMMITTED))

@@ -1,4 +1,4 @@
-"""Both sides of every kind compute the same thing, and a remapped side computes the remap."""
+"""Both sides of every kind compute the same function, and a remapped side computes the remap."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import posenc
-from posenc.bench.cases import KINDS, PADDED, Heads, Settings
+from posenc.bench.cases import KINDS, PADDED
 from posenc.bench.model import make_model, twin
+from posenc.bench.settings import BenchSettings
+from posenc.bench.shapes import Heads
 from posenc.bench.sides import build
 from posenc.bench.timing import LEAST_ROUNDS, Pair, measure
 from posenc.errors import InvalidInputError
@@ -26,7 +28,7 @@ def test_with_the_identity_plan_both_sides_are_equal(kind: str):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in PADDED])
-def test_a_remap_is_at_work_beyond_the_window(kind: str):
+def test_a_remap_acts_beyond_the_window(kind: str):
     pair = build(small(kind))
     with torch.no_grad():
         assert not torch.allclose(pair.plain(), pair.remapped(), atol=1e-4)
@@ -41,7 +43,7 @@ def test_a_padded_batch_computes_its_rows(kind: str):
         torch.testing.assert_close(rows, pair.remapped(), atol=2e-5, rtol=1e-5)
 
 
-def test_one_query_over_raw_keys_is_what_the_plan_says():
+def test_one_query_over_raw_keys_equals_the_plan():
     pair = build(small("query"))
     q, k, v = (vars(pair.plain)[name] for name in ("q_BHLD", "k_BHLD", "v_BHLD"))
     plan = posenc.strategy("rerope", window=16).plan(64)
@@ -62,10 +64,10 @@ def test_decoding_reads_the_whole_cache_and_appends():
     with torch.no_grad():
         decode()
     assert decode.cache.get_seq_length() == 65  # type: ignore[attr-defined]
-    assert len(decode.model.model.layers) == 2  # type: ignore[attr-defined]  # taken out and put back
+    assert len(decode.model.model.layers) == 2  # type: ignore[attr-defined]  # removed and put back
 
 
-def test_twins_share_weights_and_nothing_else():
+def test_twins_share_only_their_weights():
     model = make_model(small("prefill"))
     other = twin(model)
     assert all(a is b for a, b in zip(model.parameters(), other.parameters(), strict=True))
@@ -75,20 +77,20 @@ def test_twins_share_weights_and_nothing_else():
         assert posenc.attached(model) is None
 
 
-def test_sides_take_turns():
+def test_the_two_sides_are_measured_in_turns():
     calls: list[str] = []
 
     def side(name: str):
         return lambda: calls.append(name) or torch.zeros(1)
 
     timing = measure(Pair(side("plain"), side("remapped")), rounds=5, seconds=60)
-    assert calls == ["plain", "remapped"] * 6  # the first call of each is apart
+    assert calls == ["plain", "remapped"] * 6  # the first call of each is not counted
     assert len(timing.plain) == len(timing.remapped) == 5
     assert len(measure(Pair(side("plain"), side("remapped")), rounds=5, seconds=0).plain) == LEAST_ROUNDS
 
 
 def test_cases_are_every_combination():
-    settings = Settings(
+    settings = BenchSettings(
         kinds=("attention", "prefill"), strategies=("rope", "dca"), lengths=(64, 128), heads=("4/2x16", "2/1x8")
     )
     cases = settings.cases()
@@ -98,6 +100,6 @@ def test_cases_are_every_combination():
 
 
 @pytest.mark.parametrize("text", ["9x3x64", "9/3", "9/2x64", "0/1x8", "4/2x7", "a/bxc"])
-def test_heads_that_do_not_fit(text: str):
+def test_impossible_heads_are_refused(text: str):
     with pytest.raises(InvalidInputError, match="heads"):
         Heads.parse(text)

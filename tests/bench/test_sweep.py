@@ -1,4 +1,4 @@
-"""The sweep of tiles: what is tried, what is right, what is fastest, and the table that the backend reads."""
+"""The sweep of tiles: the candidates, which are right, which is fastest, and the table that the backend reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="triton is made for Linux only")
+pytest.importorskip("triton", reason="triton is available for Linux only")
 
 from posenc.bench import sweep
 from posenc.bench.sweep import Setting, candidates, shipped
@@ -24,7 +24,7 @@ PREFILL = Setting("prefill", "32/8x128", 32768, "bfloat16", "cuda")
 SMALL = Setting("decode_raw", "4/2x16", 64, "float32", "cpu")
 
 
-def test_the_shipped_tiling_comes_first_and_nothing_twice():
+def test_the_shipped_tiling_comes_first_and_no_tiling_twice():
     for kernel in sweep.KERNELS:
         for shape in gpu_sweep.SHAPES:
             setting = Setting(kernel, shape, 32768, "bfloat16", "cuda")
@@ -37,12 +37,12 @@ def test_the_shipped_tiling_comes_first_and_nothing_twice():
 def test_candidates_fit_shared_memory_and_the_gpu():
     found = candidates(PREFILL, H100, 100)
     assert {tiling.tma for tiling in found} == {True, False}
-    for tiling in found[1:]:  # a tile of queries, and keys and values of every stage, two bytes each
+    for tiling in found[1:]:  # a query tile, and keys and values of every stage, two bytes each
         assert 2 * 128 * (tiling.rows + 2 * tiling.stages * tiling.keys) <= 227 * 1024
     assert not any(tiling.tma for tiling in candidates(PREFILL, (8, 0), 100))
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here: scripts.gpu_sweep itself tries them")
+@pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here, and scripts.gpu_sweep itself tries them")
 def test_a_tiling_that_leaves_memory_unwritten_is_wrong(monkeypatch: pytest.MonkeyPatch):
     tiling = asdict(shipped(SMALL, H100))
     found = sweep.verify(asdict(SMALL), tiling)
@@ -58,7 +58,7 @@ def test_a_tiling_that_leaves_memory_unwritten_is_wrong(monkeypatch: pytest.Monk
     assert not sweep.verify(asdict(SMALL), tiling)["good"]
 
 
-def test_the_fastest_replaces_the_shipped_one_only_where_that_is_more_than_noise():
+def test_the_fastest_tiling_replaces_the_shipped_one_only_beyond_noise():
     tilings = [Tiling(64, 64, 4, stages) for stages in (1, 2, 3)]
     slower_once = [[1.0, 0.99, 0.5], [1.0, 0.99, 1.5], [1.0, 0.99, 1.5]]
     assert sweep.best(slower_once, tilings) == (tilings[0], [1.0, 0.99, 1.5])
@@ -67,7 +67,7 @@ def test_the_fastest_replaces_the_shipped_one_only_where_that_is_more_than_noise
 
 @dataclass
 class Answers:
-    """Processes of an H100: one tiling crashes, one is wrong, and of the others those with 4 warps are fastest."""
+    """Processes of an H100: one tiling crashes, one is wrong, and those of the others with 4 warps are fastest."""
 
     asked: list[str] = field(default_factory=list)
 
@@ -106,7 +106,7 @@ def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_table_has_the_backend_use_the_best(swept: Path):
+def test_the_table_makes_the_backend_use_the_best_tiling(swept: Path):
     table = TileTable.read(swept / "tiles.json")
     asked = {"capability": H100, "dtype": torch.bfloat16}
     for kernel in sweep.KERNELS:
@@ -121,7 +121,7 @@ def test_the_table_has_the_backend_use_the_best(swept: Path):
     assert first.source == "sweep.json: 0.50 of the shipped tiling's time on Made-Up GPU"
 
 
-def test_the_result_has_every_time_and_every_problem(swept: Path):
+def test_the_result_contains_every_time_and_every_problem(swept: Path):
     result = json.loads((swept / "sweep.json").read_text())
     assert [kernel["kernel"] for kernel in result["kernels"]] == list(sweep.KERNELS)
     assert all(tiling["median"] in (0.5, 1.0) for kernel in result["kernels"] for tiling in kernel["tilings"])

@@ -1,4 +1,4 @@
-"""``posenc bench`` from the outside: what it prints and writes, and what it refuses before measuring."""
+"""``posenc bench`` from the outside: its output, its files, and its refusals before measuring."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TINY = ("--strategy", "rerope", "--lengths", "64", "--heads", "2/1x8", "--model"
 QUICK = (*TINY, "--rounds", "1", "--no-memory")
 
 
-def test_json_and_files(run, tmp_path: Path):
+def test_results_are_printed_as_json_and_written(run, tmp_path: Path):
     ran = run("bench", "attention", "prefill", *QUICK, "--json", "--out", tmp_path, "--plot", tmp_path / "ratio.png")
     assert ran.exit_code == 0, ran.output
     data = json.loads(ran.stdout)
@@ -82,7 +82,7 @@ def test_wrong_input_is_one_message_before_anything_is_measured(run, monkeypatch
 
 
 @pytest.mark.parametrize("option", ["--out", "--plot"])
-def test_an_output_that_cannot_be_written_is_found_first(run, monkeypatch, tmp_path: Path, option: str):
+def test_an_output_that_cannot_be_written_is_refused_before_measuring(run, monkeypatch, tmp_path: Path, option: str):
     monkeypatch.setattr("posenc.bench.run.build", lambda case: pytest.fail("measured"))
     (tmp_path / "file").write_text("")
     ran = run("bench", *QUICK, option, tmp_path / "file" / "x.png")
@@ -96,10 +96,10 @@ def test_report_measures_nothing(run):
 
 
 @pytest.mark.skipif(not memory.available(), reason="this system does not tell a process its memory")
-def test_memory_is_that_of_the_call():
+def test_the_measured_memory_is_that_of_the_call():
     code = (
         "import torch\nfrom posenc.bench.memory import peak_of\n"
-        "torch.ones(50 << 20, dtype=torch.uint8)\n"  # a past peak that must not hide the next one
+        "torch.ones(50 << 20, dtype=torch.uint8)\n"  # an earlier peak that must not hide the next one
         "def call():\n    torch.ones(10 << 20, dtype=torch.uint8)\n    torch.ones(20 << 20, dtype=torch.uint8)\n"
         "print(peak_of(call))"
     )
@@ -110,7 +110,7 @@ def test_memory_is_that_of_the_call():
 
 
 @pytest.mark.skipif(not memory.available(), reason="this system does not tell a process its memory")
-def test_memory_is_measured_by_processes_of_their_own(run):
+def test_memory_is_measured_in_separate_processes(run):
     ran = run("bench", *TINY, "--rounds", "1", "--lengths", "1024", "--json")
     assert ran.exit_code == 0, ran.output
     (row,) = json.loads(ran.stdout)["rows"]

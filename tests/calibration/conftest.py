@@ -1,4 +1,4 @@
-"""A small random model, and a calibration of it made once: what is tested is the procedure, not the model."""
+"""A small random model and one calibration of it: the tests are about the procedure, not about the model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def make_text(seed: int, words: int = 600) -> str:
 
 @pytest.fixture(scope="package", autouse=True)
 def _fewer_candidates() -> Iterator[None]:
-    """Every third candidate."""
+    """Keep every third candidate."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work, "candidates", lambda *given: candidates(*given)[::3])
         yield

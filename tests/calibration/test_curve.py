@@ -1,4 +1,4 @@
-"""The fit of LaMPE's curve: it finds a known optimum, stays inside the window, and knows what it does not know."""
+"""The fit of LaMPE's curve finds a known optimum, stays inside the window, and reports its uncertainty."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TRIED = (32, 64, 96, 128, 160, 192, 224, 256)
 
 
 def sweep(length: int, best: dict[int, float], *, noise: float = 0.001, steep: float = 1.0) -> Sweep:
-    """A V in log U around `best[head]`; larger heads cost a little."""
+    """Return losses that form a V in log U around `best[head]`; larger heads cost a little."""
     rng = np.random.default_rng([length, 7])
     documents = rng.normal(3, 1, DOCUMENTS)
     points = []
@@ -34,7 +34,7 @@ def mapped(fit: curve.Fit, length: int) -> int:
     return posenc.strategy("lampe", window=WINDOW, mapping=fit.mapping).mapping_length(length)
 
 
-def test_it_finds_the_optimum_of_every_length():
+def test_the_fit_finds_the_optimum_of_every_length():
     sweeps = [sweep(512, {16: 64}), sweep(1024, {16: 96}), sweep(2048, {16: 160})]
     fit = curve.fit_curve(sweeps, WINDOW, seed=0)
     assert abs(mapped(fit, 512) - 64) <= 6
@@ -57,7 +57,7 @@ def test_an_uncertain_optimum_has_a_wide_interval():
 
 
 @pytest.mark.parametrize("optimum", [224, 999])
-def test_the_curve_stays_inside_the_window_whatever_the_data_say(optimum: int):
+def test_the_curve_stays_inside_the_window_for_any_data(optimum: int):
     lengths = [512, 1024, 2048]
     fit = curve.fit_curve([sweep(length, {32: optimum}) for length in lengths], WINDOW, seed=0)
     made = posenc.strategy("lampe", window=WINDOW, head=fit.head, tail=fit.tail, mapping=fit.mapping)
@@ -87,7 +87,7 @@ def test_the_head_that_costs_least_is_chosen_with_its_own_curve():
     assert abs(mapped(fit, 2048) - 64) <= 6
 
 
-def test_nothing_inside_the_window_is_an_error():
+def test_no_candidate_inside_the_window_is_an_error():
     sweeps = [sweep(512, {250: 64})]
     with pytest.raises(InvalidInputError, match="no mapping length that was tried keeps every distance inside"):
         curve.fit_curve(sweeps, WINDOW, seed=0)

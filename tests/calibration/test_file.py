@@ -1,4 +1,4 @@
-"""The calibration file: written whole, read strictly, refused for another model, and used by lampe and auto."""
+"""The calibration file is written atomically, read strictly, refused for another model, and used by lampe and auto."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from posenc.calibration.recommend import find_profile, recommend
 from posenc.errors import InvalidConfigError, InvalidInputError
 from posenc.evaluate.calibrate import job as work
 from posenc.evaluate.models import Loaded, load
+from posenc.hf.apply import find_adapter
 from posenc.hf.fingerprint import fingerprint
-from posenc.hf.handle import find_adapter
 from posenc.planning.planner import Planner
 from tests.calibration.conftest import WINDOW, make_model
 
@@ -31,7 +31,7 @@ def taken(model: Any) -> Any:
     return fingerprint(model, find_adapter(model))
 
 
-def test_it_reads_what_it_wrote(calibrated: Calibrated, tmp_path: Path):
+def test_a_file_is_read_as_it_was_written(calibrated: Calibrated, tmp_path: Path):
     outcome, file = calibrated
     assert read(file) == outcome.calibration
     as_json = tmp_path / "calibration.json"
@@ -65,7 +65,7 @@ def test_an_unwritable_place_leaves_the_old_file(calibrated: Calibrated, monkeyp
         ({"native": {"32": {"loss": "high"}}}, r"damaged calibration file \(native.32.loss: "),
     ],
 )
-def test_a_file_that_is_wrong(calibrated: Calibrated, tmp_path: Path, change: dict[str, Any], said: str):
+def test_a_wrong_file_is_refused(calibrated: Calibrated, tmp_path: Path, change: dict[str, Any], said: str):
     data = yaml.safe_load(calibrated[1].read_text()) | change
     file = tmp_path / "wrong.yaml"
     file.write_text(yaml.safe_dump(data))
@@ -75,7 +75,7 @@ def test_a_file_that_is_wrong(calibrated: Calibrated, tmp_path: Path, change: di
         assert "wrong.yaml" in str(caught.value)
 
 
-def test_the_fingerprint_is_that_of_the_checkpoint(loaded: Loaded):
+def test_the_fingerprint_identifies_the_checkpoint(loaded: Loaded):
     here = taken(loaded.model)
     assert here == taken(make_model(0))
     assert here == taken(make_model(0).to(torch.bfloat16))  # the same checkpoint in another dtype
@@ -100,12 +100,12 @@ def test_another_model_is_refused_and_left_untouched(calibrated: Calibrated, nam
     assert torch.equal(model(torch.arange(40)[None]).logits, before)
 
 
-def test_a_combination_with_frequencies_is_refused_too(calibrated: Calibrated):
+def test_a_combination_with_frequencies_is_refused_for_another_model_too(calibrated: Calibrated):
     with pytest.raises(InvalidConfigError, match="was measured on another model"):
         posenc.apply(make_model(1), "lampe", mapping=calibrated[1], frequencies="yarn")
 
 
-def test_lampe_takes_the_head_that_belongs_to_the_curve(calibrated: Calibrated, loaded: Loaded):
+def test_lampe_uses_the_head_of_the_fitted_curve(calibrated: Calibrated, loaded: Loaded):
     calibration = calibrated[0].calibration
     made = posenc.strategy("lampe", window=WINDOW, mapping=calibrated[1])
     assert (made.head, made.tail) == (calibration.head, calibration.tail)
@@ -118,7 +118,7 @@ def test_lampe_takes_the_head_that_belongs_to_the_curve(calibrated: Calibrated, 
         assert handle.strategy.head == calibration.head
 
 
-def test_auto_delegates_to_what_was_measured(calibrated: Calibrated, loaded: Loaded, tmp_path: Path):
+def test_auto_delegates_to_the_measured_picks(calibrated: Calibrated, loaded: Loaded, tmp_path: Path):
     calibration = changed(calibrated[0].calibration, 64, "rerope", gap=-0.5, report_gap=-0.5)
     calibration = changed(calibration, 96, "lampe", gap=-0.5, report_gap=-0.5)
     file = write(calibration, tmp_path / "calibration.yaml")
@@ -136,11 +136,11 @@ def test_auto_delegates_to_what_was_measured(calibrated: Calibrated, loaded: Loa
         again = posenc.strategy(**json.loads(json.dumps(described)), window=WINDOW)
         np.testing.assert_array_equal(again.plan(90).relative_positions(), handle.plan(90).relative_positions())
         with pytest.raises(InvalidConfigError, match="was measured on another model"):
-            posenc.apply(make_model(1), again)  # the model is remembered without the file
+            posenc.apply(make_model(1), again)  # the model is part of the description, without the file
 
 
 def changed(calibration: Calibration, length: int, name: str, *, gap: float, report_gap: float) -> Calibration:
-    """The calibration with one strategy's advantage over the native model replaced."""
+    """Return the calibration with another advantage of one strategy over the native model."""
     choice = calibration.strategies[name][length]
     native = calibration.native[length]
 
@@ -151,7 +151,7 @@ def changed(calibration: Calibration, length: int, name: str, *, gap: float, rep
 
     new = choice.model_copy(update={"calibration": score(gap), "report": score(report_gap)})
     strategies = {key: dict(value) for key, value in calibration.strategies.items()}
-    for key in strategies:  # nobody else is better
+    for key in strategies:  # no other strategy is better
         strategies[key][length] = strategies[key][length].model_copy(update={"calibration": score(0.5)})
     strategies[name][length] = new
     return calibration.model_copy(update={"strategies": strategies})
@@ -161,13 +161,13 @@ def changed(calibration: Calibration, length: int, name: str, *, gap: float, rep
     ("length", "gap", "report_gap", "picked"),
     [
         (WINDOW, -0.5, -0.5, "rerope"),  # clearly better, on both texts
-        (WINDOW, -0.5, 0.0, "rope"),  # better where it was chosen only: luck
+        (WINDOW, -0.5, 0.0, "rope"),  # better only on the text it was chosen on: luck
         (WINDOW, -0.015, -0.5, "rope"),  # within two standard errors
-        (2 * WINDOW, -0.015, 0.0, "rerope"),  # beyond the window the lowest mean is taken
+        (2 * WINDOW, -0.015, 0.0, "rerope"),  # beyond the window the lowest mean wins
         (2 * WINDOW, 0.1, 0.1, "rope"),  # unless the model alone is better
     ],
 )
-def test_inside_the_window_the_model_is_left_alone_unless_measured_better(
+def test_a_strategy_is_used_inside_the_window_only_if_measured_better(
     calibrated: Calibrated, length: int, gap: float, report_gap: float, picked: str
 ):
     table = recommend(
@@ -177,7 +177,7 @@ def test_inside_the_window_the_model_is_left_alone_unless_measured_better(
     assert found.strategy == picked
 
 
-def test_what_drops_keys_is_never_picked(calibrated: Calibrated):
+def test_strategies_that_drop_keys_are_never_picked(calibrated: Calibrated):
     calibration = changed(calibrated[0].calibration, 96, "rerope", gap=-0.5, report_gap=-0.5)
     strategies = {**calibration.strategies, "lm_infinite": calibration.strategies["rerope"]}
     del strategies["rerope"]
@@ -186,8 +186,8 @@ def test_what_drops_keys_is_never_picked(calibrated: Calibrated):
     assert "lm_infinite" not in {pick.strategy for pick in picks}
 
 
-def test_what_was_not_measured(calibrated: Calibrated):
-    """Inside the window: the identity. Beyond the longest length: the best pick that stays inside the window."""
+def test_lengths_that_were_not_measured_get_a_pick(calibrated: Calibrated):
+    """Inside the window it is the identity; beyond the longest length, the best pick that stays inside the window."""
     calibration = calibrated[0].calibration
     longer = calibration.model_copy(update={"settings": calibration.settings.model_copy(update={"lengths": (64, 96)})})
     table = recommend(longer, source="test")
@@ -212,7 +212,7 @@ def test_what_was_not_measured(calibrated: Calibrated):
     assert auto.plan(200).max_relative < WINDOW
 
 
-def test_auto_says_what_it_chose(calibrated: Calibrated, caplog, monkeypatch):
+def test_auto_logs_its_choice(calibrated: Calibrated, caplog, monkeypatch):
     monkeypatch.setenv("POSENC_TRACE", "1")
     with caplog.at_level(logging.INFO, logger="posenc"):
         posenc.strategy("auto", window=WINDOW, calibration=calibrated[1]).plan(90)
@@ -221,7 +221,7 @@ def test_auto_says_what_it_chose(calibrated: Calibrated, caplog, monkeypatch):
     assert "nats per token" in line
 
 
-def test_auto_without_a_file_refuses(loaded: Loaded):
+def test_auto_without_a_file_is_an_error(loaded: Loaded):
     with pytest.raises(InvalidConfigError, match=r"no calibration file given.*'posenc calibrate MODEL' measures one"):
         posenc.strategy("auto", window=64).plan(10)
     with pytest.raises(InvalidConfigError, match=r"ships no profile of this model \(llama, 1 layers, hidden size 16"):
@@ -231,7 +231,7 @@ def test_auto_without_a_file_refuses(loaded: Loaded):
         posenc.strategy("auto", window=64, calibration="nowhere.yaml")
 
 
-def test_auto_reads_a_configuration_file(calibrated: Calibrated, loaded: Loaded, tmp_path: Path):
+def test_auto_can_be_chosen_in_a_configuration_file(calibrated: Calibrated, loaded: Loaded, tmp_path: Path):
     for content in ({"auto": {"calibration": str(calibrated[1])}}, {"name": "auto", "calibration": str(calibrated[1])}):
         file = tmp_path / "posenc.yaml"
         file.write_text(yaml.safe_dump({"strategy": content}))
@@ -283,7 +283,7 @@ def test_a_pick_may_differ_by_layer(monkeypatch):
     assert auto.for_layer(1, 2).describe() != auto.describe()
 
 
-def test_the_shipped_profile_is_of_the_shipped_model():
+def test_the_shipped_profile_belongs_to_the_shipped_model():
     model = load("tiny").model
     path = find_profile(taken(model))
     assert path is not None

@@ -1,4 +1,4 @@
-"""The procedure: same documents for all, clearly bad candidates dropped, killed runs go on, bad input is refused."""
+"""Calibration: candidates see the same documents, bad ones are dropped, killed runs resume, bad input is an error."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_choice_is_the_lowest_mean_loss_and_is_reported_on_the_other_text(
     assert names == ["choose.txt", "report.txt"]
 
 
-def test_everyone_is_scored_on_the_same_documents(loaded: Loaded, asked: work.Asked):
+def test_all_candidates_are_scored_on_the_same_documents(loaded: Loaded, asked: work.Asked):
     one, two = (work.prepare(loaded, asked).corpus for _ in range(2))
     np.testing.assert_array_equal(one.documents, two.documents)
     assert one.texts == two.texts
@@ -91,7 +91,7 @@ def test_equal_plans_share_a_cell(loaded: Loaded, asked: work.Asked, tmp_path: P
     assert cells.key(Candidate("rope", {}, WINDOW), 2 * WINDOW) != native
 
 
-def test_a_scale_or_a_frequency_makes_another_plan():
+def test_a_different_scale_or_frequency_changes_the_digest_of_a_plan():
     plain, scaled = (posenc.strategy("rerope", window=WINDOW, window_size=8, log_scale=on) for on in (False, True))
     assert plan_digest(plain, 64) != plan_digest(scaled, 64)
     assert len({plan_digest(posenc.strategy("yarn", window=32, factor=factor), 64) for factor in (1.0, 2.0, 3.0)}) == 3
@@ -102,9 +102,9 @@ def test_clearly_bad_candidates_are_dropped_by_the_stated_rule():
     swing = np.tile([1.0, -1.0], 8)
     losses = {
         0: Mean(tuple(documents)),
-        1: Mean(tuple(documents + 0.5 + 0.1 * swing)),  # far behind, and sure
-        2: Mean(tuple(documents + 0.5 + 2.0 * swing)),  # as far behind, but the next documents may tell otherwise
-        3: Mean(tuple(documents + 0.9 * STOP_NATS + 0.001 * swing)),  # sure, and too little to matter
+        1: Mean(tuple(documents + 0.5 + 0.1 * swing)),  # much worse, with a small error
+        2: Mean(tuple(documents + 0.5 + 2.0 * swing)),  # as much worse, but with a large error
+        3: Mean(tuple(documents + 0.9 * STOP_NATS + 0.001 * swing)),  # slightly worse, with a small error
     }
     assert survivors(losses) == {0, 2, 3}
     gap = losses[1].minus(losses[0])
@@ -133,19 +133,19 @@ def test_a_dropped_candidate_is_not_scored_any_further(loaded: Loaded, asked: wo
     assert [len(point.losses.values) for point in found.points] == [20, 8, 8]
     assert found.best.candidate is grid[0]
     assert found.dropped(found.points[1])
-    assert sum(done) == 3 * 20 * 64  # the bar ends at its end, dropped or not
+    assert sum(done) == 3 * 20 * 64  # the progress bar reaches its end, dropped or not
     completed = found.completed(list(found.points))
     assert completed.shape == (3, 20)
     np.testing.assert_allclose(completed[1] - completed[0], 6, atol=0.05)
 
 
-def test_gaps_are_paired_over_the_documents_both_have():
+def test_gaps_are_paired_over_the_documents_that_both_have():
     assert paired(Mean((3.0, 4.0)), Mean((1.0, 1.0, 9.0))) == (2.0, 3.0)
     assert score_of(Mean((1.0, 2.0)), Mean((1.5, 2.5))).over_native == -0.5
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
-def test_killed_at_any_moment_it_goes_on_and_ends_the_same(
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+def test_a_run_killed_at_any_moment_resumes_and_ends_the_same(
     calibrated: Calibrated, loaded: Loaded, asked: work.Asked, tmp_path: Path
 ):
     outcome, file = calibrated
@@ -162,7 +162,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_the_same(
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         held.append(len(list(cells.glob("[!.]*.json"))))
-    assert held == sorted(held)  # nothing that was measured is lost
+    assert held == sorted(held)  # no finished cell is lost
     assert work.run(work.prepare(loaded, asked), tmp_path) == outcome
     names = {path.name for path in (file.parent / work.CELLS).glob("*.json")}
     assert {path.name for path in cells.glob("[!.]*.json")} == names
@@ -200,7 +200,7 @@ def test_a_full_disk_loses_nothing(loaded: Loaded, asked: work.Asked, tmp_path: 
     assert len(json.loads(before)["losses"]) == 2
 
 
-def test_a_model_that_overflows_is_named(loaded: Loaded, asked: work.Asked, tmp_path: Path, monkeypatch):
+def test_a_loss_that_overflows_is_an_error(loaded: Loaded, asked: work.Asked, tmp_path: Path, monkeypatch):
     from posenc.evaluate.calibrate import cells as module
 
     cells = cells_of(work.prepare(loaded, asked), tmp_path)
@@ -210,7 +210,7 @@ def test_a_model_that_overflows_is_named(loaded: Loaded, asked: work.Asked, tmp_
     assert not list(cells.folder.iterdir())
 
 
-def test_texts_that_cannot_be_used(loaded: Loaded, asked: work.Asked, tmp_path: Path):
+def test_unusable_texts_are_refused(loaded: Loaded, asked: work.Asked, tmp_path: Path):
     with pytest.raises(InvalidInputError, match=r"choose.txt: the text has \d+ tokens, too short for an input of 9999"):
         work.prepare(loaded, replace(asked, lengths=(64, 9999)))
     with pytest.raises(InvalidInputError, match="is both a calibration text and the report text"):
@@ -226,7 +226,7 @@ def test_texts_that_cannot_be_used(loaded: Loaded, asked: work.Asked, tmp_path: 
         read_source("docstrings:../x")
 
 
-def test_a_tokenizer_that_does_not_match(loaded: Loaded, asked: work.Asked):
+def test_a_tokenizer_that_does_not_match_the_model_is_refused(loaded: Loaded, asked: work.Asked):
     class Wide:
         def encode(self, text: str, **options: object) -> list[int]:
             return [ord(letter) for letter in text]
@@ -237,14 +237,14 @@ def test_a_tokenizer_that_does_not_match(loaded: Loaded, asked: work.Asked):
         work.prepare(replace(loaded, tokenizer=Wide()), asked)
 
 
-def test_a_model_worse_than_chance_is_warned_of(loaded: Loaded, asked: work.Asked, tmp_path: Path, caplog):
+def test_a_model_worse_than_chance_causes_a_warning(loaded: Loaded, asked: work.Asked, tmp_path: Path, caplog):
     caplog.set_level("WARNING", logger="posenc")
     (tmp_path / work.CELLS).mkdir()
     work.run(work.prepare(loaded, replace(asked, strategies=("ntk",), lengths=(32,), report_texts=())), tmp_path)
     assert "guesses worse than at random on choose.txt" in caplog.text  # its weights are random
 
 
-def test_several_texts_give_equal_shares(loaded: Loaded, texts: tuple[str, str]):
+def test_several_texts_contribute_equally(loaded: Loaded, texts: tuple[str, str]):
     found = draw(loaded, texts, length=64, count=7, scored=8, seed=0, vocabulary=60)
     assert found.documents.shape == (7, 64)
     alone = draw(loaded, texts[:1], length=64, count=4, scored=8, seed=0, vocabulary=60)
@@ -271,10 +271,10 @@ def test_every_declared_candidate_is_valid_distinct_and_in_budget(name: str, len
     assert len({json.dumps(own.params, sort_keys=True) for own in found}) == len(found)
     reach = [own.made.plan(length).max_relative for own in found]
     if posenc.strategies()[name].capabilities.bounded or name in ("self_extend", "leaky_rerope"):
-        assert min(reach) < 256  # something to choose that does not leave the window
+        assert min(reach) < 256  # at least one candidate stays inside the window
 
 
-def test_strategies_that_declare_nothing_or_too_much(monkeypatch):
+def test_strategies_that_declare_no_or_too_many_candidates_are_refused(monkeypatch):
     with pytest.raises(InvalidConfigError, match=r"'rope' cannot be calibrated: .*These do: lampe, "):
         candidates("rope", 256, 512)
     with pytest.raises(UnknownNameError, match="Did you mean 'rerope'"):

@@ -1,4 +1,4 @@
-"""Windows and frequencies of real configurations, as their config.json has them and as transformers reads them."""
+"""Windows and frequencies of real configurations, read from their config.json and from the objects of transformers."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def of_transformers(data: dict[str, Any]) -> Any:
 
 
 def forms(data: dict[str, Any]) -> dict[str, Any]:
-    """A config.json as it is, as attributes, as transformers reads it, and as transformers writes it again."""
+    """A configuration as a dict, as attributes, as transformers reads it, and as transformers writes it again."""
     config = of_transformers(data)
     return {"dict": data, "attributes": SimpleNamespace(**data), "transformers": config, "written": config.to_dict()}
 
@@ -224,7 +224,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_windows_of_real_checkpoints(name: str, warnings: pytest.LogCaptureFixture) -> None:
+def test_the_windows_of_real_checkpoints_are_read(name: str, warnings: pytest.LogCaptureFixture) -> None:
     data, window = REAL[name]
     assert {form: posenc.window_of(config) for form, config in forms(data).items()} == dict.fromkeys(
         ("dict", "attributes", "transformers", "written"), window
@@ -249,7 +249,7 @@ def test_frequencies_of_real_checkpoints_are_those_of_their_modules(name: str) -
             assert found.scaling == (kind if layer_type is None else kind[layer_type]), form
 
 
-def test_a_model_that_holds_a_language_model() -> None:
+def test_a_multimodal_model_has_the_window_of_its_text_model() -> None:
     inside, window = REAL["Gemma 3 4B"]
     assert posenc.window_of({"model_type": "gemma3", "text_config": inside}) == window
     assert posenc.window_of(SimpleNamespace(text_config=SimpleNamespace(**inside))) == window
@@ -258,7 +258,7 @@ def test_a_model_that_holds_a_language_model() -> None:
     assert posenc.rotary_of(whole, "full_attention").scaling == "linear"
 
 
-def test_two_windows_and_nothing_that_tells_are_named_once(warnings: pytest.LogCaptureFixture) -> None:
+def test_two_ambiguous_windows_are_reported_once(warnings: pytest.LogCaptureFixture) -> None:
     data = {**LLAMA, "max_position_embeddings": 131072, "rope_theta": 1e4, "rope_scaling": YARN4}
     for config in forms(data).values():
         assert posenc.window_of(config) == 32768
@@ -269,7 +269,7 @@ def test_two_windows_and_nothing_that_tells_are_named_once(warnings: pytest.LogC
         assert "window=131072" in message
 
 
-def test_what_tells_nothing_is_refused() -> None:
+def test_a_configuration_without_a_usable_window_is_refused() -> None:
     for config, why in (
         ({}, "no max_position_embeddings: pass window="),
         ({"max_position_embeddings": 0}, "no max_position_embeddings"),
@@ -287,7 +287,7 @@ def test_what_tells_nothing_is_refused() -> None:
                 posenc.window_of(form)
 
 
-def test_frequencies_that_nobody_can_tell_are_refused() -> None:
+def test_a_configuration_without_usable_frequencies_is_refused() -> None:
     gemma, _ = REAL["Gemma 3 4B"]
     llama, _ = REAL["Llama 3.1 8B"]
     for config, layer_type, why in (
@@ -304,7 +304,7 @@ def test_frequencies_that_nobody_can_tell_are_refused() -> None:
     assert posenc.rotary_of(llama, "full_attention").scaling == "llama3"  # the same in every layer
 
 
-def test_an_adapter_takes_this_window() -> None:
+def test_an_adapter_uses_this_window() -> None:
     for name in ("Llama 3.1 8B", "Qwen 3 8B with YaRN"):
         data, window = REAL[name]
         model = torch.nn.Module()
@@ -312,7 +312,7 @@ def test_an_adapter_takes_this_window() -> None:
         assert ArchitectureAdapter("a", "b", ("llama",)).window(model) == window
 
 
-def test_the_first_phi_3_configurations_are_read_where_transformers_renames_their_rope_type() -> None:
+def test_the_first_phi_3_configurations_are_read_only_after_transformers_renames_their_rope_type() -> None:
     data, window = REAL["Phi 3 mini 128k"]
     old = {**data, "rope_scaling": {**data["rope_scaling"], "type": "su", "original_max_position_embeddings": 4096}}
     assert posenc.window_of(of_transformers(old)) == window

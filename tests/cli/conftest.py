@@ -1,4 +1,4 @@
-"""A small random model on disk: what the verbs print is tested, not what the model knows."""
+"""A small random model on disk: the tests are about what the verbs print, not about what the model knows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run() -> Run:
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a random two-layer Llama with window 64 and its own byte-level tokenizer."""
+    """Return the folder of a random two-layer Llama with window 64 and its own byte-level tokenizer."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

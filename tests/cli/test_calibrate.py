@@ -1,4 +1,4 @@
-"""``posenc calibrate`` on a random model: what it prints, writes and refuses."""
+"""``posenc calibrate`` on a random model: its output, its files and its refusals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def texts(tmp_path: Path) -> list[str]:
     return arguments
 
 
-def test_it_prints_the_curves_and_writes_a_file_that_lampe_reads(run, small_model: Path, texts, tmp_path: Path):
+def test_calibrate_prints_the_curves_and_writes_a_file_that_lampe_reads(run, small_model: Path, texts, tmp_path: Path):
     arguments = (
         "calibrate", small_model, *texts, "--lengths", "64,128", "--score", 16, "--documents", 3,
         "--out", tmp_path / "o",
@@ -63,7 +63,7 @@ def test_it_prints_the_curves_and_writes_a_file_that_lampe_reads(run, small_mode
     assert all(len(point["losses"]) == 3 for point in again["sweeps"]["lampe"]["128"])
 
 
-def test_another_dtype_is_measured_anew_and_recorded(run, small_model: Path, texts, tmp_path: Path):
+def test_another_dtype_is_measured_again_and_recorded(run, small_model: Path, texts, tmp_path: Path):
     arguments = (
         "calibrate",
         small_model,
@@ -125,7 +125,7 @@ def test_bad_input_is_one_message(run, small_model: Path, tmp_path: Path, argume
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_no_such_model(run):
+def test_a_missing_model_is_one_message(run):
     result = run("calibrate", "nowhere")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "nowhere: no such model." in result.stderr

@@ -1,4 +1,4 @@
-"""Model folders as people have them: damaged ones are one message that names folder and cause, on every way in."""
+"""Damaged model folders cause one message that names the folder and the cause, however they are loaded."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_broken_folder_is_refused_by_from_pretrained(folder: Path, what: str):
     assert not (folder / "posenc.json").exists()
 
 
-def test_a_file_that_may_not_be_read(run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unreadable_file_is_one_message(run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def forbidden(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", "model.safetensors")
 
@@ -107,19 +107,19 @@ def test_a_file_that_may_not_be_read(run, folder: Path, tmp_path: Path, monkeypa
     assert result.stderr.startswith(f"posenc: {folder}: transformers cannot load it: [Errno 13] Permission denied")
 
 
-def test_weights_that_no_layer_uses_are_warned_of(folder: Path, caplog: pytest.LogCaptureFixture):
+def test_unused_weights_cause_a_warning(folder: Path, caplog: pytest.LogCaptureFixture):
     change_config(folder, num_hidden_layers=1)
     posenc.from_pretrained(folder, "rerope")
     assert f"{folder}: 9 tensors of its weights have no place" in caplog.text
 
 
-def test_weights_may_be_left_to_chance_on_request(folder: Path):
+def test_missing_weights_may_be_random_on_request(folder: Path):
     change_config(folder, intermediate_size=72, num_hidden_layers=3)
     model = posenc.from_pretrained(folder, "rerope", ignore_mismatched_sizes=True)
     assert model.model.layers[2].mlp.up_proj.weight.shape == (72, 32)
 
 
-def test_a_loaded_model_is_what_transformers_loads(folder: Path):
+def test_a_loaded_model_equals_that_of_transformers(folder: Path):
     import torch
 
     expected = AutoModelForCausalLM.from_pretrained(folder)
@@ -130,7 +130,7 @@ def test_a_loaded_model_is_what_transformers_loads(folder: Path):
         posenc.from_pretrained(folder, output_loading_info=True)
 
 
-def test_a_model_that_is_refused_is_not_remembered(folder: Path):
+def test_a_refused_choice_is_not_saved(folder: Path):
     with pytest.raises(posenc.UnsupportedModelError, match="attn_implementation='flex_attention'"):
         posenc.from_pretrained(folder, "rerope", attn_implementation="flex_attention")
     with pytest.raises(posenc.InvalidConfigError, match=r"rerope\.window_size"):
@@ -139,7 +139,7 @@ def test_a_model_that_is_refused_is_not_remembered(folder: Path):
 
 
 def test_a_model_that_is_refused_late_has_no_hooks(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """Whatever fails inside of apply, a later use of that very model is plain."""
+    """Whatever fails inside apply, the model itself stays unpatched."""
     loaded = []
     original = AutoModelForCausalLM.from_pretrained
 
@@ -151,7 +151,7 @@ def test_a_model_that_is_refused_late_has_no_hooks(folder: Path, monkeypatch: py
         raise posenc.UnsupportedModelError("differs")
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", keep)
-    monkeypatch.setattr("posenc.hf.handle.check_identity", differs)
+    monkeypatch.setattr("posenc.hf.apply.check_identity", differs)
     with pytest.raises(posenc.UnsupportedModelError, match="differs"):
         posenc.from_pretrained(folder, "rerope")
     ((model, _),) = loaded
@@ -161,7 +161,7 @@ def test_a_model_that_is_refused_late_has_no_hooks(folder: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe{}", b"[" * 100_000, b"[1]", b"{"])
-def test_a_posenc_json_that_is_damaged(folder: Path, content: bytes):
+def test_a_damaged_posenc_json_is_refused(folder: Path, content: bytes):
     (folder / "posenc.json").write_bytes(content)
     with pytest.raises(posenc.InvalidConfigError, match=r"checkpoint/posenc\.json: "):
         posenc.from_pretrained(folder)

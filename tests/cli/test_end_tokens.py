@@ -1,4 +1,4 @@
-"""Checkpoints that name no end token, one or several (Llama 3 Instruct, Gemma 3): generation ends at any of them."""
+"""For checkpoints with no, one or several end tokens (Llama 3 Instruct, Gemma 3), generation ends at any of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def name_ends(folder: Path, ends: int | list[int] | None, pad: int | None = None
 
 
 def said(folder: Path) -> list[int]:
-    """The greedy continuation of the prompt, with no end token in the way."""
+    """Return the greedy continuation of the prompt, without an end token."""
     name_ends(folder, None)
     loaded = load(str(folder))
     prompt = loaded.tokenizer(PROMPT, return_tensors="pt")["input_ids"]
@@ -59,7 +59,9 @@ def test_an_answer_ends_at_any_end_token(folder: Path):
     ("ends", "pad", "found", "padding"),
     [(None, None, (), 0), (5, None, (5,), 5), ([7, 5], None, (7, 5), 7), ([7, 5], 3, (7, 5), 3), (0, None, (0,), 0)],
 )
-def test_end_and_padding_tokens(folder: Path, ends, pad, found: tuple[int, ...], padding: int):
+def test_end_and_padding_tokens_are_read_from_the_configuration(
+    folder: Path, ends, pad, found: tuple[int, ...], padding: int
+):
     name_ends(folder, ends, pad)
     model = load(str(folder)).model
     assert (end_tokens(model), pad_token(model)) == (found, padding)

@@ -1,4 +1,4 @@
-"""posenc eval and posenc report on the command line: what they print, and one message for every wrong input."""
+"""posenc eval and posenc report on the command line: their output, and one message for every wrong input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ tasks:
 
 @pytest.fixture
 def suite(tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A suite for the small model, in the working folder, with lengths that hold its own sentences."""
+    """Write a suite for the small model into the working folder, with lengths that fit its own sentences."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fox.txt").write_text("the quick brown fox jumps over the lazy dog " * 300)
     path = Path("look.yaml")

@@ -1,4 +1,4 @@
-"""The group: instant help, one message per error, exit statuses."""
+"""The command group: fast help, one message per error, exit statuses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
-def test_the_verbs_are_the_files():
+def test_every_file_is_a_verb():
     assert {"demo", "doctor", "generate", "list", "plan", "plugins", "ppl", "show"} <= set(VERBS)
 
 
@@ -40,7 +40,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]):
     assert ran.stdout.strip()
 
 
-def test_the_dtypes_on_offer_are_those_of_a_model():
+def test_the_offered_dtypes_are_those_of_a_model():
     assert get_args(DType) == DTYPES
 
 
@@ -61,18 +61,18 @@ def test_every_verb_has_a_short_help(run):
         assert not line.endswith("..."), f"the first sentence of {verb} is too long for the list of verbs"
 
 
-def test_unknown_verb_suggests_the_nearest(run):
+def test_an_unknown_verb_suggests_the_nearest(run):
     result = run("plann", "lampe")
     assert result.exit_code == 2
     assert "no verb named 'plann'. Did you mean 'plan'?" in result.stderr
 
 
-def test_unknown_option_is_a_usage_error(run):
+def test_an_unknown_option_is_a_usage_error(run):
     assert run("plan", "--promt", "3").exit_code == 2
 
 
 def one_verb(error: BaseException) -> click.Group:
-    """A group like ours, with one verb that raises."""
+    """Return a group like ours, with one verb that raises."""
 
     class Failing(VerbGroup):
         def list_commands(self, ctx: click.Context) -> list[str]:
@@ -106,7 +106,7 @@ def test_a_file_error_names_the_file():
     assert (result.exit_code, result.stderr) == (2, "posenc: secret.txt: Permission denied.\n")
 
 
-def test_interrupt_leaves_cleanly():
+def test_an_interrupt_exits_cleanly():
     result = CliRunner().invoke(one_verb(KeyboardInterrupt()), ["fail"])
     assert result.exit_code == INTERRUPTED
     assert "Traceback" not in result.stderr
@@ -117,7 +117,7 @@ def test_a_bug_is_not_hidden():
     assert isinstance(result.exception, ZeroDivisionError)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="pipes break differently there")
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes break differently on Windows")
 def test_a_closed_pipe_is_quiet():
     posenc = Path(sys.executable).parent / "posenc"
     ran = subprocess.run(

@@ -1,4 +1,4 @@
-"""The verbs that run a model: ppl, generate, demo; on a random model, so numbers are checked for shape and identity."""
+"""The verbs that run a model (ppl, generate, demo) on a random model: numbers are checked for shape and identity."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_ppl_of_plain_rope_is_the_models_own(run, small_model: Path, text: Path)
     assert measured == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_ppl_and_generate_in_another_dtype(run, small_model: Path, text: Path):
+def test_ppl_and_generate_run_in_another_dtype(run, small_model: Path, text: Path):
     arguments = (
         "ppl",
         "--model",
@@ -83,7 +83,7 @@ def test_ppl_and_generate_in_another_dtype(run, small_model: Path, text: Path):
 @pytest.mark.parametrize(
     "verb", [("ppl", "-s", "rope", "--model"), ("generate", "--prompt", "fox", "--model"), ("calibrate",)]
 )
-def test_a_device_that_is_not_there_is_one_message(run, small_model: Path, verb: tuple[str, ...]):
+def test_a_missing_device_is_one_message(run, small_model: Path, verb: tuple[str, ...]):
     result = run(*verb, small_model, "--device", "cuda:99")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "device 'cuda:99': torch cannot use it here" in result.stderr
@@ -126,7 +126,7 @@ def test_ppl_reads_a_list_of_configurations(run, small_model: Path, text: Path, 
         (["-s", "rope", "--model", "{folder}"], "transformers cannot load its tokenizer: "),
     ],
 )
-def test_ppl_with_bad_input(run, tmp_path: Path, arguments: list[str], said: str):
+def test_bad_input_of_ppl_is_one_message(run, tmp_path: Path, arguments: list[str], said: str):
     (tmp_path / "broken.yaml").write_text("strategy: {name: rope")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "extra.yaml").write_text("- strategy: rope\n- strategy: rope\n  stratgy: rope\n")
@@ -139,7 +139,7 @@ def test_ppl_with_bad_input(run, tmp_path: Path, arguments: list[str], said: str
     assert result.stdout == ""
 
 
-def test_ppl_of_a_text_that_is_too_short(run, small_model: Path, tmp_path: Path):
+def test_ppl_refuses_a_text_that_is_too_short(run, small_model: Path, tmp_path: Path):
     file = tmp_path / "short.txt"
     file.write_text("the quick brown fox")
     result = run("ppl", "--model", small_model, "--text", file, "-s", "rope", "--lengths", 200)
@@ -147,7 +147,7 @@ def test_ppl_of_a_text_that_is_too_short(run, small_model: Path, tmp_path: Path)
     assert "tokens, too short for an input of 200." in result.stderr
 
 
-def test_generate_is_what_the_model_says(run, small_model: Path):
+def test_generate_prints_the_models_continuation(run, small_model: Path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -205,7 +205,7 @@ def test_generate_reads_standard_input(run, small_model: Path):
         (["--prompt", "a", "-c", "{folder}/two.yaml"], "holds 2 configurations, generate takes one."),
     ],
 )
-def test_generate_with_bad_input(run, tmp_path: Path, arguments: list[str], said: str):
+def test_bad_input_of_generate_is_one_message(run, tmp_path: Path, arguments: list[str], said: str):
     (tmp_path / "two.yaml").write_text("- strategy: rope\n- strategy: yarn\n")
     result = run("generate", *(argument.format(folder=tmp_path) for argument in arguments))
     assert result.exit_code == 2, result.output
@@ -231,7 +231,7 @@ def test_demo_prints_tables_and_writes_its_files(run, small_model: Path, text: P
     assert list(data["strategies"]["lampe"]["retrieval"]) == ["64", "128", "256", "512"]
 
 
-def test_demo_into_a_folder_that_cannot_be(run, small_model: Path, text: Path, tmp_path: Path):
+def test_demo_refuses_an_impossible_folder(run, small_model: Path, text: Path, tmp_path: Path):
     config = tmp_path / "demo.yaml"
     config.write_text("strategy: rope\n")
     result = run(
@@ -241,7 +241,7 @@ def test_demo_into_a_folder_that_cannot_be(run, small_model: Path, text: Path, t
     assert "cannot be created (Not a directory)" in result.stderr
 
 
-def test_demo_options_of_the_other_job(run):
+def test_demo_refuses_options_that_it_does_not_take(run):
     assert run("demo", "--lengths", "512").exit_code == 2
     result = run("demo", "--lengths", "x,y")
     assert "is not a list of whole numbers" in result.stderr

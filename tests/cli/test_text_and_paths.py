@@ -1,4 +1,4 @@
-"""Texts that are not UTF-8, and paths that begin with ``~``, wherever the command line or the API takes one."""
+"""Texts that are not UTF-8, and paths that begin with ``~``, everywhere in the command line and the API."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def generate(*arguments: object, stdin: bytes) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_standard_input_that_is_not_utf8(small_model: Path):
+def test_standard_input_that_is_not_utf8_is_refused(small_model: Path):
     assert generate("--model", small_model, stdin=LATIN) == (
         2,
         "",
@@ -46,7 +46,7 @@ def test_standard_input_that_is_not_utf8(small_model: Path):
     )
 
 
-def test_standard_input_is_read_as_a_file_is(small_model: Path, tmp_path: Path):
+def test_standard_input_is_read_like_a_file(small_model: Path, tmp_path: Path):
     content = "\xe9t\xe9\r\n\u00b1\r1".encode()
     (tmp_path / "prompt").write_bytes(content)
     chosen = ("generate", "--model", str(small_model), "--max-new-tokens", "2", "--json", "--prompt-file")
@@ -67,10 +67,10 @@ def test_standard_input_is_utf8_in_any_locale(small_model: Path, encoding: str):
         env=environment,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["prompt_tokens"] == 5  # a byte-level tokenizer that never saw the word
+    assert json.loads(done.stdout)["prompt_tokens"] == 5  # a byte-level tokenizer that does not know the word
 
 
-def test_no_standard_input(run, small_model: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_standard_input_is_an_error(run, small_model: Path, monkeypatch: pytest.MonkeyPatch):
     from posenc.cli.generate import read_prompt
 
     monkeypatch.setattr(sys, "stdin", None)
@@ -78,13 +78,13 @@ def test_no_standard_input(run, small_model: Path, monkeypatch: pytest.MonkeyPat
         read_prompt(None, "-")
 
 
-def test_a_prompt_of_undecodable_bytes(run, small_model: Path):
+def test_a_prompt_of_undecodable_bytes_is_refused(run, small_model: Path):
     result = run("generate", "--model", small_model, "--prompt", os.fsdecode(b"a\xff"))
     assert (result.exit_code, result.stdout) == (2, "")
     assert "--prompt: is not text in the encoding of this shell" in result.stderr
 
 
-def test_sampling_at_the_edges(run, small_model: Path):
+def test_extreme_sampling_options_work_or_are_refused(run, small_model: Path):
     chosen = ("generate", "--model", small_model, "--prompt", "the", "--max-new-tokens", 2, "--sample")
     assert run(*chosen, "--temperature", "1e-6", "--seed", 2**63 - 1).exit_code == 0
     assert "--temperature: below 1e-06 logits overflow" in run(*chosen, "--temperature", "1e-320").stderr
@@ -137,7 +137,7 @@ def test_the_api_expands_a_home_folder(small_model: Path, home: Path):
     assert not Path("~").exists()
 
 
-def test_the_home_of_nobody_is_one_message(run):
+def test_the_home_of_an_unknown_user_is_one_message(run):
     assert expanded("a/~b") == Path("a/~b")
     result = run("ppl", "-s", "rope", "--text", "~no-such-user-here/text")
     assert result.exit_code == 2

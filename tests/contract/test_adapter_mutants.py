@@ -1,4 +1,4 @@
-"""A good adapter with one mistake each: the contract names every one of them."""
+"""Copies of a good adapter with one mistake each: the contract names every mistake."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ long_phi = partial(
 
 
 class Good(posenc.ArchitectureAdapter):
-    """What every mutant is made from."""
+    """The adapter from which every mutant is made."""
 
 
 def good(kind: type[posenc.ArchitectureAdapter] = Good, **changes: Any) -> posenc.ArchitectureAdapter:
@@ -59,7 +59,7 @@ class WritesIntoTheModel(Good):
     def rotary(self, decoder: nn.Module, source: RotarySource, position_ids_BL: Tensor) -> Rotary:
         base = super().rotary(decoder, source, position_ids_BL)
         embeddings: Any = decoder.get_input_embeddings()  # type: ignore[operator]
-        embeddings.weight.data[-1] += 1  # of a token that no text holds
+        embeddings.weight.data[-1] += 1  # of a token that occurs in no text
         return base
 
 
@@ -112,7 +112,7 @@ MUTANTS: dict[str, tuple[posenc.ArchitectureAdapter, Callable[[], Any], str, str
         good(FrequenciesOfAShortText),
         long_phi,
         "remap_equals",
-        r"prefill under a remap differs from the dense reference from token \d+ on",
+        r"prefill under a remap differs from the dense judge from token \d+ on",
     ),
     "writes": (good(WritesIntoTheModel), long_phi, "detach_is_exact", "embed_tokens.weight is not what it was"),
     "leaves a hook": (
@@ -138,7 +138,7 @@ def contract(adapter: posenc.ArchitectureAdapter, model: Callable[[], Any]) -> A
 def test_a_mutant_of_a_good_adapter_is_caught(mutant: str) -> None:
     adapter, build, check, says = MUTANTS[mutant]
     tests = contract(adapter, build)
-    tests.model = partial(build)  # a model of its own: a mutant may spoil it
+    tests.model = partial(build)  # a model of its own, since a mutant may damage it
     (test,) = [getattr(tests, name) for name in dir(tests) if name.startswith(f"test_{check}")]
     before = dict(posenc.adapters())
     with pytest.raises(ContractViolation, match=re.compile(says, re.DOTALL)):
@@ -160,7 +160,7 @@ def test_a_wrong_list_of_layers_is_shown() -> None:
         tests.test_the_probe_finds_what_is_declared()
 
 
-def test_a_model_whose_positions_hardly_matter_proves_nothing() -> None:
+def test_a_model_whose_positions_hardly_matter_is_rejected() -> None:
     tests = contract(good(), partial(tiny_model, "phi3", initializer_range=0.001))
     with pytest.raises(ContractViolation, match="a remap hardly changes the model's logits"):
         tests.test_remap_equals_the_dense_judge()

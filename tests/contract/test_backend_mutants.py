@@ -1,4 +1,4 @@
-"""A good backend with one mistake each: the contract names every one of them."""
+"""Copies of a good backend with one mistake each: the contract names every mistake."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Result = tuple[Tensor, Tensor]
 
 
 class GoodBackend(ReferenceBackend):
-    """The reference, with every argument of ``attend`` open to a mistake."""
+    """The reference backend, in which a mutant can change any argument of ``attend``."""
 
     name = "mutant"
     mistake: ClassVar[Callable[..., dict[str, Any]]] = staticmethod(lambda **call: call)
@@ -42,7 +42,7 @@ def backend(**members: Any) -> posenc.AttentionBackend:
 
 
 def mistaken(**changes: Callable[..., Any]) -> posenc.AttentionBackend:
-    """A backend that computes some arguments wrongly."""
+    """Return a backend that computes some arguments wrongly."""
 
     def mistake(**call: Any) -> dict[str, Any]:
         return {**call, **{key: change(**call) for key, change in changes.items()}}
@@ -51,21 +51,21 @@ def mistaken(**changes: Callable[..., Any]) -> posenc.AttentionBackend:
 
 
 def mistaken_in(dtype: torch.dtype, **changes: Callable[..., Any]) -> posenc.AttentionBackend:
-    """The same for a backend of one dtype."""
+    """Return such a backend that supports one dtype."""
     made = mistaken(**changes)
     type(made).capabilities = replace(ReferenceBackend.capabilities, dtypes=(dtype,))
     return made
 
 
 def drop_a_key(plan: PositionPlan, **call: Any) -> PositionPlan:
-    """The last key of the first segment, as an interval that ends one too early does."""
+    """Drop the last key of the first segment, like an interval that ends one key too early."""
     first, *rest = plan.segments
     longest = first.key_stop - first.key_start >= 2
     return replace(plan, segments=(replace(first, key_stop=first.key_stop - longest, memo={}), *rest), memo={})
 
 
 def first_rows_of_the_plan(plan: PositionPlan, q: Tensor, **call: Any) -> PositionPlan:
-    """Queries taken for the first ones: top-left alignment."""
+    """Treat the queries as the first ones of the plan: top-left alignment."""
     shift = plan.total - q.shape[2]
     segments = tuple(
         replace(s, key_start=np.roll(s.key_start, shift), key_stop=np.roll(s.key_stop, shift), memo={})
@@ -75,7 +75,7 @@ def first_rows_of_the_plan(plan: PositionPlan, q: Tensor, **call: Any) -> Positi
 
 
 def interpolate_positions(plan: PositionPlan, **call: Any) -> PositionPlan:
-    """Fractional positions rotated by the fraction, whatever the segment says."""
+    """Rotate fractional positions by the fraction, ignoring the interpolation of the segment."""
     return replace(plan, segments=tuple(replace(s, interpolation="positions", memo={}) for s in plan.segments), memo={})
 
 
@@ -84,7 +84,7 @@ def capabilities(**changes: Any) -> posenc.BackendCapabilities:
 
 
 def as_if_contiguous(x: Tensor) -> Tensor:
-    """What a kernel reads that takes a tensor for contiguous."""
+    """Return what a kernel reads if it assumes that a tensor is contiguous."""
     room = x.untyped_storage().nbytes() // x.element_size() - x.storage_offset()
     memory = x.detach().as_strided((room,), (1,))
     return memory[torch.arange(x.numel()) % room].view(x.shape)

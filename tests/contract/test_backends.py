@@ -1,4 +1,4 @@
-"""Every registered backend, third-party ones included, under the public contract."""
+"""Every registered backend, including third-party ones, under the public contract."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ class TestRegistered(posenc.testing.BackendContract):
     @pytest.fixture(autouse=True)
     def _choose(self, name: str) -> None:
         self.backend = posenc.backends()[name].backend
-        if name == "triton" and INTERPRETED:  # a second per case, and more tests in tests/kernels/triton/test_triton.py
+        if name == "triton" and INTERPRETED:  # tests/kernels/triton/test_triton.py has more; a case takes a second
             self.settings = hypothesis.settings(self.settings, max_examples=8)

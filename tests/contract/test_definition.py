@@ -1,4 +1,4 @@
-"""The judge of the backends, held to plain Python loops over pairs."""
+"""The definition that judges the backends, compared with plain Python loops over pairs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from posenc.testing.tensors import difference, tensors
 def loops(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: PositionPlan, inv_freq: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax over loops of pairs and the whole positions that make them up; half style, scale 0.7."""
+    """Attention by loops over pairs, interpolating between integer positions; half style, scale 0.7."""
     batch, heads, q_len, dim = q.shape
     total, groups, half = plan.total, heads // k.shape[1], dim // 2
     out = torch.zeros(batch, heads, q_len, v.shape[-1], dtype=torch.float64)
@@ -47,7 +47,7 @@ def loops(
 
 
 def seen_at(segment: Segment, i: int, j: int, c: int) -> list[tuple[float, float]]:
-    """Weights and relative positions of one pair in one frequency."""
+    """Return the weights and relative positions of one pair at one frequency."""
     q, k = (float(np.broadcast_to(p, 2)[c]) for p in (segment.query_positions[i], segment.key_positions[j]))
     if segment.interpolation == "positions":
         return [(1.0, q - k)]
@@ -57,7 +57,7 @@ def seen_at(segment: Segment, i: int, j: int, c: int) -> list[tuple[float, float
 
 @settings(max_examples=25)
 @given(random_plans(max_total=14, frequencies=2, interpolated=True), st.integers(0, 13), st.booleans())
-def test_the_definition_is_what_loops_compute(plan: PositionPlan, cut: int, masked: bool) -> None:
+def test_the_definition_equals_plain_loops(plan: PositionPlan, cut: int, masked: bool) -> None:
     q_len = max(1, plan.total - cut)
     q, k, v = tensors(plan, q_len, (4, 2), 4, batch=1)
     rotary = Rotary.from_theta(50.0, 4)

@@ -1,4 +1,4 @@
-"""Every registered strategy, third-party ones included, under the public contract."""
+"""Every registered strategy, including third-party ones, under the public contract."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _quiet() -> Iterator[None]:
 
 
 def picks(*ranges: tuple[int, str, dict[str, Any]], beyond: tuple[str, dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Parameters of ``auto``: a table as a calibration file gives one."""
+    """Return parameters of ``auto``: a table like that of a calibration file."""
 
     def pick(name: str, params: dict[str, Any]) -> dict[str, Any]:
         return {"strategy": name, "params": params, "because": "the test says so"}

@@ -1,4 +1,4 @@
-"""A good strategy with one mistake each: the contract names every one of them."""
+"""Copies of a good strategy with one mistake each: the contract names every mistake."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class DecodesDifferently(Good):
 
 
 class FirstStepDiffers(Good):
-    """As published code does it: the last query is treated on its own."""
+    """Treats the last query differently, as published code does."""
 
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         head, middle = super().segments(lengths)
@@ -191,7 +191,7 @@ class AttendsWhatACacheDrops(Good):
 
 
 class RetainedKeysMove(Good):
-    """Sinks at their true distance: after a cache dropped the keys between, they would look nearer."""
+    """Sinks keep their true distance: after a cache drops the keys in between, they would appear nearer."""
 
     capabilities = Capabilities(drops_keys=True)
 
@@ -236,7 +236,7 @@ class TouchesFrequencies(Good):
 
 
 class StartsFromTheta(Good):
-    """As transformers does it: a checkpoint's own scaling is lost."""
+    """Loses a checkpoint's own scaling, as transformers does."""
 
     capabilities = Capabilities(bounded=True, changes_frequencies=True)
 
@@ -254,7 +254,7 @@ class DropsTheAttentionFactor(Good):
 
 
 class ColumnsUndeclared(Good):
-    """A column per frequency, or per head? Nobody can tell."""
+    """Has columns without saying whether they are for frequencies or for heads."""
 
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         head, middle = super().segments(lengths)
@@ -335,7 +335,7 @@ class TestTheGoodStrategy(StrategyContract):
     params = ({}, {"near": 1})
 
 
-def test_lengths_that_never_reach_the_strategy_are_no_test() -> None:
+def test_lengths_that_never_reach_the_strategy_are_rejected() -> None:
     contract = strategy_tests(Good)
     contract.params = ({"near": 500},)
     with pytest.raises(ContractViolation, match=r"max_prompt=150 tokens gets the identity plan, so nothing was tested"):

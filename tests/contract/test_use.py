@@ -1,4 +1,4 @@
-"""The suite as a third party runs it, with plain pytest; tests/docs runs what the pages show."""
+"""The suite as a third party runs it, with plain pytest; tests/docs runs the examples of the pages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_mistake_is_shown_in_words(project: Path) -> None:
+def test_a_mistake_is_explained_in_words(project: Path) -> None:
     source = (project / "halved.py").read_text()
     (project / "halved.py").write_text(source.replace("lengths.total, near, None", "lengths.total, near - 1, None"))
     done = run_pytest(project, "test_halved.py", "-k", "partition")
@@ -44,13 +44,13 @@ def test_a_mistake_is_shown_in_words(project: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["hypothesis", "pytest"])
-def test_what_is_missing_is_named(missing: str) -> None:
+def test_a_missing_package_is_named(missing: str) -> None:
     code = f"import sys; sys.modules[{missing!r}] = None; import posenc; posenc.testing"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert f"posenc.testing needs pytest and hypothesis, and {missing!r} is not installed" in done.stderr
     assert "pip install 'posenc[testing]'" in done.stderr
 
 
-def test_posenc_alone_does_not_load_it() -> None:
+def test_importing_posenc_does_not_load_the_suite() -> None:
     code = "import sys, posenc; posenc.strategies(); assert not {'hypothesis', 'pytest'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

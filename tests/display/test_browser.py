@@ -1,7 +1,7 @@
-"""The page in a real browser, at the width of a desk and of a phone, and with the keyboard alone.
+"""The page in a real browser, at the width of a desktop and of a phone, and with the keyboard only.
 
-Needs Chromium and chromedriver. CI installs both (scripts/ci-packages.sh) and fails without them; elsewhere these tests
-are left out.
+The tests need Chromium and chromedriver. CI installs both (scripts/ci-packages.sh) and fails without them; elsewhere
+they are skipped.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Of a running ``posenc explore``."""
+    """Return the address of a running ``posenc explore``."""
     command = [sys.executable, "-c", "import posenc.cli; posenc.cli.main()", "explore", "--no-browser"]
     command += ["--strategy", "self_extend", "--window", "256", "--prompt", "2048"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
     ) as ran:
         assert ran.stdout is not None
-        assert select.select([ran.stdout], [], [], 60)[0], "posenc explore says nothing"
+        assert select.select([ran.stdout], [], [], 60)[0], "posenc explore prints nothing"
         found = re.search(r"http://127\.0\.0\.1:\d+/", ran.stdout.readline())
         assert found is not None
         yield found[0]
@@ -83,7 +83,7 @@ def browser() -> Iterator[Any]:
 
 
 def resize(browser: Any, size: tuple[int, int]) -> None:
-    """The page's own width and height, that of a phone too (a window cannot be so narrow)."""
+    """Set the width and height of the page, including those of a phone (a window cannot be that narrow)."""
     metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
@@ -101,7 +101,7 @@ def press(browser: Any, *keys: str) -> None:
 
 
 def tab_to(browser: Any, wanted: str) -> None:
-    """Press Tab until the element of that id has the focus, and see that it shows."""
+    """Press Tab until the element with that id has the focus, and check that the focus is visible."""
     from selenium.webdriver.common.keys import Keys
 
     for _ in range(40):
@@ -109,14 +109,14 @@ def tab_to(browser: Any, wanted: str) -> None:
         focus = browser.execute_script(
             "const e = document.activeElement; return [e.id, getComputedStyle(e).outlineStyle, e.className]"
         )
-        assert focus[1] == "solid", f"nobody sees that {focus} has the focus"
+        assert focus[1] == "solid", f"the focus on {focus} is not visible"
         if focus[0] == wanted:
             return
     raise AssertionError(f"the keyboard does not reach {wanted}")
 
 
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
-def test_it_fits_and_asks_for_nothing_elsewhere(browser: Any, address: str, size: tuple[int, int]) -> None:
+def test_the_page_fits_and_loads_only_its_own_files(browser: Any, address: str, size: tuple[int, int]) -> None:
     resize(browser, size)
     browser.get(address)
     wait(browser, "[...document.images].every(i => i.complete)")
@@ -133,12 +133,12 @@ def test_it_fits_and_asks_for_nothing_elsewhere(browser: Any, address: str, size
 
 
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
-def test_with_the_keyboard_alone(browser: Any, address: str, size: tuple[int, int]) -> None:
+def test_the_page_can_be_used_with_the_keyboard_only(browser: Any, address: str, size: tuple[int, int]) -> None:
     resize(browser, size)
     browser.get(address)
     assert "leaves the window of 256" in browser.find_element("id", "summary").text
     tab_to(browser, "strategy")
-    press(browser, "rer")  # the browser selects what begins so
+    press(browser, "rer")  # the browser selects the option that begins like this
     wait(browser, "document.getElementById('parameters').dataset.strategy === 'rerope'")
     wait(browser, "document.getElementById('yaml')?.textContent === 'strategy: rerope\\n'")
     before = browser.execute_script("return document.images[0].src")
@@ -154,7 +154,7 @@ def test_with_the_keyboard_alone(browser: Any, address: str, size: tuple[int, in
     assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
 
 
-def test_a_wrong_value_is_said_and_loses_nothing(browser: Any, address: str) -> None:
+def test_a_wrong_value_is_reported_and_nothing_is_lost(browser: Any, address: str) -> None:
     resize(browser, DESK)
     browser.get(f"{address}?strategy=self_extend&window=256&prompt=512&group=4")
     tab_to(browser, "p-group")

@@ -1,4 +1,4 @@
-"""The page of posenc explore without a browser: controls, what it shows, and what it refuses."""
+"""The page of posenc explore without a browser: its controls, its content and its refusals."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_every_strategy_has_its_controls(client: Any, name: str) -> None:
     assert f'<option value="{name}" selected>' in page
 
 
-def test_it_shows_what_the_plan_is(client: Any) -> None:
+def test_the_page_shows_the_plan(client: Any) -> None:
     page = shown(client, strategy="self_extend", window=256, prompt=4096, group=4, window_size=64)
     plan = posenc.strategy("self_extend", window=256, group=4, window_size=64).plan(4096)
     leaves = int((plan.reach >= 256).argmax())
@@ -79,7 +79,7 @@ def test_it_shows_what_the_plan_is(client: Any) -> None:
     assert plan.explain() in page
 
 
-def test_the_yaml_is_the_strategy_that_is_shown(client: Any, tmp_path: Path) -> None:
+def test_the_yaml_describes_the_shown_strategy(client: Any, tmp_path: Path) -> None:
     entries = {"head": 16, "mapping": "{c: 192, a: 0.003, b: -2.5}", "continuity": "false", "replan": "never"}
     page = shown(client, strategy="lampe", window=256, prompt=1024, **entries)
     text = re.search(r'<pre id="yaml".*?>(.*?)</pre>', page, re.DOTALL)
@@ -112,7 +112,7 @@ def test_bad_input_is_a_message_on_the_page(client: Any, entries: dict[str, str]
     assert "<script>" not in text
 
 
-def test_other_hosts_and_other_origins_are_kept_out(client: Any) -> None:
+def test_other_hosts_and_origins_are_refused(client: Any) -> None:
     assert client.get("/", headers={"Host": "elsewhere.example"}).status_code == 400
     policy = client.get("/").headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'self'")
@@ -140,7 +140,7 @@ def test_without_the_extra_there_is_one_message(monkeypatch: pytest.MonkeyPatch)
     )
 
 
-def test_a_port_that_is_taken() -> None:
+def test_a_port_in_use_is_one_message() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = run("explore", "--no-browser", "--port", port)
@@ -154,7 +154,7 @@ def test_an_unknown_strategy_is_refused_before_anything_is_served() -> None:
     assert "Did you mean 'lampe'?" in result.stderr
 
 
-def test_colours_can_be_told_apart_by_their_lightness_and_lines_by_their_dashes() -> None:
+def test_colours_differ_in_lightness_and_lines_in_dashes() -> None:
     import numpy as np
     from matplotlib.colors import to_rgb
 

@@ -1,17 +1,17 @@
-"""The code blocks of every page: what tests run.
+"""Collect the code blocks of every page for the tests.
 
-Fenced blocks name their language, and no other kind is allowed:
+Fenced blocks name their language, and only these languages are allowed:
 
-| language | what is done with it |
+| language | what the tests do with it |
 |---|---|
 | ``python`` | the blocks of a page run in order, in one namespace that has ``model``, ``tokenizer`` and ``inputs`` |
 | ``bash`` | the commands of a page run in order, in a copy of the repository (``shell.py``) |
 | ``python``, ``yaml`` with the first line ``# NAME.py`` | written to that file first; pytest runs ``test_*.py`` |
 | ``yaml`` | read as a configuration or as a suite |
-| ``toml`` | an entry point, which is loaded where a page shows its module |
-| ``text`` | compared with what the code says, by a test of its own (``test_outputs.py``) |
+| ``toml`` | an entry point, which is loaded if a page shows its module |
+| ``text`` | compared with the output of the code, by a test of its own (``test_outputs.py``) |
 
-Where no test can do that, the line before the block says why: ``<!-- untested: REASON -->``. CONTRIBUTING.md lists it.
+If no test can do that, the line before the block says why: ``<!-- untested: REASON -->``. CONTRIBUTING.md lists them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MARK = re.compile(r"<!-- untested: (.+) -->")
 
 @dataclass(frozen=True)
 class Block:
-    """One code block of a page; ``line`` is where it begins, ``untested`` why no test runs it."""
+    """One code block of a page; ``line`` is its first line, ``untested`` says why no test runs it."""
 
     page: str
     line: int
@@ -38,13 +38,13 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The file that the block is, if it says so in its first line."""
+        """The name of the file that the block shows, if its first line names one."""
         named = re.match(r"# (\w+\.(?:py|yaml))\n", self.code)
         return named[1] if named else None
 
     @property
     def commands(self) -> list[str]:
-        """Its command lines."""
+        """The command lines of the block."""
         joined = self.code.replace("\\\n", " ")
         return [line.strip() for line in joined.splitlines() if line.strip() and not line.startswith("#")]
 
@@ -53,18 +53,18 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Every page that a reader sees: README files, the documentation, how to contribute, the changelog."""
+    """Return every page that a reader sees: README files, the documentation, how to contribute, the changelog."""
     return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 
 
 def page_names() -> list[str]:
-    """Their paths from the root, as test names show them."""
+    """Return the paths of the pages from the root, as test names show them."""
     return [path.relative_to(ROOT).as_posix() for path in pages()]
 
 
 @cache
 def blocks(page: str) -> tuple[Block, ...]:
-    """The fenced blocks of a page."""
+    """Return the fenced blocks of a page."""
     found, inside, above = [], None, ""
     for number, line in enumerate((ROOT / page).read_text(encoding="utf-8").splitlines(), start=1):
         fence = re.match(r"( *)```(\w*)", line)
@@ -78,12 +78,12 @@ def blocks(page: str) -> tuple[Block, ...]:
             found.append(Block(page, inside[0], inside[1], "\n".join(inside[2]) + "\n", inside[4]))
             inside = None
         above = line
-    assert inside is None, f"{page}: the block that begins in line {inside[0]} has no end"
+    assert inside is None, f"{page}: the block that begins at line {inside[0]} has no end"
     return tuple(found)
 
 
 def indented(page: str) -> list[str]:
-    """Lines that Markdown shows as code though no fence says so: behind an empty line, not inside a list."""
+    """Return lines that Markdown shows as code without a fence: after an empty line, not inside a list."""
     found, fenced, above, text = [], False, "", ""
     for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
         fenced ^= line.lstrip().startswith("```")
@@ -96,5 +96,5 @@ def indented(page: str) -> list[str]:
 
 
 def all_blocks(*languages: str) -> list[Block]:
-    """The blocks of every page in one of the languages, all blocks if none is named."""
+    """Return the blocks of every page in one of the languages, or all blocks if none is named."""
     return [block for page in page_names() for block in blocks(page) if not languages or block.language in languages]

@@ -1,4 +1,4 @@
-"""Where a page is read: a folder like a clone of the repository, in which nothing that is written stays."""
+"""A folder like a clone of the repository for each page; nothing written there stays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.docs.shell import FOLDERS, copy_repository
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy that all pages share, to read."""
+    """A read-only copy that all pages share."""
     folder = tmp_path_factory.mktemp("clone")
     copy_repository(folder)
     return folder
@@ -24,12 +24,14 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def desk(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for one page: the copy, and every Python file that any page shows."""
+    """A folder for one page, with the copy and every Python file that any page shows."""
     for folder in FOLDERS:
         (tmp_path / folder).symlink_to(clone / folder)
     (tmp_path / "out" / "texts").mkdir(parents=True)
     pages = (page.read_text(encoding="utf-8") for page in sorted((clone / "docs").glob("*.md")))
-    (tmp_path / "out" / "texts" / "persuasion.txt").write_text("".join(pages), encoding="utf-8")  # for the novel
+    (tmp_path / "out" / "texts" / "persuasion.txt").write_text(
+        "".join(pages), encoding="utf-8"
+    )  # stands in for the novel
     for block in all_blocks("python"):
         if block.file is not None:
             (tmp_path / block.file).write_text(block.code, encoding="utf-8")

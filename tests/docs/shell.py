@@ -1,7 +1,7 @@
-"""How a command of the documentation is run: as it stands, but with less text, fewer candidates and fewer rounds.
+"""Run a command of the documentation as it is shown, but with less text, fewer candidates and fewer rounds.
 
-What a command prints is returned. Nothing is fetched, installed or served beyond one request, and nothing is written
-outside of the folder that it runs in.
+The output of a command is returned. Nothing is fetched, installed or served beyond one request, and nothing is written
+outside the folder in which it runs.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ SMALL = {
     "explore": "--port 0",
     "ppl": "--documents 2",
 }
-"""By verb: options that make it small, behind its own; the last one counts."""
+"""By verb: options that make it small, added after its own; the last one counts."""
 
 CHARACTERS = 100_000
-"""Of a text that is calibrated on: two documents are cut from it, and tokenizing all of it takes seconds."""
+"""Characters of a calibration text: two documents are cut from it, and tokenizing all of it takes seconds."""
 
 FOLDERS = ("posenc", "examples", "docs", "benchmarks")
-"""What commands read, copied: some write beside what they read."""
+"""Folders that commands read. They are copied, because some commands write beside the files they read."""
 
 
 def copy_repository(to: Path) -> None:
-    """The part of the repository that commands read, with suites cut to two strategies at one length."""
+    """Copy the part of the repository that commands read, with suites cut to two strategies at one length."""
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, to / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in (to / "benchmarks").glob("*.yaml"):
@@ -61,29 +61,29 @@ def copy_repository(to: Path) -> None:
 
 
 def cut(suite: Path) -> None:
-    """Make a suite small: what it says is read by the real reader, and measured."""
+    """Make a suite small; it is still read by the real reader, and measured."""
     data = yaml.safe_load(suite.read_text(encoding="utf-8"))
     tasks = [task if isinstance(task, dict) else {"task": task} for task in data["tasks"]]
     data |= {"lengths": data["lengths"][:1], "strategies": data["strategies"][:2]}
     data["tasks"] = [{**task, "documents": 2} for task in tasks]
     if data.get("model") == "smollm2":
-        data |= {"model": "tiny", "seeds": [0]}  # which is here, and small
+        data |= {"model": "tiny", "seeds": [0]}  # which is included, and small
     suite.write_text(yaml.safe_dump(data), encoding="utf-8")
 
 
 def words_of(line: str) -> list[str]:
-    """The words of a command line that needs no shell beyond quotes and comments."""
+    """Split a command line that needs no shell beyond quotes and comments."""
     bare = re.sub(r"""'[^']*'|"[^"]*"|\s#.*""", "", line)
-    assert not re.search(r"[|><;&$`*~()\\]", bare), f"{line!r} needs a shell, which these tests are not"
+    assert not re.search(r"[|><;&$`*~()\\]", bare), f"{line!r} needs a shell, and these tests have none"
     return shlex.split(line, comments=True)
 
 
 def parse(line: str) -> None:
-    """A command of posenc, or of scripts/ for GPUs inside of its wrappers, exists, and its options are understood."""
+    """Check that a command of posenc, or a GPU script inside its wrappers, exists and accepts its options."""
     words = words_of(line)
     if "python3" in words:
         _, dash, module, *rest = words[words.index("python3") :]
-        assert (dash, module[:11]) == ("-m", "scripts.gpu"), f"{line!r}: nothing that can be checked"
+        assert (dash, module[:11]) == ("-m", "scripts.gpu"), f"{line!r}: this cannot be checked"
         import_module(module).parse(rest)
         return
     program, verb, *rest = words
@@ -95,7 +95,7 @@ def parse(line: str) -> None:
 
 
 def run(line: str, patch: pytest.MonkeyPatch) -> str:
-    """Run a command line in the current folder, and return what it prints."""
+    """Run a command line in the current folder and return its output."""
     program, *rest = words_of(line)
     program = Path(program).name
     assert program in PROGRAMS, f"{line!r}: these tests do not know how to run {program!r}"
@@ -103,7 +103,7 @@ def run(line: str, patch: pytest.MonkeyPatch) -> str:
 
 
 def posenc(words: list[str], patch: pytest.MonkeyPatch) -> str:
-    """The command line in this process: a fresh one would import torch every time."""
+    """Run the command line in this process, since a new one would import torch every time."""
     parse(shlex.join(["posenc", *words]))
     patch.setattr("webbrowser.open", lambda address: None)
     patch.setattr("werkzeug.serving.BaseWSGIServer.serve_forever", answer_once)
@@ -115,24 +115,24 @@ def posenc(words: list[str], patch: pytest.MonkeyPatch) -> str:
     result = CliRunner().invoke(group, [*words, *small])
     assert result.exit_code == 0, f"posenc {shlex.join(words)}\n{result.output}\n{result.exception!r}"
     for option, written in pairwise(words):
-        assert option not in ("--plot", "--out") or Path(written).exists(), f"{option} {written}: nothing is there"
+        assert option not in ("--plot", "--out") or Path(written).exists(), f"{option} {written}: it was not written"
     return result.stdout
 
 
 @cache
 def beginning(source: str) -> Text:
-    """The beginning of a text, read once for all pages."""
+    """Return the beginning of a text, read once for all pages."""
     text = read_source(source)
     return replace(text, content=text.content[:CHARACTERS])
 
 
 def few_candidates(name: str, window: int, length: int) -> list[Candidate]:
-    """Every eighth candidate of a calibration."""
+    """Return every eighth candidate of a calibration."""
     return candidates(name, window, length)[::8]
 
 
 def answer_once(server: Any) -> None:
-    """Answer one real request, then stop as Ctrl+C would."""
+    """Answer one real request, then stop as after Ctrl+C."""
     with ThreadPoolExecutor(1) as browser:
         page = browser.submit(lambda: urlopen(f"http://127.0.0.1:{server.port}/", timeout=60).read().decode())
         server.handle_request()
@@ -140,19 +140,19 @@ def answer_once(server: Any) -> None:
 
 
 def make(words: list[str], _: pytest.MonkeyPatch) -> str:
-    """What the target would run."""
+    """Return the commands that the target would run."""
     return call("make", "-n", *words, cwd=ROOT)
 
 
 def pip(words: list[str], _: pytest.MonkeyPatch) -> str:
-    """A dry run that may look at nothing but what is installed here."""
+    """Do a dry run that uses only installed packages."""
     assert words[0] == "install"
     flags = ["--dry-run", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
     return call(sys.executable, "-m", "pip", *words, *flags, cwd=ROOT)
 
 
 def python(words: list[str], patch: pytest.MonkeyPatch) -> str:
-    """The one module that a page runs, on narrow heads and without repetition."""
+    """Run the one module that a page runs, with narrow heads and without repetition."""
     assert words == ["-m", "scripts.micro"]
     patch.setattr(micro, "RUNS", 1)
     result = CliRunner().invoke(micro.main, ["--heads", "1/1x16", "--model", "tiny"])
@@ -161,14 +161,14 @@ def python(words: list[str], patch: pytest.MonkeyPatch) -> str:
 
 
 def pre_commit(words: list[str], _: pytest.MonkeyPatch) -> str:
-    """In a repository that has our hooks and no files."""
+    """Run pre-commit in a repository with our hooks and no files."""
     call("git", "init", "--quiet", "repository")
     shutil.copy(ROOT / ".pre-commit-config.yaml", "repository")
     return call(sys.executable, "-m", "pre_commit", *words, cwd=Path("repository"))
 
 
 def call(*command: str, cwd: Path | None = None) -> str:
-    """Run a program; what it prints, or a failure that shows it."""
+    """Run a program and return its output, or fail with it."""
     done = subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "PRE_COMMIT_HOME": os.path.abspath("pc")}
     )

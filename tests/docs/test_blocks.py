@@ -1,4 +1,4 @@
-"""Every code block of the documentation does what it shows."""
+"""Every code block of the documentation works as shown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.docs.collect import LANGUAGES, ROOT, Block, all_blocks, blocks, inden
 
 @pytest.fixture(scope="module")
 def stage() -> dict[str, Any]:
-    """What the blocks of a page may take for granted."""
+    """The names that the blocks of a page may use."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = ROOT / "posenc" / "models" / "tiny"
@@ -38,7 +38,7 @@ def stage() -> dict[str, Any]:
 
 
 def run(page: str, stage: dict[str, Any]) -> None:
-    """Run the unnamed Python blocks of a page in order; an error shows the page and its line."""
+    """Run the unnamed Python blocks of a page in order; an error shows the page and the line."""
     names = {"__name__": page, **stage}
     for block in blocks(page):
         if block.language == "python" and block.file is None:
@@ -56,14 +56,14 @@ def test_every_block_names_its_language(page: str) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in page_names() if any(b.language == "python" and not b.file for b in blocks(page))]
 )
-def test_python(page: str, stage: dict[str, Any], desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_blocks_run(page: str, stage: dict[str, Any], desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(page, stage)
     assert posenc.attached(stage["model"]) is None
     if page == "README.md":
         assert "lampe: prompt 2400, total 2400, window 256" in capsys.readouterr().out
 
 
-def test_files_that_pages_show(desk: Path) -> None:
+def test_files_that_pages_show_pass_their_tests(desk: Path) -> None:
     names = [block.file for block in all_blocks("python") if block.file]
     assert len(names) == len(set(names)), "two pages show different files under one name"
     assert {"halved.py", "test_halved.py", "test_backend.py", "test_family.py"} <= set(names)
@@ -81,7 +81,7 @@ def test_files_that_pages_show(desk: Path) -> None:
     assert re.search(r"\d\d passed", done.stdout)
 
 
-def test_the_strategy_of_the_guide_plans_what_it_says(desk: Path) -> None:
+def test_the_strategy_of_the_guide_plans_as_described(desk: Path) -> None:
     halved = importlib.import_module("halved")
     plan = halved.Halved(near=10).plan(100)
     relative = plan.relative_positions()
@@ -105,7 +105,7 @@ def test_the_distribution_of_the_guide_can_be_built(desk: Path) -> None:
 
 
 @pytest.mark.parametrize("block", all_blocks("yaml", "toml"), ids=str)
-def test_data(block: Block, desk: Path) -> None:
+def test_data_blocks_can_be_read(block: Block, desk: Path) -> None:
     (desk / "shown.yaml").write_text(block.code, encoding="utf-8")
     if block.language == "toml":
         ((name, module),) = tomllib.loads(block.code)["project"]["entry-points"]["posenc"].items()
@@ -128,7 +128,7 @@ def test_the_readme_shows_the_configuration_of_the_demo() -> None:
         assert f"\n {config.strategy.name} " in shown
 
 
-def test_links_lead_somewhere() -> None:
+def test_every_link_has_a_target() -> None:
     for page in page_names():
         text = (ROOT / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):

@@ -1,4 +1,4 @@
-"""What pages say of the results stands in the results: every number, in the section that is linked."""
+"""Every number that pages quote from the results is in the linked section of the results."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from tests.docs.test_pages import sections
 DOCS = parts.ROOT / "docs"
 PAGES = ("results/findings.md", "calibrate.md")
 NUMBER = re.compile(r"(?<![\w.])-?\d+\.\d+(?: ± \d+\.\d+)?(?![\w.%]*[\w%])")
-"""``12.34 ± 0.56``, or ``12.34`` alone; percentages and sizes (``0.7M``) are somebody's own arithmetic."""
+"""``12.34 ± 0.56``, or ``12.34`` alone; percentages and sizes (``0.7M``) are not checked."""
 LINK = re.compile(r"\((?:[\w./]*/)?results\.md#([\w-]+)\)")
 UNMEASURED = {"1.02"}
-"""Numbers that the task sets."""
+"""Numbers that were set as a goal, not measured."""
 
 
 def measured() -> dict[str, str]:
-    """The sections of the results by their anchors."""
+    """Return the sections of the results by their anchors."""
     found = sections((DOCS / "results/results.md").read_text(encoding="utf-8"))
     return {re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")): text for heading, text in found.items()}
 
 
 def unproven(text: str, results: dict[str, str]) -> list[str]:
-    """What is wrong in one section of a page: numbers that none of the linked sections has, links to none."""
+    """Return the faults in one section of a page: numbers in no linked section, and links to missing sections."""
     anchors = LINK.findall(text)
     linked = "\n".join(results.get(anchor, "") for anchor in anchors)
     pairs = re.findall(r"(-?\d+\.\d+) ± (\d+\.\d+)", linked)
@@ -60,5 +60,5 @@ def test_findings_are_checked() -> None:
         ("head 64, a = 0.0034, no claim", []),
     ],
 )
-def test_the_check_notices(text: str, wrong: list[str]) -> None:
+def test_the_check_detects_wrong_numbers(text: str, wrong: list[str]) -> None:
     assert unproven(text, {"a": "| 1.50 ± 0.02 |"}) == wrong

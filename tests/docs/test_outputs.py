@@ -1,4 +1,4 @@
-"""What pages show as output is what the code says; measured numbers may differ, words and shapes may not."""
+"""Output shown on pages equals that of the code; measured numbers may differ, words and shapes may not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Check = Callable[[str, pytest.MonkeyPatch], None]
 
 
 def shape(text: str) -> str:
-    """A text without its numbers, its line breaks and the lengths of its rules."""
+    """Return a text without its numbers, its line breaks and the lengths of its rules."""
     return " ".join(re.sub(r"─+", "-", re.sub(r"\d+(\.\d+)?(e[-+]\d+)?", "0", text)).split())
 
 
@@ -49,7 +49,7 @@ def trace(shown: str, patch: pytest.MonkeyPatch) -> None:
 
 
 def lampe(shown: str, _: pytest.MonkeyPatch) -> None:
-    """The formulas, evaluated as they stand, give the plan."""
+    """The formulas, evaluated as written, give the plan."""
     names: dict[str, Any] = {"floor": math.floor, "exp": math.exp, "P": 300, "H": 32, "T": 10}
     names |= {"c": 192, "a": 0.003, "b": -0.5}
     for name, right in re.findall(r"^(\S+) += (.+?)(?:   .*)?$", shown, re.MULTILINE):
@@ -78,7 +78,7 @@ def violation(contract: Any, test: str) -> str:
 
 
 def strategy_message(shown: str, _: pytest.MonkeyPatch) -> None:
-    """``halved.py`` of the guide, with one bound off by one."""
+    """The message is for ``halved.py`` of the guide with one bound off by one."""
     names: dict[str, Any] = {"__name__": "halved"}
     (code,) = (block.code for block in blocks("docs/write-a-strategy.md") if block.file == "halved.py")
     wrong = code.replace("0, near, index, index)", "0, near + 1, index, index)")
@@ -121,7 +121,7 @@ CHECKS: dict[str, tuple[str, Check]] = {
     "adapter 'mine'": ("docs/testing.md", adapter_message),
     "mine: the output": ("docs/testing.md", backend_message),
 }
-"""By how a block begins: its page, and what holds it to the code."""
+"""By the beginning of a block: its page, and the check that compares it with the code."""
 
 
 def check_of(block: Block) -> Check | None:
@@ -133,19 +133,19 @@ def check_of(block: Block) -> Check | None:
 @pytest.mark.parametrize(
     "page", [page for page in page_names() if page.startswith(("docs/internals", "docs/decisions"))]
 )
-def test_the_internals_name_what_is_there(page: str) -> None:
+def test_the_internals_name_existing_paths(page: str) -> None:
     named = named_paths((ROOT / page).read_text(encoding="utf-8"))
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
-def test_every_output_has_its_check() -> None:
+def test_every_shown_output_has_a_check() -> None:
     shown = [block for block in all_blocks("text") if block.untested is None]
     assert [str(block) for block in shown if check_of(block) is None] == []
     assert len(shown) == len(CHECKS)
 
 
 @pytest.mark.parametrize("block", [block for block in all_blocks("text") if block.untested is None], ids=str)
-def test_output(block: Block, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shown_output_is_right(block: Block, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     check = check_of(block)
     assert check is not None

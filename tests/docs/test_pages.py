@@ -26,13 +26,13 @@ def read(name: str) -> str:
 
 
 def sections(text: str, level: str = "##") -> dict[str, str]:
-    """Heading and text of every section."""
+    """Return the heading and the text of every section."""
     found = re.split(rf"^{level} (.+)$", text, flags=re.MULTILINE)[1:]
     return dict(zip(found[::2], found[1::2], strict=True))
 
 
 def nav_pages() -> list[str]:
-    """Every page that mkdocs.yml names."""
+    """Return every page that mkdocs.yml names."""
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 
     def walk(entry: object) -> list[str]:
@@ -46,7 +46,7 @@ def nav_pages() -> list[str]:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_every_strategy_has_its_page(name: str) -> None:
+def test_every_strategy_has_a_page(name: str) -> None:
     page = sections(read(f"strategies/{name}.md"))
     kind = FREQUENCIES if posenc.strategies()[name].capabilities.changes_frequencies else POSITIONS
     assert tuple(page) == kind
@@ -112,7 +112,7 @@ def test_every_error_has_its_cause_and_fix() -> None:
         assert name in posenc.__all__
 
 
-def test_every_verb_has_its_help() -> None:
+def test_every_verb_has_its_help_on_the_page() -> None:
     page = sections(parts.commands())
     context = click.Context(group)
     for verb in group.list_commands(context):
@@ -126,7 +126,7 @@ def test_every_verb_has_its_help() -> None:
     assert "posenc new plugin" in page
 
 
-def test_the_navigation_holds_every_page() -> None:
+def test_the_navigation_contains_every_page() -> None:
     pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
     shelf = {page for page in nav_pages() if page.startswith(sources.SHELF)}
     assert set(nav_pages()) - shelf == pages, "list new pages in mkdocs.yml"

@@ -1,4 +1,4 @@
-"""Every shell block does what it shows; those that no test can run are listed with their reasons."""
+"""Every shell block works as shown; those that no test can run are listed with their reasons."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read_page(page: str, patch: pytest.MonkeyPatch) -> None:
                     shell.run(line, inner)
 
 
-def test_there_are_commands() -> None:
+def test_the_commands_cover_the_verbs() -> None:
     lines = [line for block in all_blocks("bash") for line in block.commands]
     assert len(lines) > 60
     assert {line.split()[1] for line in lines if line.startswith("posenc ")} >= {
@@ -46,11 +46,11 @@ def test_there_are_commands() -> None:
 
 
 @pytest.mark.parametrize("page", WITH_COMMANDS)
-def test_commands(page: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_run(page: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read_page(page, monkeypatch)
 
 
-def test_what_no_test_runs_is_listed_and_parses() -> None:
+def test_untested_blocks_are_listed_and_parse() -> None:
     marked = [block for block in all_blocks() if block.untested is not None]
     section = (
         (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("\n## What no test runs\n")[1].split("\n## ")[0]
@@ -60,12 +60,12 @@ def test_what_no_test_runs_is_listed_and_parses() -> None:
         (b.page, b.commands[0] if b.language == "bash" else b.code.split("\n")[0], b.untested) for b in marked
     )
     for block in marked:
-        assert block.language in ("bash", "text"), f"{block}: everything else can be run"
+        assert block.language in ("bash", "text"), f"{block}: a block in this language can be run"
         for line in block.commands if block.language == "bash" else ():
             shell.parse(line)
 
 
-def test_marks_stand_before_blocks() -> None:
+def test_every_mark_is_before_a_block() -> None:
     for page in page_names():
         written = re.findall(r"^\s*<!-- untested:", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
         assert len(written) == sum(block.untested is not None for block in blocks(page)), page

@@ -1,4 +1,4 @@
-"""The demo's own files: every configuration in examples/ is valid and shows what it should."""
+"""The files of the demo: every configuration in examples/ is valid and shows what it should."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_every_example_configuration_makes_its_strategies(file: Path):
         config.make(window=256).plan(2048)
 
 
-def test_the_demo_compares_the_five():
+def test_the_demo_compares_its_five_strategies():
     configs = read_configs(str(demo.find_config()))
     assert labels(configs) == ["rope", "yarn", "self_extend", "rerope", "lampe"]
 

@@ -1,4 +1,4 @@
-"""What a sweep will take: measured cells say how wrong the estimates of their task are."""
+"""The estimated time of a sweep: measured cells correct the estimates of their task."""
 
 from __future__ import annotations
 

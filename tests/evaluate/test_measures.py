@@ -19,7 +19,7 @@ VOCABULARY = 50
 
 
 class Model:
-    """Answers by a rule: logits of the next token from all tokens so far. Remembers what it was asked."""
+    """Answers by a rule: logits of the next token from all tokens so far. Records the inputs it was given."""
 
     device = "cpu"
 
@@ -39,7 +39,7 @@ class Model:
 
 
 def copies(seen: list[int]) -> int | None:
-    """What followed the last three tokens where they occurred before: perfect induction."""
+    """The token that followed the last three tokens where they occurred before: perfect induction."""
     for start in range(len(seen) - 4, -1, -1):
         if seen[start : start + 3] == seen[-3:]:
             return seen[start + 3]
@@ -51,13 +51,13 @@ def prose() -> np.ndarray:
     return np.random.default_rng(3).integers(0, 40, (10, 120))
 
 
-def test_a_model_that_knows_nothing_has_the_vocabulary_as_perplexity(prose):
+def test_the_perplexity_of_a_model_that_knows_nothing_is_the_vocabulary_size(prose):
     measured = perplexity.measure(Model(lambda seen: None), prose, 64, 16)
     assert measured.value == pytest.approx(VOCABULARY)
     assert measured.standard_error == pytest.approx(0, abs=1e-4)
 
 
-def test_a_model_that_counts_has_perplexity_one():
+def test_the_perplexity_of_a_model_that_knows_the_text_is_one():
     documents = np.tile(np.arange(120) % VOCABULARY, (4, 1))
     assert perplexity.measure(
         Model(lambda seen: (seen[-1] + 1) % VOCABULARY), documents, 64, 16
@@ -74,7 +74,7 @@ def test_only_the_last_tokens_count_and_every_length_reads_the_same_ones():
         assert (right_at_the_end.asked[-1] == documents[0, -length:]).all()
 
 
-def test_nan_stays_in_its_document(prose):
+def test_a_nan_stays_in_its_document(prose):
     spoilt = iter([math.nan, 30.0, 30.0])
 
     class Sometimes(Model):
@@ -87,7 +87,7 @@ def test_nan_stays_in_its_document(prose):
     assert all(math.isfinite(loss) for loss in losses[1:])
 
 
-def test_standard_error_is_the_textbooks():
+def test_the_standard_error_is_the_textbook_one():
     mean = Mean((1.0, 2.0, 4.0, 5.0))
     assert mean.mean == 3.0
     assert mean.standard_error == pytest.approx(math.sqrt((4 + 1 + 1 + 4) / 3 / 4))
@@ -97,7 +97,7 @@ def test_standard_error_is_the_textbooks():
     assert Perplexity(Mean((1e4, 1e4))).value == math.inf
 
 
-def test_paired_differences():
+def test_differences_are_paired_by_document():
     assert Mean((3.0, 5.0)).minus(Mean((1.0, 1.5))).values == (2.0, 3.5)
 
 
@@ -111,12 +111,12 @@ def test_paired_differences():
         ([-5], 1, "length -5"),
     ],
 )
-def test_lengths_out_of_range(lengths, scored, said):
+def test_lengths_out_of_range_are_refused(lengths, scored, said):
     with pytest.raises(InvalidInputError, match=said):
         check_lengths(lengths, scored)
 
 
-def test_documents_do_not_overlap_where_they_need_not():
+def test_documents_do_not_overlap_in_a_long_text():
     documents = cut_documents(np.arange(1000), 90, 10, step=10, name="t")
     assert documents.shape == (10, 90)
     assert (np.diff(documents, axis=1) == 1).all()
@@ -131,7 +131,7 @@ def test_scored_tokens_never_overlap():
     assert len(cut_documents(np.arange(100), 100, 5, step=10, name="t")) == 1
 
 
-def test_a_text_that_is_too_short():
+def test_a_text_that_is_too_short_is_refused():
     with pytest.raises(InvalidInputError, match="story: the text has 99 tokens, too short for an input of 100"):
         cut_documents(np.arange(99), 100, 5, step=10, name="story")
 
@@ -148,7 +148,7 @@ def test_a_model_that_forgets_retrieves_only_what_is_near(prose):
         return copies(seen[-60:])
 
     measured = retrieval.measure(Model(forgetful), prose, 120, np.arange(40, 50))
-    # Spans start at depth * 96, so those at 0.7 and 0.9 are less than 60 tokens back.
+    # Spans start at depth * 96, so those at 0.7 and 0.9 are within the last 60 tokens.
     by_depth = measured.as_dict()["by_depth"]
     assert by_depth["0.9"] == 1.0
     assert max(by_depth["0.1"], by_depth["0.3"]) < 0.3
@@ -158,7 +158,7 @@ def test_a_guesser_retrieves_nothing(prose):
     assert retrieval.measure(Model(lambda seen: 0), prose, 100, np.arange(40, 50)).scores.mean == 0.0
 
 
-def test_every_length_is_asked_for_the_same_spans(prose):
+def test_every_length_has_the_same_spans(prose):
     model = Model(copies)
     for length in (60, 120):
         retrieval.measure(model, prose[:1], length, np.arange(40, 50))
@@ -177,7 +177,7 @@ def test_planting_keeps_the_length_and_the_rest(depth):
     assert (document == np.arange(100, 200)).all()
 
 
-def test_planting_into_too_little():
+def test_planting_into_too_short_a_document_is_refused():
     with pytest.raises(InvalidInputError, match="too short to plant"):
         retrieval.plant(np.arange(23), np.arange(12), 0.5)
     with pytest.raises(InvalidInputError, match="hint"):
@@ -203,6 +203,6 @@ def test_special_tokens_are_never_planted():
     assert retrieval.random_tokens(Tokenizer()).tolist() == [1, 2, 4, 5]
 
 
-def test_a_text_without_tokens():
+def test_a_text_without_tokens_is_refused():
     with pytest.raises(InvalidInputError, match="the text is empty"):
         tokenize(SimpleNamespace(encode=lambda text, **kwargs: []), Text("t", ""))

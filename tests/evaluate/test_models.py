@@ -1,4 +1,4 @@
-"""Models are loaded as asked for: dtype and device; what cannot be is refused in one line."""
+"""Models are loaded with the requested dtype and device; impossible requests are refused in one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_a_bare_name_is_loaded_in_float32_on_the_cpu():
     assert not loaded.model.training
 
 
-def test_the_dtype_is_that_asked_for():
+def test_the_dtype_is_the_requested_one():
     assert load(ModelSpec(name="tiny", dtype="bfloat16", device="cpu")).model.dtype == torch.bfloat16
 
 
@@ -29,7 +29,7 @@ def test_auto_dtype_is_the_checkpoints_own(tmp_path):
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_auto_device_is_a_gpu_where_there_is_one(
+def test_auto_device_is_a_gpu_if_there_is_one(
     there: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
@@ -40,7 +40,7 @@ def test_auto_device_is_a_gpu_where_there_is_one(
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "", "meta"])
-def test_a_device_that_is_not_there_is_refused(device: str):
+def test_a_missing_device_is_refused(device: str):
     with pytest.raises(InvalidInputError, match=f"device '{device}': torch cannot use it here"):
         load(ModelSpec(name="tiny", device=device))
 

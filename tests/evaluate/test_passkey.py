@@ -1,4 +1,4 @@
-"""The passkey prompts and their scoring, and the SmolLM2 model's way from its package to a folder."""
+"""The passkey prompts and their scoring, and unpacking the SmolLM2 model from its package into a folder."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_prompts_are_the_same_every_time_and_differ_by_depth():
     ("length", "depth", "said"),
     [(20, 0.5, "length 20: too short"), (9000, 0.5, "haystack has 5000"), (500, 1.5, "depth"), (-1, 0.5, "length -1")],
 )
-def test_prompts_that_cannot_be(length: int, depth: float, said: str):
+def test_impossible_prompts_are_refused(length: int, depth: float, said: str):
     with pytest.raises(InvalidInputError, match=said):
         make_passkey(Characters(), HAYSTACK, length, depth)
 
@@ -65,15 +65,15 @@ def test_prompts_that_cannot_be(length: int, depth: float, said: str):
         ("92345", 0.0),
     ],
 )
-def test_score(said: str, expected: float):
+def test_the_score_is_the_share_of_right_digits(said: str, expected: float):
     assert score(said, "12345") == expected
 
 
-def test_table_counts_whole_keys():
+def test_the_table_counts_whole_keys():
     assert table([(10, 1.0), (10, 0.8), (20, 1.0)]) == {10: (1, 2), 20: (1, 1)}
 
 
-def test_longer_prompts_take_longer():
+def test_longer_prompts_are_estimated_to_take_longer():
     short, long = (make_passkey(Characters(), HAYSTACK, length, 0.5) for length in (500, 4000))
     assert estimate_seconds([short], 2) < estimate_seconds([long], 2) < estimate_seconds([long, long], 2)
 
@@ -85,7 +85,7 @@ def test_a_missing_package_says_what_to_install(tmp_path: Path, monkeypatch: pyt
         smollm2.prepare()
 
 
-def test_the_unpacked_model_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_unpacked_model_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("POSENC_CACHE", str(tmp_path))
     monkeypatch.setattr(smollm2, "find_gguf", lambda: tmp_path / "model.gguf")
     unpacked = []

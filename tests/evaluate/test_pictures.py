@@ -1,4 +1,4 @@
-"""Plots are sampled, exact where sampled, and written whole or not at all."""
+"""Plots are sampled, exact at the samples, and written completely or not at all."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_long_plan_is_drawn_in_little_memory(tmp_path: Path):
     assert peak < 100e6
 
 
-def test_the_distance_curve_is_the_plans_row():
+def test_the_distance_curve_is_a_row_of_the_plan():
     plan = strategy_plan("lm_infinite", 200)
     distances, relative = viz.distance_curve(plan, 150)
     np.testing.assert_array_equal(relative, plan.relative_positions()[150, [150 - d for d in distances]])
@@ -74,7 +74,7 @@ def test_several_maps_share_a_scale_and_a_file(tmp_path: Path):
 
 
 @pytest.mark.parametrize("log", [False, True])
-def test_lines(tmp_path: Path, log: bool):
+def test_line_plots_are_written(tmp_path: Path, log: bool):
     series = {"a": [(64, 3.0, 0.1), (128, 4.0, 0.2)], "b": [(64, 3.0, float("nan")), (128, float("inf"), 0.2)]}
     viz.plot_lines(series, tmp_path / "lines.png", title="t", ylabel="y", window=64, log=log)
     assert [path.name for path in tmp_path.iterdir()] == ["lines.png"]
@@ -123,6 +123,6 @@ def test_replacing_keeps_the_old_file_on_any_error(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["data.json"]
 
 
-def test_plain_data_has_no_nan():
+def test_plain_data_contains_no_nan():
     data = {1: np.array([1.0, np.nan]), "b": (np.int64(3), float("inf"), None, True, Path("x"))}
     assert plain(data) == {"1": [1.0, None], "b": [3, None, None, True, "x"]}

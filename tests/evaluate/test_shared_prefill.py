@@ -1,4 +1,4 @@
-"""Prompts that begin alike are read once, and answered as if each had been read alone."""
+"""The common beginning of prompts is read once, and each is answered as if it had been read alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tiny() -> Loaded:
 
 @pytest.fixture(scope="module")
 def prompts(tiny: Loaded) -> list[np.ndarray]:
-    """Three prompts of one length: alike up to 500 tokens, alike up to 100, alike throughout."""
+    """Prompts of one length: each equals the one before in its first 500 tokens, its first 100, or all of them."""
     tokens = tokenize(tiny.tokenizer, read_text())
     first = tokens[:LENGTH]
     late, early = first.copy(), first.copy()
@@ -69,7 +69,7 @@ def test_answers_are_those_of_generate(name: str, tiny: Loaded, prompts: list[np
             assert reader.answer(prompt, 12) == expected
 
 
-def test_an_answer_ends_with_the_text(tiny: Loaded, prompts: list[np.ndarray], monkeypatch: pytest.MonkeyPatch):
+def test_an_answer_ends_at_the_end_token(tiny: Loaded, prompts: list[np.ndarray], monkeypatch: pytest.MonkeyPatch):
     with posenc.apply(tiny.model, "rope") as handle:
         reader = SharedPrefill(tiny.model, handle)
         said = reader.answer(prompts[0], 6)
@@ -86,6 +86,6 @@ def test_another_length_shares_nothing(tiny: Loaded, prompts: list[np.ndarray]):
 
 
 @pytest.mark.parametrize("keep", [0, LENGTH + 1])
-def test_more_logits_than_tokens(keep: int, tiny: Loaded, prompts: list[np.ndarray]):
+def test_an_impossible_number_of_logits_is_refused(keep: int, tiny: Loaded, prompts: list[np.ndarray]):
     with posenc.apply(tiny.model, "rope") as handle, pytest.raises(InvalidInputError, match="keep"):
         SharedPrefill(tiny.model, handle).read(prompts[0], keep)

@@ -1,4 +1,4 @@
-"""A sweep's cells have ids of their own, survive every kill, and end the same however they were measured."""
+"""The cells of a sweep have their own ids, survive every kill, and are the same however they were measured."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def plan(folder: Path, suite: dict[str, Any], session: Session, out: str = "out"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file that a result is made of."""
+    """Every file that belongs to a result."""
     files = [folder / "sweep.json", *(folder / "cells").iterdir()]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
@@ -92,7 +92,7 @@ def test_twenty_kills_at_random_moments_lose_nothing(tmp_path: Path, session: Se
         planned = plan(tmp_path, TWENTY, session, f"killed-{rounds}")
         before = len(planned.missing)
         child = os.fork()
-        if child == 0:  # this very process, in the middle of a sweep
+        if child == 0:  # a copy of this process, in the middle of a sweep
             try:
                 run.execute(planned, Execution())
             finally:
@@ -101,7 +101,7 @@ def test_twenty_kills_at_random_moments_lose_nothing(tmp_path: Path, session: Se
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         interrupted += os.WIFSIGNALED(status)
-        left = len(planned.missing)  # reads every cell that is there: none is half written
+        left = len(planned.missing)  # reads every existing cell: none is half written
         assert left <= before
         rounds += left == 0
     assert interrupted >= KILLS * 3 // 4
@@ -111,7 +111,7 @@ def test_twenty_kills_at_random_moments_lose_nothing(tmp_path: Path, session: Se
 
 
 @pytest.mark.parametrize("write_number", range(5))
-def test_a_kill_in_the_middle_of_a_write(write_number: int, tmp_path: Path, session: Session):
+def test_a_kill_in_the_middle_of_a_write_loses_only_that_write(write_number: int, tmp_path: Path, session: Session):
     planned = plan(tmp_path, SMALL, session)
     child = os.fork()
     if child == 0:
@@ -127,7 +127,7 @@ def test_a_kill_in_the_middle_of_a_write(write_number: int, tmp_path: Path, sess
     assert contents(planned.folder.path) == contents(whole.folder.path)
 
 
-def test_only_what_is_missing_is_measured(tmp_path: Path, session: Session, monkeypatch: pytest.MonkeyPatch):
+def test_only_missing_cells_are_measured(tmp_path: Path, session: Session, monkeypatch: pytest.MonkeyPatch):
     planned = plan(tmp_path, SMALL, session)
     run.execute(planned, Execution())
     before = contents(planned.folder.path)
@@ -145,7 +145,7 @@ def test_only_what_is_missing_is_measured(tmp_path: Path, session: Session, monk
     assert contents(planned.folder.path) == before
 
 
-def test_more_lengths_later_keep_what_is_there(tmp_path: Path, session: Session):
+def test_adding_lengths_later_keeps_existing_cells(tmp_path: Path, session: Session):
     task = {"task": "perplexity", "documents": 2, "scored": 8, "longest": 64}
     run.execute(plan(tmp_path, SMALL, session, tasks=[task]), Execution())
     longer = plan(tmp_path, SMALL, session, tasks=[task], lengths=[24, 40, 64])
@@ -165,12 +165,12 @@ def test_more_lengths_later_keep_what_is_there(tmp_path: Path, session: Session)
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_what_determines_a_result_is_in_the_id(changes: dict[str, Any], tmp_path: Path, session: Session):
+def test_everything_that_determines_a_result_is_in_the_id(changes: dict[str, Any], tmp_path: Path, session: Session):
     before, after = (plan(tmp_path, SMALL, session, **given).cells[-1].id for given in ({}, changes))
     assert before != after
 
 
-def test_a_label_is_not_in_the_id_and_a_default_given_is_no_change(tmp_path: Path, session: Session):
+def test_neither_a_label_nor_a_spelled_out_default_changes_the_id(tmp_path: Path, session: Session):
     ids = [
         plan(tmp_path, SMALL, session, strategies=[chosen]).cells[0].id
         for chosen in ("yarn", {"label": "mine", "strategy": {"name": "yarn", "factor": 4}})
@@ -226,7 +226,7 @@ def _one(folder: Path, session: Session) -> tuple[Any, ...]:
     return read_config({"strategy": "rope"}), task, 24, 0
 
 
-def test_another_versions_folder_is_refused(tmp_path: Path, session: Session):
+def test_a_folder_of_another_version_is_refused(tmp_path: Path, session: Session):
     planned = plan(tmp_path, SMALL, session)
     run.execute(planned, Execution())
     file = planned.folder.path / "sweep.json"
@@ -268,7 +268,7 @@ def test_two_runs_never_share_a_folder(tmp_path: Path, session: Session):
     run.execute(planned, Execution())
 
 
-def test_drafts_of_a_killed_run_are_cleared(tmp_path: Path, session: Session):
+def test_temporary_files_of_a_killed_run_are_removed(tmp_path: Path, session: Session):
     planned = plan(tmp_path, SMALL, session)
     run.execute(planned, Execution())
     draft = planned.folder.path / "cells" / ".abc-x7.json"
@@ -277,7 +277,7 @@ def test_drafts_of_a_killed_run_are_cleared(tmp_path: Path, session: Session):
     assert not draft.exists()
 
 
-def test_a_full_disk_ends_the_sweep_and_keeps_what_is_there(
+def test_a_full_disk_ends_the_sweep_and_keeps_finished_cells(
     tmp_path: Path, session: Session, monkeypatch: pytest.MonkeyPatch
 ):
     planned = plan(tmp_path, SMALL, session)
@@ -297,7 +297,7 @@ def test_a_full_disk_ends_the_sweep_and_keeps_what_is_there(
     assert not planned.missing
 
 
-def test_a_cell_that_fails_ends_no_other(tmp_path: Path, session: Session, monkeypatch: pytest.MonkeyPatch):
+def test_a_failing_cell_does_not_stop_the_others(tmp_path: Path, session: Session, monkeypatch: pytest.MonkeyPatch):
     planned = plan(tmp_path, SMALL, session)
     bad = planned.cells[1].id
     real = Session.measure
@@ -332,7 +332,7 @@ def test_every_executor_writes_the_same_bytes(execution: Execution, tmp_path: Pa
     assert sorted(seen) == [2 * 24, 2 * 24, 2 * 40, 2 * 40]
 
 
-def test_a_worker_that_dies_costs_one_cell(tmp_path: Path, session: Session, monkeypatch: pytest.MonkeyPatch):
+def test_a_worker_that_dies_costs_only_its_cell(tmp_path: Path, session: Session, monkeypatch: pytest.MonkeyPatch):
     planned = plan(tmp_path, SMALL, session)
     monkeypatch.setattr(sys, "executable", "/bin/false")
     done: list[Done] = []
@@ -341,14 +341,14 @@ def test_a_worker_that_dies_costs_one_cell(tmp_path: Path, session: Session, mon
     assert all("worker process ended (status 1)" in (one.error or "") for one in done)
 
 
-def test_a_worker_ends_with_its_input(tmp_path: Path):
+def test_a_worker_ends_when_its_input_ends(tmp_path: Path):
     (tmp_path / "cells").mkdir()
     command = [sys.executable, "-m", "posenc.evaluate.sweep.worker", str(tmp_path)]
     ran = subprocess.run(command, input="", capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stdout) == (0, "")
 
 
-def test_a_bundle_holds_the_whole_sweep(tmp_path: Path, session: Session):
+def test_a_bundle_contains_the_whole_sweep(tmp_path: Path, session: Session):
     sweep = run.execute(plan(tmp_path, SMALL, session), Execution())
     assert sweep.missing == 0
     bundle = write_sweep(sweep, tmp_path / "bundle.json")
@@ -432,7 +432,7 @@ def test_lengths_are_tokens_or_windows(tmp_path: Path):
 
 
 def calibrate(file: Path, windows: dict[int, int], *, weights: str | None = None) -> str:
-    """The calibration of the shipped model, with these windows for ``rerope`` by length, or as if of other weights."""
+    """The calibration of the shipped model with these windows of ``rerope`` by length, or as if for other weights."""
     found = read(ROOT / "posenc/profiles/tiny.yaml")
     model, (choice, *_) = found.model, found.strategies["rerope"].values()
     if weights is not None:
@@ -457,7 +457,7 @@ def test_calibrated_parameters_follow_the_length(tmp_path: Path, session: Sessio
         plan(tmp_path, SMALL, session, strategies=[{"calibrated": "dca"}], calibration=calibration)
 
 
-def test_parameters_of_another_model_are_used_only_where_the_suite_says_so(tmp_path: Path, session: Session):
+def test_parameters_of_another_model_are_used_only_if_the_suite_says_so(tmp_path: Path, session: Session):
     own = calibrate(tmp_path / "own.yaml", {24: 8, 48: 16})
     other = calibrate(tmp_path / "other.yaml", {24: 8, 48: 12}, weights="0" * 32)
     transferred = {"calibrated": "rerope", "transferred_from": other, "label": "other", "against": "rerope"}
@@ -473,7 +473,7 @@ def test_parameters_of_another_model_are_used_only_where_the_suite_says_so(tmp_p
     )
     windows = {(cell.label, cell.length): cell.identity["strategy"]["window_size"] for cell in planned.cells}
     assert windows == {("rerope", 24): 8, ("rerope", 48): 16, ("other", 24): 8, ("other", 48): 12}
-    assert len({cell.id for cell in planned.missing}) == len(planned.missing)  # the equal ones are measured once
+    assert len({cell.id for cell in planned.missing}) == len(planned.missing)  # equal ones are measured once
     sweep = run.execute(planned, Execution())
     assert sweep.missing == 0
     samples = {(cell.label, cell.length): cell.samples for cell in sweep.cells}

@@ -1,4 +1,4 @@
-"""Every task makes the prompts it describes, at the size asked for, and scores answers by its own rule."""
+"""Every task makes the prompts it describes, at the requested size, and scores answers by its own rule."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def text_of(question: Question) -> str:
 
 @pytest.mark.parametrize("kind", ASKED)
 @pytest.mark.parametrize("length", [2000, 4001])
-def test_prompts_have_their_size_and_hold_what_is_asked_for(kind: str, length: int):
+def test_prompts_have_the_requested_size_and_contain_the_answers(kind: str, length: int):
     _, questions = ask(kind, length)
     for question in questions:
         text = text_of(question)
@@ -68,7 +68,7 @@ def test_prompts_have_their_size_and_hold_what_is_asked_for(kind: str, length: i
 
 
 @pytest.mark.parametrize("kind", ASKED)
-def test_prompts_follow_from_the_seed(kind: str):
+def test_prompts_are_determined_by_the_seed(kind: str):
     first, again, other = (ask(kind, 2500, seed)[1] for seed in (0, 0, 1))
     assert [text_of(question) for question in first] == [text_of(question) for question in again]
     assert text_of(first[0]) != text_of(other[0])
@@ -77,7 +77,7 @@ def test_prompts_follow_from_the_seed(kind: str):
 @pytest.mark.parametrize(
     "kind", ["passkey", "needle_single", "needle_multikey", "needle_multivalue", "needle_multiquery"]
 )
-def test_needles_lie_at_their_depth(kind: str):
+def test_needles_are_at_their_depth(kind: str):
     for question in ask(kind, 8000)[1]:
         text = text_of(question)
         for reference in question.references:
@@ -85,7 +85,7 @@ def test_needles_lie_at_their_depth(kind: str):
             assert found == pytest.approx(reference.depth, abs=0.06)
 
 
-def test_every_depth_is_asked_for_in_one_haystack():
+def test_all_depths_share_one_haystack():
     questions = ask("passkey", 3000, depths=[0.2, 0.8, 0.5])[1]
     assert [question.references[0].depth for question in questions] == [0.2, 0.8, 0.5]
     shared = min(len(text_of(question)) for question in questions) - 200
@@ -108,7 +108,7 @@ def test_distractors_have_other_keys_and_values():
     assert dict(needles)[asked[1]] == question.references[0].text
 
 
-def test_all_values_of_one_key_and_all_keys():
+def test_the_answers_are_all_values_of_one_key_or_those_of_all_keys():
     (values,) = ask("needle_multivalue", 5000, values=3)[1]
     needles = re.findall(r"numbers of (\S+) is: (\d+)\.", text_of(values))
     assert len({key for key, _ in needles}) == 1
@@ -151,7 +151,7 @@ def test_frequent_words_are_the_most_frequent_after_the_noise():
 
 
 class Oracle:
-    """Stands for a model that answers with whatever a rule makes of the references."""
+    """Stands for a model whose answers are computed from the references by a rule."""
 
     def __init__(self, rule: Any) -> None:
         self.rule, self.asked = rule, []
@@ -190,7 +190,7 @@ def test_answers_are_scored_per_reference(kind: str, rule: Any, score: float | N
 
 
 @pytest.mark.parametrize("kind", sorted(TASKS))
-def test_a_length_without_room_and_a_text_too_short(kind: str):
+def test_too_short_a_length_and_too_short_a_text_are_refused(kind: str):
     task = read_task({"task": kind}, source="t").fitted([60])
     with pytest.raises(InvalidInputError, match=r"\d+"):
         task.check(SOURCE, 60, 0)
@@ -212,12 +212,12 @@ def test_a_length_without_room_and_a_text_too_short(kind: str):
         (3, "expected KIND"),
     ],
 )
-def test_wrong_settings(value: Any, said: str):
+def test_wrong_settings_are_refused(value: Any, said: str):
     with pytest.raises(InvalidConfigError, match=said):
         read_task(value, source="suite")
 
 
-def test_the_perplexity_task_is_the_verbs():
+def test_the_perplexity_task_measures_the_same_as_posenc_ppl():
     loaded = load(TINY)
     source = Source(loaded.tokenizer, read_text())
     task = read_task({"task": "perplexity", "documents": 3, "scored": 16}, source="t").fitted([64, 128])

@@ -1,4 +1,4 @@
-"""Examples are files that stand alone, not a package: they are loaded by path."""
+"""Load examples by path: they are standalone files, not a package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def example(name: str) -> Any:
-    """The module of an example."""
+    """Return the module of an example."""
     file = EXAMPLES / f"{name}.py"
     spec = spec_from_file_location(f"example_{file.stem}", file)
     assert spec is not None

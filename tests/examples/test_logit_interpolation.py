@@ -1,4 +1,4 @@
-"""The example of logit interpolation: the contract, and a dense float64 computation by its definition."""
+"""The example of logit interpolation passes the contract and equals a dense float64 computation by its definition."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class TestContract(posenc.testing.StrategyContract):
 
 
 def seen_at(i: int, j: int, *, prompt: int, window: int, near: int) -> float:
-    """The (fractional) distance of a pair, by the method's definition."""
+    """Return the (fractional) distance of a pair, by the method's definition."""
     squeeze = (prompt - near) / (window - near)
     return float(i - j) if i - j < near else math.floor(i / squeeze + near - near / squeeze) - j / squeeze
 
 
 def logit(q: Tensor, k: Tensor, distance: float, inv_freq: Tensor) -> float:
-    """``q`` and ``k`` at a whole distance, by complex numbers; at a fractional one between its neighbours."""
+    """Return the logit at an integer distance by complex numbers, or interpolated between its neighbours."""
     below, share = math.floor(distance), distance - math.floor(distance)
     half = len(inv_freq)
     product = torch.complex(q[:half], q[half:]) * torch.complex(k[:half], k[half:]).conj()
@@ -40,7 +40,7 @@ def logit(q: Tensor, k: Tensor, distance: float, inv_freq: Tensor) -> float:
 
 @pytest.mark.parametrize("backend", ["reference", "cpu_flash"])
 @pytest.mark.parametrize("q_len", [70, 13, 1])
-def test_equals_a_dense_computation(backend: str, q_len: int) -> None:
+def test_attention_equals_a_dense_computation(backend: str, q_len: int) -> None:
     prompt, total, window, near, dim = 61, 70, 24, 5, 8
     rotary = posenc.Rotary.from_theta(100.0, dim)
     plan = LogitInterpolation(window=window, near=near).plan(prompt, total)
@@ -60,7 +60,7 @@ def test_equals_a_dense_computation(backend: str, q_len: int) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral_sliding"])
-def test_in_a_model_prefill_and_decode(family: str) -> None:
+def test_decoding_equals_prefill_in_a_model(family: str) -> None:
     prompt, total = 90, 110
     model, ids = tiny.make(family), tiny.tokens(1, total)
     strategy = LogitInterpolation(window=tiny.WINDOW, near=10, replan="never")

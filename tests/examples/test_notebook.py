@@ -1,4 +1,4 @@
-"""The notebook's cells run in order, and what they end with shows itself."""
+"""The notebook's cells run in order, and their last expressions render."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ NOTEBOOK = json.loads((EXAMPLES / "visualise_positions.ipynb").read_text(encodin
 
 
 def run_cell(source: str, names: dict[str, Any]) -> Any:
-    """Run a cell as a notebook does; the value of its last line, if that is an expression."""
+    """Run a cell like a notebook; return the value of its last line if that is an expression."""
     body = ast.parse(source).body
     last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
     exec(compile(ast.Module(body, []), "cell", "exec"), names)
     return None if last is None else eval(compile(ast.Expression(last.value), "cell", "eval"), names)
 
 
-def test_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cells_run_and_render(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "posenc").symlink_to(EXAMPLES.parent / "posenc")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
@@ -39,7 +39,7 @@ def test_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert posenc.attached(names["model"]) is None
 
 
-def test_it_is_a_clean_notebook() -> None:
+def test_the_notebook_has_no_outputs() -> None:
     assert (NOTEBOOK["nbformat"], NOTEBOOK["nbformat_minor"]) == (4, 5)
     ids = [cell["id"] for cell in NOTEBOOK["cells"]]
     assert len(set(ids)) == len(ids)

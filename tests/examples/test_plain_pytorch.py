@@ -1,4 +1,4 @@
-"""The example in plain PyTorch, held to a dense float64 computation of the same weights."""
+"""The example in plain PyTorch, compared with a dense float64 computation of the same weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ plain = example("plain_pytorch")
 
 
 def dense(model: torch.nn.Module, tokens: Tensor, plan: posenc.PositionPlan) -> Tensor:
-    """Logits [L, vocabulary] of one row in float64, from a plan's relative positions, by complex numbers."""
+    """Return float64 logits [L, vocabulary] of one row, from a plan's relative positions, by complex numbers."""
     x = model.embed.weight.double()[tokens]
     length, half = len(tokens), plain.HEAD_DIM // 2
     for layer, norm in zip(model.layers, model.norms, strict=True):

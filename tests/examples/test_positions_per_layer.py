@@ -1,4 +1,4 @@
-"""The example of per-layer positions: the contract, and a dense float64 decoder whose layers differ."""
+"""The example of per-layer positions passes the contract and equals a dense float64 decoder whose layers differ."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 import posenc
-from posenc.hf.cache.record import ATTRIBUTE
+from posenc.hf.cache.state import CacheState
 from tests.examples.load import example
 from tests.hf import tiny
 from tests.hf.dense import dense_logits
@@ -65,11 +65,11 @@ def test_a_row_re_plans_when_one_of_its_layers_must() -> None:
         model(ids[:, :60], past_key_values=cache)
         for i in range(60, 100):
             model(ids[:, i : i + 1], past_key_values=cache)
-        (row,) = getattr(cache, ATTRIBUTE).rows
+        (row,) = CacheState.of(cache).record.rows
     assert len(row.schedule.entries) > 1
 
 
-def test_it_composes_with_frequencies() -> None:
+def test_per_layer_positions_compose_with_frequencies() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, PROMPT)
     strategy = GroupedByLayer(window=64, lowest=2, highest=6, near=16)
     with torch.no_grad(), posenc.apply(model, strategy, frequencies={"name": "yarn", "factor": 4}) as handle:

@@ -1,4 +1,4 @@
-"""Every example that is a script runs as one, against the public names alone."""
+"""Every example that is a script runs, using public names only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_it_runs(script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_runs(script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(EXAMPLES.parent)
     runpy.run_path(str(script), run_name="__main__")
     assert capsys.readouterr().out.strip()
@@ -22,7 +22,7 @@ def test_it_runs(script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_it_uses_public_names_alone(script) -> None:
+def test_the_script_uses_public_names_only(script) -> None:
     source = script.read_text(encoding="utf-8")
     assert "from posenc" not in source
     used = set(re.findall(r"\bposenc\.(\w+)", source))

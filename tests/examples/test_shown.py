@@ -1,4 +1,4 @@
-"""What plans, handles and tables show in a notebook."""
+"""Plans, handles and tables render in a notebook."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.hf import tiny
 
 
 class Tags(HTMLParser):
-    """Counts open elements, and fails on one that is closed out of order."""
+    """Counts open elements, and fails if one is closed out of order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_a_plan_shows_its_picture_and_its_words() -> None:
+def test_a_plan_shows_its_picture_and_its_explanation() -> None:
     plan = posenc.strategy("rerope", window=64, window_size=8).plan(100)
     shown = plan._repr_html_()
     assert "img" in Tags(shown).seen
@@ -47,7 +47,7 @@ def test_a_plan_without_matplotlib_says_how_to_get_the_picture(monkeypatch: pyte
     assert "pip install 'posenc[plot]'" in unescape(shown)
 
 
-def test_a_handle_shows_what_is_applied() -> None:
+def test_a_handle_shows_the_applied_strategy() -> None:
     model = tiny.make("llama")
     with posenc.apply(model, "rerope", window_size=12) as handle:
         shown = unescape(handle._repr_html_())
@@ -59,7 +59,7 @@ def test_a_handle_shows_what_is_applied() -> None:
 
 
 @pytest.mark.parametrize("seam", ["strategies", "adapters", "backends"])
-def test_tables_name_everything_that_is_installed(seam: str) -> None:
+def test_tables_list_everything_installed(seam: str) -> None:
     registry = getattr(posenc, seam)()
     shown = registry._repr_html_()
     assert Tags(shown).seen.count("tr") == len(registry) + 1

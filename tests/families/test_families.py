@@ -1,4 +1,4 @@
-"""One family per way to deviate from Llama: identity bit-equal, a remap equal to the dense judge, detach bit-equal."""
+"""One family per deviation from Llama: bit-equal identity, a remap equal to the dense judge, bit-equal detaching."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from packaging.version import Version
 
 import posenc
 from posenc.adapter import EVERY_FAMILY
-from posenc.hf.handle import find_adapter
+from posenc.hf.apply import find_adapter
 from posenc.testing.judge import dense_logits
 from posenc.testing.models import decoded, relative_error
 from scripts.family_measure import PROMPT, STEPS, TOLERANCE, farthest, used
 from scripts.tiny_families import WINDOW, tiny_model, tokens
 
-# family -> what it deviates in, as the probe must find it (one text per kind of layer)
+# by family: the layers as the probe must find them (one text per kind of layer)
 DEVIATIONS: dict[str, tuple[str, ...]] = {
     "llama": ("4 x half, channels 0..15",),
     "mistral": ("4 x half, channels 0..15, window 16",),
@@ -44,7 +44,7 @@ DEVIATIONS: dict[str, tuple[str, ...]] = {
     "qwen3_next": ("2 x half, channels 0..3",),  # and two layers of linear attention
     "beam": ("2 x half, channels 0..15, frequencies of sliding_attention, window 16", "2 x no rotary positions"),
     "olmo2": ("4 x half, channels 0..7",),
-    "zamba2": ("2 x half, channels 0..15",),  # layers that share one attention module, with keys of their own
+    "zamba2": ("2 x half, channels 0..15",),  # layers share one attention module, but have their own keys
     "hrm_text": ("8 x half, channels 0..15",),  # the same
     "modernbert-decoder": (
         "2 x half, channels 0..7, frequencies of full_attention",
@@ -75,7 +75,7 @@ def test_every_family_that_an_adapter_names_is_measured() -> None:
 
 
 @pytest.mark.parametrize("name", ["olmo2", "cohere2", "ernie4_5"])
-def test_identity_in_bfloat16(name: str) -> None:
+def test_the_identity_is_bit_equal_in_bfloat16(name: str) -> None:
     model = tiny_model(name).to(torch.bfloat16)
     stock = used(model)
     with posenc.apply(model, "rope", window=WINDOW):
@@ -83,7 +83,7 @@ def test_identity_in_bfloat16(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gemma3_text", "gpt_oss", "gemma2"])
-def test_gradients_with_and_without_checkpointing(name: str) -> None:
+def test_gradients_are_equal_with_and_without_checkpointing(name: str) -> None:
     grads = []
     for checkpointing in (False, True):
         model, ids = tiny_model(name, "eager" if name in EAGER else None).train(), tokens(2, 30)
@@ -112,8 +112,8 @@ def test_frequencies_are_those_of_each_layer_type() -> None:
         assert farthest(used(model), stock) == 0
 
 
-def test_checkpointing_where_layers_drop_keyword_arguments() -> None:
-    """transformers 5.17 runs such a layer again with its hooks, 5.23 without: right gradients or an error."""
+def test_checkpointing_is_exact_or_refused_if_layers_drop_keyword_arguments() -> None:
+    """transformers 5.17 runs such a layer again with its hooks, 5.23 without them: exact gradients or an error."""
     model, ids = tiny_model("stablelm").train(), tokens(2, 30)
     model.config.use_cache = False
     weight = model.model.layers[0].self_attn.k_proj.weight
@@ -141,7 +141,7 @@ FOLLOWING_LENGTH = {
 
 
 @pytest.mark.parametrize("name", FOLLOWING_LENGTH)
-def test_frequencies_that_follow_the_length(name: str) -> None:
+def test_frequencies_by_length_are_exact(name: str) -> None:
     longest = 80 if name == "phi3" else 20
     model = tiny_model(name, rope_parameters=FOLLOWING_LENGTH[name], max_position_embeddings=longest)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What cannot be exact is refused with the reason found, and the model is left exactly as it was."""
+"""Models that cannot be exact are refused with the reason, and stay exactly as they were."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REFUSED = {
 
 
 def state(model: torch.nn.Module) -> dict[str, Any]:
-    """Everything that attaching could leave behind, as comparable data."""
+    """Return everything that attaching could leave behind, as comparable data."""
     return {
         name: (
             type(part),
@@ -60,7 +60,7 @@ def refuse(model: Any, message: str, **params: Any) -> None:
 
 
 @pytest.mark.parametrize("family", REFUSED)
-def test_refused_families(family: str) -> None:
+def test_unsupported_families_are_refused_with_the_reason(family: str) -> None:
     model, ids = tiny_model(family), tokens(1, 20)
     model.train()
     model.get_submodule(next(name for name, _ in model.named_children())).training = False
@@ -84,7 +84,7 @@ def test_attach_and_detach_leave_no_trace(family: str) -> None:
     assert torch.equal(torch.random.get_rng_state(), random)
 
 
-def test_positions_of_several_dimensions() -> None:
+def test_positions_of_several_dimensions_are_refused() -> None:
     sizes = {key: SIZES[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")}
     text = {**sizes, "num_hidden_layers": 2, "num_key_value_heads": 2, "max_position_embeddings": WINDOW}
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
@@ -98,7 +98,7 @@ def llama() -> Any:
 
 
 def deviate(model: Any, kind: type, layer: int = -1) -> Any:
-    """Only one layer deviates: a probe of the first one would not notice."""
+    """Make only one layer deviate, so that probing only the first one would not be enough."""
     model.model.layers[layer].self_attn.__class__ = kind
     return model
 
@@ -172,17 +172,17 @@ class Softcap(modeling_llama.LlamaAttention):
         (Softcap, "softcap"),
     ],
 )
-def test_one_layer_deviates(kind: type, message: str) -> None:
+def test_one_deviating_layer_is_refused(kind: type, message: str) -> None:
     refuse(deviate(llama(), kind), message)
 
 
-def test_a_declared_style_that_is_not_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_declared_style_that_is_not_the_models_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = posenc.adapters()["llama"].adapter
     monkeypatch.setitem(vars(adapter), "style", "interleaved")
     refuse(llama(), "'half', and the adapter 'llama' declares 'interleaved'")
 
 
-def test_attention_layers_that_the_probe_did_not_see() -> None:
+def test_attention_layers_added_after_the_probe_are_refused() -> None:
     model, ids = llama(), tokens(1, 20)
     with torch.no_grad(), posenc.apply(model, "lampe", mapping=30, window=WINDOW):
         model.model.layers[1].self_attn = modeling_llama.LlamaAttention(model.config, 1)
@@ -190,7 +190,7 @@ def test_attention_layers_that_the_probe_did_not_see() -> None:
             model(ids)
 
 
-def test_an_attention_layer_called_without_its_decoder() -> None:
+def test_an_attention_layer_called_without_its_decoder_is_refused() -> None:
     model = tiny_model("stablelm")
     hidden, table = torch.randn(1, 5, 32), torch.ones(1, 5, 2)
     with torch.no_grad(), posenc.apply(model, "lampe", mapping=30, window=WINDOW):
@@ -201,7 +201,7 @@ def test_an_attention_layer_called_without_its_decoder() -> None:
             model.model.layers[0].self_attn(hidden, position_embeddings=(table, table))
 
 
-def test_a_softcap_that_the_own_attention_ignores() -> None:
+def test_a_softcap_that_the_models_attention_ignores_is_refused() -> None:
     model = llama()
     model.set_attn_implementation("eager")
     refuse(deviate(model, Softcap), "layers.3.self_attn.*eager attention is not a softmax")

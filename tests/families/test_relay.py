@@ -1,4 +1,4 @@
-"""Families whose layers drop keyword arguments: a forward that breaks off leaves no step behind."""
+"""Families whose layers drop keyword arguments: a forward that fails leaves no step behind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def attention_of(model: Any, layer: int = 1) -> Any:
 
 
 def call(model: Any, length: int = 9) -> Any:
-    """An attention module on its own, as no decoder calls it."""
+    """Call an attention module on its own, as no decoder does."""
     hidden = torch.randn(1, length, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     positions = model.model.rotary_emb(hidden, torch.arange(length)[None])
     return attention_of(model)(hidden, position_embeddings=positions, attention_mask=None)
@@ -43,7 +43,7 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("family", RELAYED)
 @pytest.mark.parametrize("number", [0, 1])
-def test_nothing_is_left_of_a_forward_that_raised(family: str, place: str, number: int) -> None:
+def test_a_failed_forward_leaves_nothing_behind(family: str, place: str, number: int) -> None:
     model, ids = tiny_model(family), tokens(1, 30)
     with torch.no_grad(), posenc.apply(model, "rerope", window=WINDOW, window_size=6):
         expected = decoded(model, ids, 25)
@@ -57,8 +57,8 @@ def test_nothing_is_left_of_a_forward_that_raised(family: str, place: str, numbe
 
 
 @pytest.mark.parametrize("family", RELAYED)
-def test_a_step_is_not_found_by_a_second_model(family: str) -> None:
-    """While one model's layer runs, another model's attention outside its own decoder must not take its step."""
+def test_a_step_is_not_used_by_a_second_model(family: str) -> None:
+    """While a layer of one model runs, attention of another model outside its decoder must not use its step."""
     first, second = tiny_model(family), tiny_model(family)
     found: list[str] = []
 
@@ -80,7 +80,7 @@ def test_a_step_is_not_found_by_a_second_model(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", RELAYED)
-def test_a_removed_strategy_leaves_attention_that_can_be_called(family: str) -> None:
+def test_attention_can_be_called_after_the_strategy_is_removed(family: str) -> None:
     model, ids = tiny_model(family), tokens(1, 30)
     with torch.no_grad():
         stock = call(model)[0]

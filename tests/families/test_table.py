@@ -1,4 +1,4 @@
-"""The generated table: what it must contain, and that its three copies agree."""
+"""The generated table has the promised families, and its three copies agree."""
 
 from __future__ import annotations
 

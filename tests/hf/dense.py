@@ -1,6 +1,6 @@
-"""A dense float64 decoder written from the formulas: what every patched model is held to.
+"""A dense float64 decoder written from the formulas, with which every patched model is compared.
 
-It shares no code with posenc: logits come straight from the relative positions of a plan,
+It shares no code with posenc: logits come directly from the relative positions of a plan,
 ``Re(sum_c q_c conj(k_c) exp(i theta_c rel))``, without rotating queries or keys.
 
 Shape letters: L tokens, H heads, D head_dim, F frequencies.
@@ -19,9 +19,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Positions:
-    """What a plan says, as dense arrays: relative positions [L, L] or [L, L, F], a scale [L], frequencies per query.
+    """A plan as dense arrays: relative positions [L, L] or [L, L, F], a scale [L], frequencies per query.
 
-    Where ``mixed`` [L, L] is True, a logit is interpolated between the two whole relative positions beside its own.
+    Where ``mixed`` [L, L] is True, a logit is interpolated between the two neighbouring integer relative positions.
     """
 
     relative: np.ndarray
@@ -69,7 +69,7 @@ def attend(attention: Any, x: Tensor, at: Positions, window: int | None) -> Tens
 
 
 def dense_logits(model: Any, tokens: Tensor, at: Positions | Sequence[Positions]) -> Tensor:
-    """Logits [L, vocab] of one unpadded row, in float64; positions of all layers, or of each."""
+    """Return float64 logits [L, vocab] of one unpadded row, given positions of all layers or of each layer."""
     config = model.config
     types = getattr(config, "layer_types", None)
     x = model.model.embed_tokens.weight.double()[tokens]

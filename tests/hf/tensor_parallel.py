@@ -1,4 +1,4 @@
-"""Run under torchrun: a patched model split over two processes equals the whole one. Argument: the model folder."""
+"""Run under torchrun: a patched model split over two processes must equal the whole model. Argument: its folder."""
 
 from __future__ import annotations
 

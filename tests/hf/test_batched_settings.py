@@ -1,4 +1,4 @@
-"""Continuous batching of many requests: what they share, and when they must not share it."""
+"""Continuous batching of many requests: they share prefixes exactly when the keys have the same values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def batched(model: Any, inputs: list[list[int]], new: int, **sizes: int) -> list
 
 
 def left_padded(model: Any, inputs: list[list[int]], new: int) -> list[list[int]]:
-    """What ``generate`` gives the same prompts as rows of one batch."""
+    """Return what ``generate`` gives for the same prompts as rows of one batch."""
     width = max(map(len, inputs))
     ids = torch.tensor([[0] * (width - len(own)) + own for own in inputs])
     out = model.generate(ids, attention_mask=(ids != 0).long(), do_sample=False, max_new_tokens=new)
@@ -35,8 +35,8 @@ def left_padded(model: Any, inputs: list[list[int]], new: int) -> list[list[int]
     return tokens
 
 
-def test_more_lengths_at_once_than_schedules_are_kept() -> None:
-    """A request whose schedule was forgotten between two of its tokens finds the same one again."""
+def test_more_lengths_at_once_than_stored_schedules_are_exact() -> None:
+    """A request whose schedule was evicted between two of its tokens gets the same schedule again."""
     model = tiny.make("llama")
     inputs = [tiny.tokens(length, seed=length).tolist() for length in range(3, 70)]
     with posenc.apply(model, "lampe", window=32, replan=3, **LAMPE):
@@ -53,7 +53,7 @@ SHARING: dict[str, tuple[str, dict[str, Any], bool]] = {
 
 
 @pytest.mark.parametrize("why", SHARING)
-def test_prefixes_are_shared_where_they_have_the_same_values(why: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_prefixes_are_shared_only_if_they_have_the_same_values(why: str, caplog: pytest.LogCaptureFixture) -> None:
     name, params, shared = SHARING[why]
     model, reused = tiny.make("llama"), []
     start = tiny.tokens(80, seed=1).tolist()

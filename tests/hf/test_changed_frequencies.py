@@ -1,4 +1,4 @@
-"""A model whose own frequencies change while a strategy is on it is served with the new ones."""
+"""If a model's own frequencies change while a strategy is applied, the new ones are used."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 
 def logits(model: Any, ids: Tensor) -> Tensor:
-    """Of a prompt and decoded tokens, on a cache of their own."""
+    """Return the logits of a prompt and decoded tokens, on a fresh cache."""
     cache = DynamicCache(config=model.config)
     parts = [model(ids[:, :PROMPT], past_key_values=cache).logits]
     parts += [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(PROMPT, TOTAL)]
@@ -69,7 +69,7 @@ def test_new_frequencies_are_used(change: Callable[[Any], None], name: str) -> N
     model, ids = tiny.make("llama"), tiny.tokens(1, TOTAL)
     strategy = posenc.strategy(name, window=tiny.WINDOW, **STRATEGIES[name])
     with torch.no_grad(), posenc.apply(model, strategy):
-        before = logits(model, ids)  # so that whatever is kept is there
+        before = logits(model, ids)  # fills every cache of frequencies
         change(model)
         got = logits(model, ids)
         expected = dense_logits(model, ids[0], tiny.positions(model, strategy, PROMPT, TOTAL))
@@ -78,7 +78,7 @@ def test_new_frequencies_are_used(change: Callable[[Any], None], name: str) -> N
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_identity_stays_bit_equal_and_removal_leaves_the_new_ones(change: Callable[[Any], None]) -> None:
+def test_the_identity_stays_bit_equal_and_removal_keeps_the_new_frequencies(change: Callable[[Any], None]) -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, TOTAL)
     with torch.no_grad():
         with posenc.apply(model, "rope"):
@@ -91,7 +91,7 @@ def test_the_identity_stays_bit_equal_and_removal_leaves_the_new_ones(change: Ca
         assert torch.equal(logits(model, ids), got)
 
 
-def test_one_of_two_sets_changes() -> None:
+def test_a_change_of_one_set_of_two_is_detected() -> None:
     model, ids = tiny_model("gemma3_text"), tiny.tokens(2, 50)
     with posenc.apply(model, "rope", window=tiny.WINDOW):
         model_outputs(model, ids, 45)
@@ -106,7 +106,7 @@ def test_one_of_two_sets_changes() -> None:
             assert {use: difference(got[use], stock[use]) for use in stock} == dict.fromkeys(got, 0.0)
 
 
-def test_a_change_back_is_a_change() -> None:
+def test_a_change_back_is_detected() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, TOTAL)
     inv_freq = model.model.rotary_emb.inv_freq
     with torch.no_grad(), posenc.apply(model, "lampe", **STRATEGIES["lampe"]):
@@ -118,7 +118,7 @@ def test_a_change_back_is_a_change() -> None:
         assert not torch.equal(second, first)
 
 
-def test_a_copy_of_the_model_has_frequencies_of_its_own() -> None:
+def test_a_copy_of_the_model_has_its_own_frequencies() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, TOTAL)
     with torch.no_grad(), posenc.apply(model, "lampe", **STRATEGIES["lampe"]):
         first = logits(model, ids)

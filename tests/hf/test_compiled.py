@@ -1,4 +1,4 @@
-"""A token decoded on a static cache under torch.compile: one graph, no recompilation, the numbers of eager decoding."""
+"""Decoding on a static cache under torch.compile: one graph, no recompilation, the same numbers as eager decoding."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from transformers import CompileConfig, DynamicCache, StaticCache
 from transformers.cache_utils import Cache, StaticLayer
 
 import posenc
-from posenc.hf.cache.decode_tables import ATTRIBUTE, Horizon
-from posenc.hf.cache.record import ATTRIBUTE as RECORD
+from posenc.hf.cache.decode_tables import StaticDecodeTables
+from posenc.hf.cache.state import CacheState
 from posenc.planning.composed import ComposedStrategy
 from posenc.planning.planner import KEPT_PLANS, Planner
 from posenc.planning.schedule import Schedule
@@ -36,7 +36,7 @@ class Compiled:
         torch._dynamo.reset()
         self._graphs: list[Any] = []
 
-        def count(graph: Any, _: Any) -> Any:  # a function: generate copies bound methods with their object
+        def count(graph: Any, _: Any) -> Any:  # a function, since generate copies bound methods with their object
             self._graphs.append(graph)
             return graph
 
@@ -45,14 +45,14 @@ class Compiled:
 
     @property
     def graphs(self) -> int:
-        """Graphs made so far."""
+        """The number of graphs compiled so far."""
         return len(self._graphs)
 
 
 def decoded(
     model: Any, step: Any, ids: Tensor, prompt: int, room: int = 3, mask: Tensor | None = None, cache: Any = None
 ) -> Tensor:
-    """Logits of an eager prompt and of tokens decoded one by one on a static cache."""
+    """Return logits of an eager prompt and of tokens decoded one by one on a static cache."""
     cache = cache or StaticCache(config=model.config, max_cache_len=ids.shape[1] + room)
     known = None if mask is None else mask[:, :prompt]
     got = [model(ids[:, :prompt], attention_mask=known, past_key_values=cache).logits]
@@ -62,7 +62,7 @@ def decoded(
     return torch.cat(got, 1)
 
 
-# segments, positions per frequency, a scale per query, dropped keys, a factor on cos and sin, a re-plan per token
+# these cover segments, positions per frequency, query scales, dropped keys, factors on cos and sin, re-planning
 @pytest.mark.parametrize("name", ["lampe", "dpe", "rerope+yarn", "streaming_llm", "dynamic"])
 def test_one_graph_equals_the_dense_decoder(name: str) -> None:
     model, ids = tiny.make("llama"), tiny.tokens(2, PROMPT + STEPS)
@@ -78,7 +78,7 @@ def test_one_graph_equals_the_dense_decoder(name: str) -> None:
 
 
 def test_a_sliding_layer_compiles_as_often_as_stock() -> None:
-    # transformers counts a sliding cache's tokens in Python: one recompilation, and one more when it is full
+    # transformers counts the tokens of a sliding cache in Python: one recompilation, and another when it is full
     model, strategy, ids = tiny.make("qwen2_sliding"), without_replan("rerope"), tiny.tokens(1, 40)
     compiled = Compiled(model)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_a_sliding_layer_compiles_as_often_as_stock() -> None:
     assert (got[0] - dense_logits(model, ids[0], at)).abs().max() < TOLERANCE
 
 
-def test_a_sliding_layer_on_a_cache_that_keeps_every_token() -> None:
+def test_a_sliding_layer_is_exact_on_a_cache_of_all_tokens() -> None:
     model, strategy, ids = tiny.make("mistral_sliding"), without_replan("rerope"), tiny.tokens(1, PROMPT + 3)
     whole, compiled = Cache(layers=[StaticLayer(PROMPT + 9) for _ in model.model.layers]), Compiled(model)
     with torch.no_grad(), posenc.apply(model, strategy):
@@ -102,9 +102,9 @@ def test_a_sliding_layer_on_a_cache_that_keeps_every_token() -> None:
     assert (got[0] - expected).abs().max() < TOLERANCE
 
 
-# softcap, sinks, value width unlike key width, a relay of the step, layers without RoPE, linear attention beside
+# these cover softcap, sinks, another value width, step forwarding, layers without RoPE, linear attention
 @pytest.mark.parametrize("family", ["gemma2", "gpt_oss", "deepseek_v2", "stablelm", "smollm3", "qwen3_next"])
-def test_families_that_deviate(family: str) -> None:
+def test_families_that_deviate_from_llama_equal_the_judge(family: str) -> None:
     model = tiny_families.tiny_model(family, "eager" if family == "gemma2" else None)
     ids = tiny_families.tokens(1, 44)
     strategy = posenc.strategy("rerope", window=tiny_families.WINDOW, window_size=6, replan="never")
@@ -128,10 +128,10 @@ def test_identity_is_bit_equal_to_stock_compiled_the_same_way(family: str, imple
             assert torch.equal(decoded(model, Compiled(model).call, ids, 36, mask=mask), stock)
 
 
-def test_unequal_rows_of_every_kind_of_padding() -> None:
+def test_rows_with_every_kind_of_padding_equal_the_dense_decoder() -> None:
     model, strategy, ids = tiny.make("llama"), without_replan("lampe"), tiny.tokens(3, PROMPT + STEPS)
     mask = torch.ones_like(ids)
-    mask[0, : PROMPT - 11], mask[1, 70:PROMPT] = 0, 0  # on the left, on the right, none
+    mask[0, : PROMPT - 11], mask[1, 70:PROMPT] = 0, 0  # padding on the left, on the right, none
     compiled = Compiled(model)
     with torch.no_grad(), posenc.apply(model, strategy):
         got = decoded(model, compiled.call, ids, PROMPT, mask=mask)
@@ -143,8 +143,8 @@ def test_unequal_rows_of_every_kind_of_padding() -> None:
 
 
 @pytest.mark.parametrize(("name", "params"), [("lampe", {**LAMPE, "replan": 8}), ("dynamic", {"factor": 4})])
-def test_generate_on_a_static_cache_with_and_without_compilation(name: str, params: dict[str, Any]) -> None:
-    # rows of 11, 50 and 60 tokens grow to 31, 70 and 80: across the window of 64, and over several plans
+def test_generate_on_a_static_cache_is_the_same_with_and_without_compilation(name: str, params: dict[str, Any]) -> None:
+    # rows of 11, 50 and 60 tokens grow to 31, 70 and 80, across the window of 64 and several plans
     model, ids = tiny.make("llama"), tiny.tokens(3, 60)
     mask = torch.ones_like(ids)
     mask[0, :49], mask[1, :10] = 0, 0
@@ -176,10 +176,10 @@ def test_a_turn_after_compiled_steps_plans_with_the_new_length() -> None:
         for decode in (model, step):
             cache = StaticCache(config=model.config, max_cache_len=120)
             model(ids[:, :50], attention_mask=mask[:, :50], past_key_values=cache)
-            for i in range(50, 80):  # crosses the window: a re-plan
+            for i in range(50, 80):  # crosses the window, which causes a re-plan
                 decode(ids[:, i : i + 1], attention_mask=mask[:, : i + 1], past_key_values=cache)
             twin = copy.deepcopy(cache)
-            assert next(iter(getattr(twin, ATTRIBUTE).kind_of)) is model.model.layers[0].self_attn
+            assert next(iter(CacheState.of(twin).tables.kind_of)) is model.model.layers[0].self_attn
             aside = decode(ids[:, 80:81], attention_mask=mask[:, :81], past_key_values=twin).logits
             turn = model(ids[:, 80:100], attention_mask=mask[:, :100], past_key_values=cache).logits
             after = decode(ids[:, 100:101], attention_mask=mask[:, :101], past_key_values=cache).logits
@@ -187,7 +187,7 @@ def test_a_turn_after_compiled_steps_plans_with_the_new_length() -> None:
             end = decode(ids[:, 102:103], attention_mask=mask[:, :103], past_key_values=cache).logits
             model(ids[:, 103:104], attention_mask=mask[:, :104], past_key_values=cache)
             outs.append(torch.cat((aside, turn, after, last, end), 1))
-            records.append(getattr(cache, RECORD))
+            records.append(CacheState.of(cache).record)
     assert (outs[0] - outs[1]).abs().max() < 1e-5
     assert records[0].rows == records[1].rows
     assert torch.equal(records[0].position_ids_BT, records[1].position_ids_BT)
@@ -207,7 +207,7 @@ def test_a_compiled_model_follows_detach_and_another_strategy() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["padding", "position", "mask", "square mask", "detached"])
-def test_a_token_that_does_not_go_on_raises(wrong: str) -> None:
+def test_a_token_that_does_not_continue_the_cache_is_an_error(wrong: str) -> None:
     model, ids = tiny.shallow("llama"), tiny.tokens(2, 95)
     mask = torch.ones(2, 91)
     inputs: dict[str, Any] = {"input_ids": ids[:, 90:91], "attention_mask": mask}
@@ -233,7 +233,7 @@ def test_a_token_that_does_not_go_on_raises(wrong: str) -> None:
     ("family", "params", "reason"),
     [("mistral_sliding", LAMPE, "all its layers slide"), ("llama", {**LAMPE, "replan": 1}, "re-plan")],
 )
-def test_what_cannot_be_laid_out_says_so_and_stays_right(
+def test_a_cache_without_precomputed_tables_warns_and_stays_exact(
     family: str, params: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, ids = tiny.shallow(family), tiny.tokens(1, 73)
@@ -247,7 +247,7 @@ def test_what_cannot_be_laid_out_says_so_and_stays_right(
     assert reason in record.message
 
 
-def test_the_future_is_what_decoding_one_by_one_gives() -> None:
+def test_the_precomputed_schedule_equals_decoding_one_by_one() -> None:
     for name, params in PARAMS.items():
         for rule in ({"replan": "never"}, {"replan": 9}, {}) if name in REMAPS else ({},):
             strategy = posenc.strategy(name, window=tiny.WINDOW, **{**params, **rule})
@@ -259,7 +259,7 @@ def test_the_future_is_what_decoding_one_by_one_gives() -> None:
                 assert found == expected or (found is None and len(expected.entries) > KEPT_PLANS)
 
 
-def test_inductor() -> None:
+def test_a_step_compiled_with_inductor_is_exact() -> None:
     model, strategy, ids = tiny.shallow("llama"), without_replan("lampe"), tiny.tokens(1, PROMPT + 3)
     with torch.no_grad(), posenc.apply(model, strategy):
         got = decoded(model, Compiled(model, "inductor").call, ids, PROMPT)
@@ -267,13 +267,13 @@ def test_inductor() -> None:
     assert (got[0] - expected).abs().max() < TOLERANCE
 
 
-def test_only_static_caches_look_ahead() -> None:
+def test_only_static_caches_have_precomputed_tables() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, 30)
     with torch.no_grad(), posenc.apply(model, "lampe", **LAMPE):
         dynamic, static = DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=40)
         for cache in (dynamic, static):
             model(ids, past_key_values=cache)
-    assert not hasattr(dynamic, ATTRIBUTE)
-    horizon = getattr(static, ATTRIBUTE)
-    assert isinstance(horizon, Horizon)
-    assert int(horizon.count) == 30
+    assert CacheState.of(dynamic).tables is None
+    tables = CacheState.of(static).tables
+    assert isinstance(tables, StaticDecodeTables)
+    assert int(tables.count) == 30

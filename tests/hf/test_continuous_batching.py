@@ -1,4 +1,4 @@
-"""``generate_batch`` of a patched model gives each request what ``generate`` gives it alone."""
+"""``generate_batch`` of a patched model gives each request the same tokens as ``generate`` alone."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def alone(model: Any, inputs: list[list[int]]) -> list[list[int]]:
         ("mistral_sliding", "lampe", LAMPE),
     ],
 )
-def test_requests_get_what_they_get_alone(family: str, name: str, params: dict[str, Any]) -> None:
+def test_every_request_gets_the_same_tokens_as_alone(family: str, name: str, params: dict[str, Any]) -> None:
     model, inputs = tiny.make(family), prompts()
     with posenc.apply(model, name, **params):
         assert batched(model, inputs) == alone(model, inputs)
 
 
-def test_requests_that_give_way_and_start_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preempted_requests_get_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = tiny.make("llama"), prompts()
     resets: list[str] = []
     begin = RequestState.create_equivalent_initial_request
@@ -82,15 +82,15 @@ def test_requests_that_give_way_and_start_again(monkeypatch: pytest.MonkeyPatch)
     assert resets
 
 
-def test_an_eagerly_loaded_model() -> None:
+def test_a_model_with_eager_attention_is_exact() -> None:
     model, inputs = tiny.make("llama"), prompts()[:3]
     model.set_attn_implementation("eager")
-    with posenc.apply(model, "lampe", active_from=64, **LAMPE):  # short requests attend as stock does
+    with posenc.apply(model, "lampe", active_from=64, **LAMPE):  # short requests use stock attention
         assert batched(model, inputs) == alone(model, inputs)
     assert model.config._attn_implementation == "eager"
 
 
-def test_shared_prefixes(caplog: pytest.LogCaptureFixture) -> None:
+def test_prefixes_are_shared_unless_keys_depend_on_the_prompt(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny.make("llama")
     inputs = [tiny.tokens(80, seed=1).tolist() + tiny.tokens(extra, seed=extra).tolist() for extra in (1, 9, 30, 14)]
     reused: list[int] = []
@@ -113,7 +113,7 @@ def test_shared_prefixes(caplog: pytest.LogCaptureFixture) -> None:
         assert "block sharing is off" in caplog.text
 
 
-def test_unpatched_models_and_removal() -> None:
+def test_unpatched_models_and_removal_are_unaffected() -> None:
     inputs = prompts()[:3]
     model, other = tiny.make("llama"), tiny.make("llama", seed=5)
     before, expected = batched(model, inputs), batched(other, inputs)
@@ -153,7 +153,7 @@ def test_managers_do_not_outlive_their_handle() -> None:
         assert not late.is_running()
 
 
-def test_what_cannot_be_exact_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_that_cannot_be_exact_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     scaled = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
     model = LlamaForCausalLM(LlamaConfig(**tiny.SHAPE, rope_parameters=scaled)).eval()
     with posenc.apply(model, "rope"), pytest.raises(posenc.UnsupportedModelError, match=r"longest request .*dynamic"):

@@ -13,7 +13,7 @@ from tests.hf.dense import dense_logits
 TOLERANCE = 1e-4
 PROMPT, STEPS = 90, 40
 
-# name -> parameters; every registered strategy must be listed, so a new one cannot be forgotten
+# parameters by strategy; every registered strategy must be listed, so that no new one is forgotten
 PARAMS: dict[str, dict[str, object]] = {
     "rope": {},
     "lampe": {"head": 8, "tail": 5, "mapping": 30},
@@ -59,7 +59,7 @@ def without_replan(name: str) -> posenc.PositionStrategy:
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("name", NAMES)
-def test_prefill_and_decode(family: str, name: str) -> None:
+def test_prefill_and_decoding_equal_the_dense_decoder(family: str, name: str) -> None:
     model, strategy = tiny.make(family), without_replan(name)
     ids = tiny.tokens(1, PROMPT + STEPS)
     expected = dense_logits(model, ids[0], tiny.positions(model, strategy, PROMPT, PROMPT + STEPS))
@@ -72,7 +72,7 @@ def test_prefill_and_decode(family: str, name: str) -> None:
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("name", NAMES)
-def test_unequal_rows_with_left_padding(family: str, name: str) -> None:
+def test_left_padded_rows_equal_the_dense_decoder(family: str, name: str) -> None:
     model, strategy = tiny.make(family), without_replan(name)
     lengths = (PROMPT, 70, 11)
     steps = 12
@@ -96,7 +96,7 @@ def test_unequal_rows_with_left_padding(family: str, name: str) -> None:
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("name", NAMES)
-def test_chunked_prefill_knows_the_final_length(family: str, name: str) -> None:
+def test_chunked_prefill_uses_the_announced_length(family: str, name: str) -> None:
     model, strategy = tiny.make(family), without_replan(name)
     ids = tiny.tokens(1, PROMPT + 2)
     expected = dense_logits(model, ids[0], tiny.positions(model, strategy, PROMPT, PROMPT + 2))
@@ -112,7 +112,7 @@ def test_chunked_prefill_knows_the_final_length(family: str, name: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "mistral_sliding", "qwen3"])
 @pytest.mark.parametrize("name", ["lampe", "self_extend", "dca"])
-def test_new_turn_plans_with_the_new_length(family: str, name: str) -> None:
+def test_a_new_turn_plans_with_the_new_length(family: str, name: str) -> None:
     model, strategy = tiny.make(family), make(name)
     first, total = 50, 110
     ids = tiny.tokens(1, total)
@@ -120,7 +120,7 @@ def test_new_turn_plans_with_the_new_length(family: str, name: str) -> None:
         cache = DynamicCache(config=model.config)
         model(ids[:, :first], past_key_values=cache)
         got = model(ids[:, first:], past_key_values=cache).logits[0]
-    # turn one was computed under its own plan: splice its rows into the dense positions
+    # the first turn was computed under its own plan, so its rows of the dense positions are replaced
     before = tiny.positions(model, strategy, first, total)
     after = tiny.positions(model, strategy, total, total)
     after.relative[:first] = before.relative[:first]
@@ -130,7 +130,7 @@ def test_new_turn_plans_with_the_new_length(family: str, name: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "mistral_sliding"])
 @pytest.mark.parametrize("name", ["lampe", "dca", "rerope"])
-def test_static_cache(family: str, name: str) -> None:
+def test_a_static_cache_equals_the_dense_decoder(family: str, name: str) -> None:
     model, strategy = tiny.make(family), without_replan(name)
     ids = tiny.tokens(2, PROMPT + 6)
     with torch.no_grad(), posenc.apply(model, strategy):
@@ -143,7 +143,7 @@ def test_static_cache(family: str, name: str) -> None:
         assert (logits[row] - dense_logits(model, ids[row], at)).abs().max() < TOLERANCE
 
 
-def test_remap_composes_with_frequencies() -> None:
+def test_a_remap_composes_with_frequencies() -> None:
     model = tiny.make("llama")
     ids = tiny.tokens(1, PROMPT)
     with (
@@ -158,7 +158,7 @@ def test_remap_composes_with_frequencies() -> None:
 
 @pytest.mark.parametrize("name", ["lm_infinite", "streaming_llm"])
 def test_keys_dropped_inside_a_sliding_window_are_dropped(name: str) -> None:
-    # every distance that is left is the true one, yet stock attention would see keys that the plan drops
+    # all remaining distances are true ones, but stock attention would also attend the keys that the plan drops
     model = tiny.make("mistral_sliding")
     strategy, ids = posenc.strategy(name, window=tiny.WINDOW, window_size=10, sinks=0), tiny.tokens(1, 60)
     expected = dense_logits(model, ids[0], tiny.positions(model, strategy, 60, 60))

@@ -1,4 +1,4 @@
-"""Libraries around transformers that a patched model has to live with."""
+"""A patched model works with the libraries around transformers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.hf import tiny
 LAMPE: dict[str, Any] = {"head": 8, "tail": 5, "mapping": 30}
 
 
-def test_pipeline() -> None:
+def test_a_pipeline_generates_with_the_strategy() -> None:
     model, tokenizer = (cls.from_pretrained(tiny_folder()) for cls in (AutoModelForCausalLM, AutoTokenizer))
     text = "the value of the expression is " * 60
     inputs = tokenizer(text, return_tensors="pt")
@@ -71,7 +71,7 @@ def test_gradients_of_lora_are_those_of_the_reference_backend() -> None:
     assert (grads[0] - grads[1]).abs().max() < 1e-4 * grads[1].abs().max()
 
 
-def test_device_map_hooks(tmp_path: Path) -> None:
+def test_device_map_hooks_change_nothing(tmp_path: Path) -> None:
     from accelerate import dispatch_model
 
     model, ids = tiny.make("llama"), tiny.tokens(1, 80)
@@ -95,7 +95,7 @@ def test_device_map_hooks(tmp_path: Path) -> None:
         assert torch.equal(spread(ids).logits, expected)
 
 
-def test_tensor_parallel_over_two_processes(tmp_path: Path) -> None:
+def test_tensor_parallelism_over_two_processes_equals_one(tmp_path: Path) -> None:
     tiny.make("llama").save_pretrained(tmp_path)
     script = Path(__file__).with_name("tensor_parallel.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
@@ -112,7 +112,7 @@ def test_tensor_parallel_over_two_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_forward_and_reattach() -> None:
+def test_a_compiled_forward_follows_apply_and_remove() -> None:
     torch._dynamo.reset()
     model, ids = tiny.make("llama"), tiny.tokens(1, 80)
     compiled = torch.compile(model, backend="eager")
@@ -122,14 +122,14 @@ def test_compiled_forward_and_reattach() -> None:
         for name, params in (("lampe", LAMPE), ("rerope", {"window_size": 8})):
             with posenc.apply(model, name, **params):
                 eager = model(ids, use_cache=False).logits
-                remapped = compiled(ids, use_cache=False).logits  # traced products and sums round in another order
+                remapped = compiled(ids, use_cache=False).logits  # traced products and sums round differently
                 assert (remapped - eager).abs().max() < 5e-5 < (remapped - stock).abs().max()
             assert torch.equal(compiled(ids, use_cache=False).logits, stock)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_prompts_and_dynamic_decoding_at_changing_lengths() -> None:
-    # plans are made in Python, outside the graph: nothing of one length may be baked into the next
+def test_compiled_forwards_are_exact_at_changing_lengths() -> None:
+    # plans are made in Python, outside the graph: the graph must not contain anything of one length
     torch._dynamo.reset()
     model = tiny.make("llama")
     compiled = torch.compile(model, backend="eager")
@@ -149,7 +149,7 @@ def test_compiled_prompts_and_dynamic_decoding_at_changing_lengths() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_gradients_through_a_compiled_forward() -> None:
+def test_gradients_through_a_compiled_forward_are_exact() -> None:
     torch._dynamo.reset()
     ids, grads = tiny.tokens(2, 70), []
     for compiles in (False, True):

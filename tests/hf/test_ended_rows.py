@@ -1,4 +1,4 @@
-"""A batch whose rows ended at different lengths goes on with another turn: padding after an end is hidden."""
+"""A batch whose rows ended at different lengths continues with another turn: padding after an end is hidden."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 
 class Turn(NamedTuple):
-    """Where a batch is after ``generate``, and the mask of its real tokens."""
+    """The state of a batch after ``generate``, and the mask of its real tokens."""
 
     sequences: Tensor
     mask: Tensor
@@ -34,7 +34,7 @@ class Turn(NamedTuple):
 
 
 class Ending:
-    """A row says its end as its third token, and no row does at any other time."""
+    """Makes the end token the third token of one row, and forbids it everywhere else."""
 
     def __init__(self, row: int) -> None:
         self.row = row
@@ -48,7 +48,7 @@ class Ending:
 
 
 def first_turn(model: Any, ended: int) -> Turn:
-    """Greedy generation in which row ``ended`` stops at its third token, and is padded from then on."""
+    """Generate greedily; row ``ended`` stops at its third token and is padded from then on."""
     ids, mask = tiny.tokens(2, WIDTH), torch.ones(2, WIDTH + NEW, dtype=torch.long)
     for row, length in enumerate(LENGTHS):
         mask[row, : WIDTH - length] = 0
@@ -68,7 +68,7 @@ def first_turn(model: Any, ended: int) -> Turn:
 
 
 def second_turn(model: Any, turn: Turn) -> Tensor:
-    """Logits [2, TURN, vocab] of what is said next, and of a decoded token."""
+    """Return logits [2, TURN, vocab] of the next turn, and of a decoded token."""
     ids = torch.cat((turn.sequences, tiny.tokens(2, TURN + 1, seed=7)), 1)
     mask = torch.cat((turn.mask, torch.ones(2, TURN + 1, dtype=torch.long)), 1)
     position_ids = (mask.cumsum(1) - 1).clamp(min=0)
@@ -87,7 +87,7 @@ def second_turn(model: Any, turn: Turn) -> Tensor:
 
 
 def alone(model: Any, turn: Turn, row: int) -> Tensor:
-    """The same forwards with the real tokens of one row only."""
+    """Run the same forwards with the real tokens of one row only."""
     past = int(turn.cache.get_seq_length())
     ids = torch.cat((turn.sequences, tiny.tokens(2, TURN + 1, seed=7)), 1)[row]
     mask = torch.cat((turn.mask, torch.ones(2, TURN + 1, dtype=torch.long)), 1)[row].bool()
@@ -106,7 +106,7 @@ def alone(model: Any, turn: Turn, row: int) -> Tensor:
 @pytest.mark.parametrize("ended", [0, 1])
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_every_row_goes_on_as_it_does_alone(family: str, name: str, ended: int) -> None:
+def test_every_row_continues_as_it_does_alone(family: str, name: str, ended: int) -> None:
     model = tiny.make(family)
     with posenc.apply(model, name, **STRATEGIES[name]):
         turn = first_turn(model, ended)
@@ -118,7 +118,7 @@ def test_every_row_goes_on_as_it_does_alone(family: str, name: str, ended: int) 
 
 @pytest.mark.parametrize("family", ["llama", "mistral_sliding"])
 @pytest.mark.parametrize("ended", [0, 1])
-def test_the_identity_goes_on_as_stock_does(family: str, ended: int) -> None:
+def test_the_identity_continues_like_stock(family: str, ended: int) -> None:
     model = tiny.make(family)
     stock = second_turn(model, first_turn(model, ended))
     with posenc.apply(model, "rope"):
@@ -126,7 +126,7 @@ def test_the_identity_goes_on_as_stock_does(family: str, ended: int) -> None:
 
 
 @pytest.mark.parametrize("ended", [0, 1])
-def test_generate_goes_on(ended: int) -> None:
+def test_generate_continues_every_row_as_alone(ended: int) -> None:
     model = tiny.make("llama")
     with posenc.apply(model, "lampe", **STRATEGIES["lampe"]):
         turn = first_turn(model, ended)
@@ -147,7 +147,7 @@ def test_generate_goes_on(ended: int) -> None:
 
 
 def test_a_mask_that_hides_real_tokens_of_the_past_is_refused() -> None:
-    """Tokens that others have attended cannot be taken back: only those at a row's end, which no later one saw."""
+    """Tokens that others attended cannot be hidden; only those at a row's end can, which no later token saw."""
     model = tiny.make("llama")
     with posenc.apply(model, "lampe", **STRATEGIES["lampe"]):
         turn = first_turn(model, 1)

@@ -1,4 +1,4 @@
-"""Applying and removing while the model runs elsewhere: refused, and harmless to whoever runs it."""
+"""Applying and removing while the model runs in another thread is refused, and does not disturb that thread."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.hf import tiny
 
 LAMPE: dict[str, Any] = {"head": 8, "tail": 5, "mapping": 30}
 PATIENCE = 60.0
-"""Seconds until a test that waits for ever fails."""
+"""Seconds after which a test that waits forever fails."""
 
 
 class Pause:
-    """Called inside another thread's forward: says that it got there, and waits to be let on."""
+    """Called inside another thread's forward: signals that it was reached, and waits for permission to continue."""
 
     def __init__(self) -> None:
         self.reached, self.go = threading.Event(), threading.Event()
@@ -34,7 +34,7 @@ class Pause:
 
 @contextmanager
 def paused(pause: Pause, work: Callable[[], Any]) -> Iterator[list[Any]]:
-    """Another thread is inside ``work`` while the block runs; its result, or its error, follows."""
+    """Keep another thread inside ``work`` while the block runs; its result, or its error, is appended to the list."""
     results: list[Any] = []
 
     def run() -> None:
@@ -71,7 +71,7 @@ def test_a_running_stock_forward_refuses_apply() -> None:
                     posenc.apply(target, "lampe", **LAMPE)
             assert posenc.attached(model) is None
             assert model.config._attn_implementation == "sdpa"
-            with posenc.apply(tiny.make("llama"), "lampe", **LAMPE):  # another model is nobody's business
+            with posenc.apply(tiny.make("llama"), "lampe", **LAMPE):  # other models are unaffected
                 pass
         assert torch.equal(results[0], stock)
         with posenc.apply(model, "lampe", **LAMPE):
@@ -93,7 +93,7 @@ def test_a_running_patched_forward_refuses_remove() -> None:
     assert not handle.is_active
 
 
-def test_generate_is_running_between_its_forwards_too() -> None:
+def test_generate_counts_as_running_between_its_forwards() -> None:
     model, ids, pause = tiny.make("llama"), tiny.tokens(1, 80), Pause()
 
     def between(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -114,7 +114,7 @@ def test_generate_is_running_between_its_forwards_too() -> None:
         assert torch.equal(results[0], stock)
 
 
-def test_a_forward_that_starts_during_apply_is_turned_away() -> None:
+def test_a_forward_that_starts_during_apply_is_refused() -> None:
     model, ids, pause = setup()
     with torch.no_grad():
         stock = model(ids).logits

@@ -1,4 +1,4 @@
-"""The identity plan is bit-equal to the unpatched model, in everything a user does; so is detaching."""
+"""The identity plan is bit-equal to the unpatched model in every use, and so is the model after detaching."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ USES: dict[str, Callable[[Any], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_identity_and_detach_are_bit_equal(family: str) -> None:
+def test_the_identity_and_a_detached_model_are_bit_equal(family: str) -> None:
     model = tiny.make(family)
     with torch.no_grad():
         stock = {use: run(model) for use, run in USES.items()}
@@ -80,7 +80,7 @@ def test_identity_and_detach_are_bit_equal(family: str) -> None:
 
 @pytest.mark.parametrize("kind", ["eager", "bfloat16"])
 @pytest.mark.parametrize("family", ["llama", "mistral_sliding", "qwen3"])
-def test_identity_on_other_kernels_and_dtypes(family: str, kind: str) -> None:
+def test_the_identity_is_bit_equal_under_other_kernels_and_dtypes(family: str, kind: str) -> None:
     model = tiny.make(family)
     if kind == "eager":
         model.set_attn_implementation("eager")
@@ -95,7 +95,7 @@ def test_identity_on_other_kernels_and_dtypes(family: str, kind: str) -> None:
     assert model.config._attn_implementation == ("eager" if kind == "eager" else "sdpa")
 
 
-def test_short_input_is_untouched_by_active_from() -> None:
+def test_active_from_leaves_short_input_bit_equal() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(2, 60)
     with torch.no_grad():
         stock = model(ids).logits
@@ -105,7 +105,7 @@ def test_short_input_is_untouched_by_active_from() -> None:
             assert not torch.equal(model(ids).logits, stock)
 
 
-def test_same_frequencies_as_transformers_own_yarn() -> None:
+def test_yarn_equals_that_of_transformers() -> None:
     plain, declared = tiny.make("llama"), tiny.make("llama")
     config = copy.deepcopy(declared.config)
     config.rope_parameters = {

@@ -1,4 +1,4 @@
-"""A row sees the frequencies of its own length, whatever runs beside it and whatever ran before."""
+"""A row uses the frequencies of its own length, whatever runs beside it and whatever ran before."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.hf.dense import Positions, dense_logits
 TOLERANCE = 1e-4
 STEPS = 6
 LENGTHS = (100, 62, 40, 11)
-"""Above the original window, crossing it while decoding, and below it."""
+"""Lengths above the original window, crossing it while decoding, and below it."""
 REMAPS: dict[str, dict[str, Any]] = {
     "rerope": {"window_size": 9},
     "lampe": {"head": 8, "tail": 5, "mapping": 30, "replan": "never"},
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.parametrize("name", REMAPS), pytest.mark.parametrize("
 
 
 def decoded(model: Any, ids: Tensor, cache: Any, mask: Tensor | None = None) -> Tensor:
-    """Logits of a prompt and of tokens decoded one by one, [B, L, vocab]."""
+    """Return logits of a prompt and of tokens decoded one by one, [B, L, vocab]."""
     prompt = ids.shape[1] - STEPS
     with torch.no_grad():
         parts = []
@@ -43,14 +43,14 @@ def row(length: int) -> Tensor:
 
 
 def alone(kind: str, name: str, length: int) -> Tensor:
-    """What a row gives on a model that never ran anything else."""
+    """Return the logits of a row on a model that never ran anything else."""
     model = tiny.scaled(kind)
     with posenc.apply(model, name, window=tiny.WINDOW, **REMAPS[name]):
         return decoded(model, row(length), DynamicCache(config=model.config))[0]
 
 
 def batch(lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Left-padded tokens and their mask."""
+    """Return left-padded tokens and their mask."""
     width = max(lengths) + STEPS
     ids, mask = torch.zeros(len(lengths), width, dtype=torch.long), torch.zeros(len(lengths), width, dtype=torch.long)
     for number, length in enumerate(lengths):
@@ -59,7 +59,7 @@ def batch(lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_prompt_alone_is_that_of_the_models_own_frequencies(kind: str, name: str, length: int) -> None:
+def test_a_prompt_alone_uses_the_models_own_frequencies(kind: str, name: str, length: int) -> None:
     model = tiny.scaled(kind)
     module = model.model.rotary_emb
     cos, sin = module(torch.zeros(1), torch.arange(length)[None])  # sets the frequencies of this length
@@ -78,7 +78,7 @@ def test_a_prompt_alone_is_that_of_the_models_own_frequencies(kind: str, name: s
 
 @pytest.mark.parametrize("lengths", [LENGTHS, (62, 11), (40, 11), (100, 80)])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_a_row_of_a_batch_is_what_it_is_alone(kind: str, name: str, lengths: Sequence[int], cache: str) -> None:
+def test_a_row_of_a_batch_gives_the_same_as_alone(kind: str, name: str, lengths: Sequence[int], cache: str) -> None:
     model, (ids, mask) = tiny.scaled(kind), batch(lengths)
     with posenc.apply(model, name, window=tiny.WINDOW, **REMAPS[name]):
         held = DynamicCache(config=model.config)
@@ -90,7 +90,7 @@ def test_a_row_of_a_batch_is_what_it_is_alone(kind: str, name: str, lengths: Seq
         assert (own - alone(kind, name, length)).abs().max() < TOLERANCE, length
 
 
-def test_what_ran_before_changes_nothing(kind: str, name: str) -> None:
+def test_earlier_prompts_change_nothing(kind: str, name: str) -> None:
     model = tiny.scaled(kind)
     with posenc.apply(model, name, window=tiny.WINDOW, **REMAPS[name]):
         for length in (130, *LENGTHS, 90, 11):
@@ -98,7 +98,7 @@ def test_what_ran_before_changes_nothing(kind: str, name: str) -> None:
             assert (got - alone(kind, name, length)).abs().max() < TOLERANCE, length
 
 
-def test_two_caches_take_turns(kind: str, name: str) -> None:
+def test_two_caches_in_turn_do_not_disturb_each_other(kind: str, name: str) -> None:
     model, (long, short) = tiny.scaled(kind), (row(100), row(62))
     with posenc.apply(model, name, window=tiny.WINDOW, **REMAPS[name]), torch.no_grad():
         caches = [DynamicCache(config=model.config) for _ in range(2)]

@@ -20,12 +20,12 @@ PROMPT, STEPS = 70, 24
 TOLERANCE = 1e-4
 REMAPS: dict[str, dict[str, Any]] = {
     "lampe": {"head": 8, "tail": 5, "mapping": 30},
-    "streaming_llm": {"window_size": 10, "sinks": 3},  # keys that plans drop, and keys that caches drop
+    "streaming_llm": {"window_size": 10, "sinks": 3},  # drops keys, in plans and in caches
 }
 
 
 def decoded(model: Any, ids: torch.Tensor, chunks: Sequence[int], kind: str = "dynamic") -> torch.Tensor:
-    """Logits of the tokens after the prompt, so many in each forward, as assisted generation asks for them."""
+    """Return logits of the tokens after the prompt, in chunks of these sizes, as assisted generation runs them."""
     total = ids.shape[1]
     cache = DynamicCache(config=model.config)
     if kind == "static":
@@ -41,7 +41,7 @@ def decoded(model: Any, ids: torch.Tensor, chunks: Sequence[int], kind: str = "d
 
 
 def replanned(model: Any, strategy: posenc.PositionStrategy, rule: int, total: int) -> Positions:
-    """Dense positions where every ``rule`` decoded tokens a plan is made for the length so far."""
+    """Return dense positions if a plan for the length so far is made after every ``rule`` decoded tokens."""
     at = tiny.positions(model, strategy, PROMPT, total)
     for length in range(PROMPT + rule, total + 1, rule):
         later = tiny.positions(model, strategy, length, total)
@@ -55,7 +55,9 @@ def replanned(model: Any, strategy: posenc.PositionStrategy, rule: int, total: i
 @example(rule=4, chunks=[12, 12])
 @settings(max_examples=6)
 @given(rule=st.integers(1, 9), chunks=st.lists(st.integers(1, 12), min_size=4, max_size=8))
-def test_tokens_at_once_keep_the_plans_of_single_tokens(family: str, name: str, rule: int, chunks: list[int]) -> None:
+def test_tokens_in_one_forward_keep_the_plans_of_single_tokens(
+    family: str, name: str, rule: int, chunks: list[int]
+) -> None:
     model, total = tiny.make(family), PROMPT + min(sum(chunks), STEPS)
     strategy = posenc.strategy(name, window=tiny.WINDOW, replan=rule, **REMAPS[name])
     ids = tiny.tokens(1, total)
@@ -68,7 +70,7 @@ def test_tokens_at_once_keep_the_plans_of_single_tokens(family: str, name: str, 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 @pytest.mark.parametrize("family", ["mistral_sliding", "qwen2_sliding"])
 @pytest.mark.parametrize("cache", ["rotated", "raw"])
-def test_two_plans_on_a_cache_that_dropped_keys(family: str, kind: str, cache: Any) -> None:
+def test_two_plans_are_exact_on_a_cache_that_dropped_keys(family: str, kind: str, cache: Any) -> None:
     model, ids = tiny.make(family), tiny.tokens(1, PROMPT + STEPS)
     strategy = posenc.strategy("lampe", window=tiny.WINDOW, replan=7, **REMAPS["lampe"])
     with torch.no_grad(), posenc.apply(model, strategy, cache=cache):
@@ -79,7 +81,7 @@ def test_two_plans_on_a_cache_that_dropped_keys(family: str, kind: str, cache: A
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2_sliding"])
-def test_frequencies_that_follow_every_token(family: str) -> None:
+def test_frequencies_follow_every_token_of_a_forward(family: str) -> None:
     model, ids = tiny.make(family), tiny.tokens(1, PROMPT + STEPS)
     strategy = posenc.strategy("dynamic", window=tiny.WINDOW, factor=4)
     with torch.no_grad(), posenc.apply(model, strategy):

@@ -1,4 +1,4 @@
-"""Set-ups in which a model runs unpatched: mixed precision, offloaded weights, wrappers, tracing."""
+"""A patched model works wherever the unpatched one does: mixed precision, offloaded weights, wrappers, tracing."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ FAMILIES = pytest.mark.parametrize("name", ["llama", "qwen3", "cohere", "deepsee
 
 @FAMILIES
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_identity_in_mixed_precision(name: str, dtype: torch.dtype) -> None:
+def test_the_identity_is_bit_equal_in_mixed_precision(name: str, dtype: torch.dtype) -> None:
     model = family(name)
     with torch.autocast("cpu", dtype=dtype):
         expected = logits(model)
@@ -81,8 +81,8 @@ def test_the_identity_in_mixed_precision(name: str, dtype: torch.dtype) -> None:
 
 
 @FAMILIES
-def test_a_remap_in_mixed_precision(name: str) -> None:
-    """It may differ from full precision as the unpatched model does."""
+def test_a_remap_is_close_in_mixed_precision(name: str) -> None:
+    """It may differ from full precision about as much as the unpatched model does."""
     model = family(name)
     exact = logits(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -96,7 +96,7 @@ def test_a_remap_in_mixed_precision(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["rope", "self_extend"])
-def test_a_trainer_in_mixed_precision(name: str, tmp_path: Path) -> None:
+def test_a_trainer_runs_in_mixed_precision(name: str, tmp_path: Path) -> None:
     def trained(strategy: str | None) -> float:
         model = tiny.make("llama")
         if strategy is not None:
@@ -121,7 +121,7 @@ def test_a_trainer_in_mixed_precision(name: str, tmp_path: Path) -> None:
     assert name == "rope" or patched != plain
 
 
-def test_a_default_dtype_of_half_the_width() -> None:
+def test_a_default_dtype_of_bfloat16_is_supported() -> None:
     torch.set_default_dtype(torch.bfloat16)
     try:
         model = tiny.make("llama")
@@ -135,7 +135,7 @@ def test_a_default_dtype_of_half_the_width() -> None:
         torch.set_default_dtype(torch.float32)
 
 
-def test_evaluation_in_inference_mode_then_training() -> None:
+def test_training_works_after_inference_mode() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, LENGTH)
 
     def gradients() -> list[Tensor]:
@@ -154,7 +154,7 @@ def test_evaluation_in_inference_mode_then_training() -> None:
 @pytest.mark.parametrize("buffers", [False, True])
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("own", [None, "dynamic"])
-def test_offloaded_weights(order: str, buffers: bool, own: str | None) -> None:
+def test_offloaded_weights_change_nothing(order: str, buffers: bool, own: str | None) -> None:
     def make() -> Any:
         torch.manual_seed(0)
         scaling = {} if own is None else {"rope_scaling": {"rope_type": own, "factor": 2.0}}
@@ -174,7 +174,7 @@ def test_offloaded_weights(order: str, buffers: bool, own: str | None) -> None:
     assert torch.equal(logits(model), plain)
 
 
-def test_a_peft_model_and_its_base() -> None:
+def test_a_peft_model_equals_its_merged_base() -> None:
     base = tiny.make("llama")
     model: Any = peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     plain = logits(model)
@@ -188,7 +188,7 @@ def test_a_peft_model_and_its_base() -> None:
 
 
 @pytest.mark.parametrize(("wrap", "cure"), [(torch.compile, "_orig_mod"), (nn.DataParallel, ".module")])
-def test_wrapped_models_name_the_cure(wrap: Any, cure: str) -> None:
+def test_wrapped_models_are_refused_with_a_fix(wrap: Any, cure: str) -> None:
     with pytest.raises(posenc.UnsupportedModelError, match=cure):
         posenc.apply(wrap(tiny.make("llama")), "rope")
 
@@ -214,8 +214,8 @@ def test_tracing_and_export_are_refused_in_words(name: str) -> None:
         assert logits(model).isfinite().all()
 
 
-def test_outputs_as_tuples() -> None:
-    """A head of transformers 5.24 does not run with this setting itself; its decoder does."""
+def test_outputs_may_be_tuples() -> None:
+    """In transformers 5.24 a model with a head does not run with this setting; its decoder does."""
     torch.manual_seed(0)
     model, ids = LlamaModel(LlamaConfig(**tiny.SHAPE)).eval(), tiny.tokens(1, LENGTH)
     with torch.no_grad():
@@ -252,7 +252,7 @@ def test_models_of_one_configuration_do_not_disturb_each_other() -> None:
 
 
 class Halved(ArchitectureAdapter):
-    """Frequencies that no attribute of the model holds; it runs the model's own module to find out."""
+    """Gets the frequencies by running the model's own module, for models that store them in no attribute."""
 
     def rotary(self, decoder: nn.Module, source: RotarySource, position_ids_BL: Tensor) -> Rotary:
         module: Any = decoder.get_submodule(source.module)
@@ -261,22 +261,22 @@ class Halved(ArchitectureAdapter):
         return Rotary(torch.atan2(sin[0, 0, :half], cos[0, 0, :half]))
 
 
-def test_an_adapter_that_reads_frequencies_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_may_read_frequencies_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.make("llama")
     with posenc.apply(model, "self_extend", **REMAP):
         expected = logits(model)
     own = Halved("own", "reads tables", ("llama",), tolerance=1e-4)
-    monkeypatch.setattr("posenc.hf.handle.find_adapter", lambda model: own)
+    monkeypatch.setattr("posenc.hf.apply.find_adapter", lambda model: own)
     with posenc.apply(model, "self_extend", **REMAP):
         assert (logits(model) - expected).abs().max() < 1e-3
         module: Any = model.model.rotary_emb
-        del module.inv_freq  # nobody but the adapter may read it; the module then runs no more
+        del module.inv_freq  # only the adapter reads it, through the module, which now fails
         with pytest.raises(AttributeError):
             logits(model)
 
 
 def test_a_decoder_that_drops_its_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after a renaming in transformers: what is handed on is ignored, and every token is a prompt of its own."""
+    """As after a renaming in transformers: the cache is ignored, and every token is treated as a prompt of its own."""
     model = tiny.make("llama")
     monkeypatch.setattr("posenc.hf.probe.selftest.cache_argument", lambda module, cache: {"renamed_cache": cache})
     before = logits(model)
@@ -287,7 +287,7 @@ def test_a_decoder_that_drops_its_cache_is_refused(monkeypatch: pytest.MonkeyPat
 
 
 class Renamed(LlamaModel):
-    """A decoder of a transformers to come."""
+    """A decoder of a future version of transformers."""
 
     def forward(self, input_ids: Any = None, attention_mask: Any = None, kv: Any = None, **kwargs: Any) -> Any:
         return super().forward(input_ids, attention_mask, **cache_argument(LlamaModel(self.config), kv), **kwargs)
@@ -306,7 +306,7 @@ def one_process() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_process")
-def test_sharded_weights() -> None:
+def test_weights_sharded_after_apply_change_nothing() -> None:
     from torch.distributed.fsdp import fully_shard
 
     model = tiny.make("llama")

@@ -1,4 +1,4 @@
-"""Threads that share a patched model, a plan or the library itself get what they get alone."""
+"""Threads that share a patched model, a plan or the library itself get the same results as alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOLERANCE = 1e-4
 
 
 def request(model: Any, length: int, steps: int = 3) -> Tensor:
-    """Logits of a prompt's last token and of decoded ones, on a cache of the request's own."""
+    """Return logits of a prompt's last token and of decoded ones, on a cache of its own."""
     ids = tiny.tokens(1, length + steps, seed=length)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
@@ -31,7 +31,7 @@ def request(model: Any, length: int, steps: int = 3) -> Tensor:
 
 
 def in_chunks(model: Any, length: int) -> Tensor:
-    """Logits of a prompt that is read a few tokens at a time."""
+    """Return logits of a prompt that is read a few tokens at a time."""
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         parts = tiny.tokens(1, length, seed=length).split(17, 1)
@@ -39,7 +39,7 @@ def in_chunks(model: Any, length: int) -> Tensor:
 
 
 def announced(model: Any, handle: posenc.Handle, length: int) -> Tensor:
-    """The same, with its length announced."""
+    """Return the same with the length announced."""
     with handle.prompt_length(length):
         return in_chunks(model, length)
 
@@ -49,7 +49,7 @@ def farthest(got: dict[Any, Tensor], expected: dict[Any, Tensor]) -> float:
     return max(float((got[key] - expected[key]).abs().max()) for key in expected)
 
 
-def test_an_announced_length_is_that_of_its_own_thread() -> None:
+def test_an_announced_length_applies_only_to_its_own_thread() -> None:
     model = tiny.make("llama")
     is_announced, is_read = threading.Event(), threading.Event()
     with posenc.apply(model, "lampe", **LAMPE) as handle:
@@ -71,7 +71,7 @@ def test_an_announced_length_is_that_of_its_own_thread() -> None:
         assert (got - expected).abs().max() < TOLERANCE
 
 
-def test_announcements_that_overlap_end_on_their_own() -> None:
+def test_overlapping_announcements_do_not_disturb_each_other() -> None:
     model = tiny.make("llama")
     one_is_in, two_is_in, one_is_out = (threading.Event() for _ in range(3))
     with posenc.apply(model, "lampe", **LAMPE) as handle:
@@ -99,7 +99,7 @@ def test_announcements_that_overlap_end_on_their_own() -> None:
         assert (request(model, 70) - plain).abs().max() < TOLERANCE
 
 
-def test_announced_and_other_prompts_side_by_side() -> None:
+def test_announced_and_other_prompts_run_side_by_side() -> None:
     model, lengths = tiny.make("llama"), range(66, 106, 4)
     with posenc.apply(model, "lampe", **LAMPE) as handle:
         expected = {length: announced(model, handle, length) for length in lengths}
@@ -115,7 +115,7 @@ def test_announced_and_other_prompts_side_by_side() -> None:
 
 
 @pytest.mark.parametrize(("name", "params"), [("rope", {}), ("rerope", {"window_size": 9}), ("lampe", LAMPE)])
-def test_longrope_past_its_window(name: str, params: dict[str, Any]) -> None:
+def test_longrope_is_exact_past_its_window(name: str, params: dict[str, Any]) -> None:
     model, lengths = tiny.scaled("longrope"), range(70, 110, 2)
     with posenc.apply(model, name, **params):
         expected = {length: request(model, length) for length in lengths}
@@ -125,11 +125,11 @@ def test_longrope_past_its_window(name: str, params: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", tiny.SCALINGS)
 @pytest.mark.parametrize(("name", "params"), [("rerope", {"window_size": 9}), ("lampe", LAMPE)])
-def test_frequencies_that_follow_the_length_on_both_sides_of_the_window(
+def test_frequencies_by_length_are_exact_on_both_sides_of_the_window(
     kind: str, name: str, params: dict[str, Any]
 ) -> None:
     model = tiny.scaled(kind)
-    lengths = range(20, 140, 5)  # upwards, so that no request alone follows a longer one
+    lengths = range(20, 140, 5)  # ascending, so that no request alone follows a longer one
     with posenc.apply(model, name, **params):
         expected = {length: request(model, length) for length in lengths}
         mixed = sorted(lengths, key=lambda length: (length * 7) % 31)
@@ -140,7 +140,7 @@ def test_frequencies_that_follow_the_length_on_both_sides_of_the_window(
     ("name", "params"),
     [("lampe", LAMPE), ("rerope", {"window_size": 9, "frequencies": {"name": "dynamic", "factor": 4}})],
 )
-def test_more_lengths_than_plans_are_kept(name: str, params: dict[str, Any]) -> None:
+def test_more_lengths_than_stored_plans_are_exact(name: str, params: dict[str, Any]) -> None:
     model = tiny.make("llama")
     lengths = [4 + (number * 37) % 73 for number in range(73)]
     with posenc.apply(model, name, window=32, **params):
@@ -150,9 +150,9 @@ def test_more_lengths_than_plans_are_kept(name: str, params: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("what", ["plan", "rotary"])
-def test_a_planner_that_keeps_few_of_many_lengths(what: str) -> None:
+def test_a_planner_is_exact_with_more_lengths_than_it_stores(what: str) -> None:
     planner, base = Planner(posenc.strategy("dynamic", window=16, factor=4)), Rotary.from_theta(1e4, 16)
-    lengths = range(1, 200)  # more than any store of plans keeps
+    lengths = range(1, 200)  # more than the planner stores
     expected = {length: planner.strategy.rotary(base, length).inv_freq for length in lengths}
 
     def asked(length: int) -> None:
@@ -166,7 +166,7 @@ def test_a_planner_that_keeps_few_of_many_lengths(what: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu_flash"])
-def test_one_plan_in_several_threads(backend: str) -> None:
+def test_one_plan_works_in_several_threads(backend: str) -> None:
     rotary = Rotary.from_theta(1e4, 16)
 
     def attended(plan: posenc.PositionPlan, case: tuple[int, int]) -> Tensor:
@@ -185,11 +185,11 @@ def test_one_plan_in_several_threads(backend: str) -> None:
         strategy = posenc.strategy(name, window=64, **params)
         expected = {case: attended(strategy.plan(85, 90), case) for case in cases}
         for _ in range(3):
-            plan = strategy.plan(85, 90)  # new: what backends note on it is made by all threads at once
+            plan = strategy.plan(85, 90)  # a new plan, so that all threads derive its tables at once
             assert farthest(shared_out(lambda case, plan=plan: attended(plan, case), cases, 3), expected) < 2e-5
 
 
-def test_one_strategy_plans_in_several_threads() -> None:
+def test_one_strategy_works_in_several_threads() -> None:
     strategy = posenc.strategy("lampe", window=64, **LAMPE)
     lengths = list(range(1, 121))
     expected = {length: torch.from_numpy(strategy.plan(length).relative_positions()) for length in lengths}

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import posenc
+from posenc.hf.cache.state import CacheState
 from posenc.hf.hooks import HOOKS
 from posenc.kernels.cpu.backend import CpuFlashBackend
 from tests.hf import tiny
@@ -32,7 +33,7 @@ def test_greedy_and_prompt_lookup_give_the_same_tokens() -> None:
     for seed in range(4):
         model = tiny.make("llama", seed)
         ids = tiny.tokens(1, 17, seed=seed).repeat(1, 3)
-        # 51 tokens, window 64: generation crosses the window, so the plan is re-made on the way
+        # 51 tokens, window 64: generation crosses the window, so a new plan is made on the way
         with posenc.apply(model, "lampe", **LAMPE):
             greedy = model.generate(ids, do_sample=False, max_new_tokens=60)
             lookup = model.generate(ids, do_sample=False, max_new_tokens=60, prompt_lookup_num_tokens=5)
@@ -41,7 +42,7 @@ def test_greedy_and_prompt_lookup_give_the_same_tokens() -> None:
 
 @pytest.mark.parametrize("drafts", ["patched drafter", "stock drafter"])
 @pytest.mark.parametrize("target", ["patched target", "stock target"])
-def test_assistant_model_changes_nothing(target: str, drafts: str) -> None:
+def test_an_assistant_model_changes_nothing(target: str, drafts: str) -> None:
     model, drafter = tiny.make("llama"), tiny.make("llama")
     with torch.no_grad():
         for weight in drafter.parameters():
@@ -73,7 +74,7 @@ def test_candidates_are_not_a_new_turn_but_a_prompt_is() -> None:
     assert (decoded - new_turn).abs().max() > 1e-3
 
 
-def test_scoring_with_logits_to_keep_is_a_prompt() -> None:
+def test_scoring_with_logits_to_keep_counts_as_a_prompt() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, 90)
     with torch.no_grad(), posenc.apply(model, "lampe", **LAMPE) as handle:
         whole = model(ids).logits[:, -30:]
@@ -84,7 +85,7 @@ def test_scoring_with_logits_to_keep_is_a_prompt() -> None:
 
 
 @pytest.mark.parametrize("strategy", [("lampe", LAMPE), ("dca", {"chunk_size": 40, "local_size": 12})])
-def test_caches_agree_in_generate(strategy: tuple[str, dict[str, Any]]) -> None:
+def test_all_caches_agree_in_generate(strategy: tuple[str, dict[str, Any]]) -> None:
     for family in ("llama", "mistral_sliding"):
         model = tiny.make(family)
         with posenc.apply(model, strategy[0], **strategy[1]):
@@ -150,24 +151,24 @@ def test_long_generation_stays_inside_the_window() -> None:
         model(ids, past_key_values=cache)
         for i in range(10, 150):
             model(tiny.tokens(1, 1, seed=i), past_key_values=cache)
-            (row,) = cache._posenc_record.rows
+            (row,) = CacheState.of(cache).record.rows
             seen.append(handle.plan(row.schedule.prompt_at(row.length), row.length).max_relative)
     assert max(seen) < tiny.WINDOW
     assert len(row.schedule.entries) > 1
 
 
 @pytest.mark.parametrize(("rule", "prompts"), [("never", {70}), (10, {70, 80, 90, 100})])
-def test_replan_rules(rule: Any, prompts: set[int]) -> None:
+def test_the_replan_rule_decides_when_plans_are_made(rule: Any, prompts: set[int]) -> None:
     model = tiny.make("llama")
     with torch.no_grad(), posenc.apply(model, "lampe", replan=rule, **LAMPE):
         cache = DynamicCache(config=model.config)
         model(tiny.tokens(1, 70), past_key_values=cache)
         for i in range(35):
             model(tiny.tokens(1, 1, seed=i), past_key_values=cache)
-    assert {prompt for _, prompt in cache._posenc_record.rows[0].schedule.entries} == prompts
+    assert {prompt for _, prompt in CacheState.of(cache).record.rows[0].schedule.entries} == prompts
 
 
-def test_cropped_cache_continues() -> None:
+def test_a_cropped_cache_continues() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, 100)
     with torch.no_grad(), posenc.apply(model, "lampe", **LAMPE):
         cache, straight = DynamicCache(config=model.config), DynamicCache(config=model.config)
@@ -182,7 +183,7 @@ def test_cropped_cache_continues() -> None:
         assert (again - model(ids[:, 95:96], past_key_values=straight).logits).abs().max() < 1e-6
 
 
-def test_the_cache_holds_raw_keys_once() -> None:
+def test_the_cache_stores_raw_keys_once() -> None:
     model, ids = tiny.make("qwen2"), tiny.tokens(2, 70)
     with torch.no_grad(), posenc.apply(model, "lampe", **LAMPE):
         cache = model(ids, use_cache=True).past_key_values
@@ -196,7 +197,7 @@ def test_the_cache_holds_raw_keys_once() -> None:
         }
 
 
-def test_models_patched_differently_share_a_config() -> None:
+def test_models_patched_differently_may_share_a_config() -> None:
     first = tiny.make("llama")
     second = type(first)(first.config).eval()
     ids = tiny.tokens(1, 80)
@@ -233,7 +234,7 @@ def test_copies_are_independent(copier: Any) -> None:
         assert torch.equal(twin(ids).logits, stock)
 
 
-def test_detaches_after_an_exception() -> None:
+def test_the_strategy_is_removed_after_an_exception() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, 80)
     with torch.no_grad():
         stock = model(ids).logits
@@ -256,7 +257,7 @@ def test_bfloat16_is_close_to_float32() -> None:
     assert error < 0.1
 
 
-def test_gradients_with_and_without_checkpointing() -> None:
+def test_gradients_are_exact_with_and_without_checkpointing() -> None:
     grads = []
     for checkpointing in (False, True):
         model, ids = tiny.make("llama").train(), tiny.tokens(2, 70)
@@ -300,7 +301,7 @@ def test_save_pretrained_is_unaffected(tmp_path: Path) -> None:
     assert posenc.attached(plain) is None
 
 
-def test_configurations_in_every_form(tmp_path: Path) -> None:
+def test_every_form_of_a_configuration_is_accepted(tmp_path: Path) -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, 80)
     file = tmp_path / "posenc.yaml"
     file.write_text("strategy: {name: lampe, head: 8, tail: 5, mapping: 30}\nbackend: cpu_flash\n")
@@ -324,7 +325,7 @@ def test_configurations_in_every_form(tmp_path: Path) -> None:
         assert handle.describe()["active"] is False
 
 
-def test_layers_whose_tensors_are_alike_choose_a_backend_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_with_similar_tensors_choose_a_backend_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, asked = tiny.make("llama"), []
     monkeypatch.setattr(CpuFlashBackend, "refuses", lambda _, q, *rest: asked.append(q.shape[2]))
     with posenc.apply(model, "lampe", **LAMPE), torch.no_grad():
@@ -332,6 +333,6 @@ def test_layers_whose_tensors_are_alike_choose_a_backend_once(monkeypatch: pytes
         cache = model(tiny.tokens(1, 80)).past_key_values
         model(tiny.tokens(1, 1), past_key_values=cache)
         assert asked == [80, 1]
-        monkeypatch.setenv("POSENC_TRACE", "1")  # shows every choice
+        monkeypatch.setenv("POSENC_TRACE", "1")  # traces every choice
         model(tiny.tokens(1, 1), past_key_values=cache)
         assert asked == [80, 1, 1, 1]

@@ -1,4 +1,4 @@
-"""What a plugin's strategy may return wrongly: ``posenc.apply`` names the strategy and the part, and undoes all."""
+"""Mistakes in a plugin's strategy: ``posenc.apply`` names the strategy and the part, and undoes everything."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FREQUENCIES = 8
 
 
 class Wrong(posenc.PositionStrategy):
-    """Two good segments, a good scale, the model's frequencies; each test replaces one of them."""
+    """A correct strategy with two segments, a scale and the model's frequencies; each test replaces one of them."""
 
     name = "wrong"
     summary = "one mistake"
@@ -36,7 +36,7 @@ class Wrong(posenc.PositionStrategy):
 
 
 def with_far(**changes: Callable[[Any], Any]) -> Callable[[Any, Lengths], Any]:
-    """``segments`` whose second segment has changed arrays."""
+    """Return a ``segments`` method whose second segment has changed arrays."""
 
     def segments(self: Any, lengths: Lengths) -> Any:
         near, far = Wrong.segments(self, lengths)
@@ -131,14 +131,14 @@ def test_a_mistake_is_named_at_apply(method: str, does: Any, says: str) -> None:
     refused(type("Mistaken", (Wrong,), {method: does})(window=tiny.WINDOW), says)
 
 
-def test_the_strategy_without_a_mistake_is_served() -> None:
+def test_the_strategy_without_a_mistake_is_accepted() -> None:
     for good in (Wrong, type("Generated", (Wrong,), {"segments": lambda self, n: iter(Wrong.segments(self, n))})):
         with posenc.apply(MODEL, good(window=tiny.WINDOW)), torch.no_grad():
             assert MODEL(tiny.tokens(1, 30)).logits.isfinite().all()
 
 
-def test_frequencies_that_follow_the_length_undeclared_are_refused() -> None:
-    """They would be kept for all lengths, so every later prompt would get those of the first."""
+def test_undeclared_frequencies_by_length_are_refused() -> None:
+    """They would be cached for all lengths, so every later prompt would get those of the first."""
 
     class Mistaken(Wrong):
         capabilities = Capabilities(changes_frequencies=True)
@@ -149,7 +149,7 @@ def test_frequencies_that_follow_the_length_undeclared_are_refused() -> None:
     refused(Mistaken(window=tiny.WINDOW), "frequencies_by_length=True")
 
 
-def test_columns_are_one_for_each_frequency() -> None:
+def test_positions_have_one_column_for_each_frequency() -> None:
     def wide(columns: int) -> type[Wide]:
         change = with_far(query_positions=lambda a: a[:, None].repeat(columns, 1))
         return type("Mistaken", (Wide,), {"segments": change})
@@ -161,7 +161,7 @@ def test_columns_are_one_for_each_frequency() -> None:
         posenc.apply(MODEL, wide(columns)(window=tiny.WINDOW)).remove()
 
 
-def test_scales_of_dpe_are_counted_at_apply() -> None:
+def test_the_number_of_dpe_scales_is_checked_at_apply() -> None:
     for params in ({"scales": [1, 2, 3]}, {"scales": [1, 2, 3], "frequencies": "yarn"}):
         with pytest.raises(posenc.InvalidConfigError, match=r"^dpe\.scales: 3 scales given, but the model has 8"):
             posenc.apply(MODEL, "dpe", **params)
@@ -171,7 +171,7 @@ def test_scales_of_dpe_are_counted_at_apply() -> None:
     assert posenc.attached(MODEL) is None
 
 
-def test_a_strategy_learns_the_number_of_frequencies() -> None:
+def test_a_strategy_is_told_the_number_of_frequencies() -> None:
     class Fitted(Wide):
         count = 1
 
@@ -187,7 +187,7 @@ def test_a_strategy_learns_the_number_of_frequencies() -> None:
         assert handle.plan(30).segments[-1].query_positions.shape == (30, FREQUENCIES)
 
 
-def test_names_that_apply_takes_are_reserved() -> None:
+def test_argument_names_of_apply_are_reserved() -> None:
     taken = [*inspect.signature(posenc.apply).parameters, *inspect.signature(posenc.strategy).parameters, "self"]
     assert set(RESERVED) == set(taken)
     for name in RESERVED:

@@ -1,4 +1,4 @@
-"""Work in several threads at once, for tests of what they share."""
+"""Run work in several threads at once, for tests of shared state."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 PATIENCE = 60.0
-"""Seconds until a test that waits for ever fails."""
+"""Seconds after which a test that waits forever fails."""
 
 
 @contextmanager
 def fast_switching() -> Iterator[None]:
-    """Threads take turns after every few instructions."""
+    """Make threads switch after every few instructions."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -24,7 +24,7 @@ def fast_switching() -> Iterator[None]:
 
 
 def at_once(*works: Callable[[], Any]) -> list[Any]:
-    """What each piece of work returns, all started together in threads of their own; the first error is raised."""
+    """Start every piece of work in its own thread at once and return the results; raise the first error."""
     results: list[Any] = [None] * len(works)
     errors: list[BaseException] = []
     start = threading.Barrier(len(works))
@@ -33,7 +33,7 @@ def at_once(*works: Callable[[], Any]) -> list[Any]:
         try:
             start.wait(PATIENCE)
             results[number] = works[number]()
-        except BaseException as error:  # also a failed assertion: it must reach the test
+        except BaseException as error:  # including failed assertions, which must reach the test
             errors.append(error)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(len(works))]
@@ -49,7 +49,7 @@ def at_once(*works: Callable[[], Any]) -> list[Any]:
 
 
 def shared_out(work: Callable[[Any], Any], items: Sequence[Any], threads: int) -> dict[Any, Any]:
-    """The work of every item, done by so many threads, each with every so-many-th item."""
+    """Do the work of every item in this many threads, which take the items in turns."""
 
     def part(first: int) -> Callable[[], dict[Any, Any]]:
         return lambda: {item: work(item) for item in items[first::threads]}

@@ -1,4 +1,4 @@
-"""Tiny random models of the families that are served, and plans as dense positions."""
+"""Tiny random models of supported families, and plans as dense positions."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ SCALINGS: dict[str, dict[str, Any]] = {
 
 
 def scaled(kind: str) -> Any:
-    """A llama whose own frequencies follow the length."""
+    """Return a llama whose own frequencies follow the length."""
     torch.manual_seed(0)
     longest = 4 * WINDOW if kind == "longrope" else WINDOW
     shape = {**SHAPE, "max_position_embeddings": longest}
@@ -72,7 +72,7 @@ def scaled(kind: str) -> Any:
 
 
 def make(family: str, seed: int = 0) -> Any:
-    """A model in eval mode whose norms and biases are not the trivial ones of a fresh model."""
+    """Return a model in eval mode whose norms and biases differ from their trivial initial values."""
     torch.manual_seed(seed)
     model = FAMILIES[family]().eval()
     with torch.no_grad():
@@ -85,21 +85,21 @@ def make(family: str, seed: int = 0) -> Any:
 
 
 def shallow(family: str) -> Any:
-    """The model with its first layer alone: for torch.compile, which takes seconds for every layer."""
+    """Return the model with only its first layer, for torch.compile, which takes seconds per layer."""
     model = make(family)
     model.model.layers, model.config.num_hidden_layers = model.model.layers[:1], 1
     return model
 
 
 def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
-    """Random token ids without the padding id."""
+    """Return random token ids without the padding id."""
     return torch.randint(1, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def positions(model: Any, strategy: PositionStrategy, prompt: int, total: int) -> Positions:
-    """Dense positions of a plan, for the reference decoder.
+    """Return dense positions of a plan, for the dense decoder.
 
-    Frequencies that follow the length are those of the prompt for its own queries, and of the length
+    Frequencies that follow the length are those of the prompt for the prompt's queries, and those of the length
     so far for every token decoded past the window.
     """
     plan = strategy.plan(prompt, total)

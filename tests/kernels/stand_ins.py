@@ -1,4 +1,4 @@
-"""The CUDA libraries' operators computed densely on the CPU, as strict about their arguments as the real ones.
+"""Dense CPU versions of the CUDA libraries' operators, as strict about their arguments as the real ones.
 
 Shape letters: B batch, H heads, G key/value heads, R queries and K keys of one call, D head_dim.
 """
@@ -21,14 +21,14 @@ from posenc.kernels.windowed.xformers_library import find_fmha
 fmha: Any = find_fmha()[0]
 
 HERE = ("device=cpu", "operator wasn't built", "bf16 is only supported on A100+")
-"""Beginnings of what xformers says of any call on this machine."""
+"""Beginnings of the reasons that xformers gives for any call on this machine."""
 
 CUTLASS_LSE = 32
 """CUTLASS rounds the length of its logsumexp up to a multiple of this."""
 
 
 def assert_loadable(*tensors: Tensor) -> None:
-    """Flash attention and CUTLASS load 16 bytes at a time, wherever a row begins."""
+    """Check that every row begins where flash attention and CUTLASS can load 16 bytes at a time."""
     for x in tensors:
         starts = (x.data_ptr(), *(stride * x.element_size() for stride in x.stride()[:-1]))
         assert x.stride(-1) == 1
@@ -36,7 +36,7 @@ def assert_loadable(*tensors: Tensor) -> None:
 
 
 def dense(q_BRGHD: Tensor, k_BKGHD: Tensor, v_BKGHD: Tensor, bias_RK: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention under an additive mask; a query that sees nothing gets ``+inf``, as flash attention has it."""
+    """Compute attention with an additive mask; without keys the logsumexp is ``+inf``, as in flash attention."""
     q, k, v = q_BRGHD.double(), k_BKGHD.double(), v_BKGHD.double()
     logits = torch.einsum("brghd,bkghd->bghrk", q, k) * scale + bias_RK.double()
     lse = logits.logsumexp(-1)
@@ -46,7 +46,7 @@ def dense(q_BRGHD: Tensor, k_BKGHD: Tensor, v_BKGHD: Tensor, bias_RK: Tensor, sc
 
 
 def xformers_call(op: Any, q: Tensor, k: Tensor, v: Tensor, bias: Any, scale: float, partial: bool) -> Any:
-    """One call, refused for every reason that xformers would have on a GPU that can run it."""
+    """Compute one call, or fail for every reason that xformers would have on a capable GPU."""
     inputs = fmha.common.Inputs(q, k, v, bias, scale=scale, is_partial=partial)
     inputs.validate_inputs()
     reasons = [reason for reason in op.not_supported_reasons(inputs) if not reason.startswith(HERE)]
@@ -65,12 +65,12 @@ def requires_grad(q: Tensor, k: Tensor, v: Tensor, attn_bias: Any, *, scale: flo
     assert op is fmha.cutlass.FwOp
     out, lse = xformers_call(op, q, k, v, attn_bias, scale, False)
     if q.shape[3] == 1:
-        lse = lse.transpose(1, 2)  # as xformers returns it for groups of one head
+        lse = lse.transpose(1, 2)  # the shape that xformers returns for groups of one head
     return out, torch.nn.functional.pad(lse, (0, -lse.shape[-1] % CUTLASS_LSE), value=torch.inf)
 
 
 def merge_attentions(outs: list[Tensor], lses: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The formula in xformers' documentation, on shapes [B, R, H, D] and [B, H, R]."""
+    """Compute the formula of xformers' documentation, on shapes [B, R, H, D] and [B, H, R]."""
     assert len(outs) == len(lses) > 1
     for out, lse in zip(outs, lses, strict=True):
         assert out.shape == outs[0].shape
@@ -106,7 +106,7 @@ class SimulatedXformers(XformersBackend):
 def through_window(
     q: Tensor, k: Tensor, v: Tensor, left: int | None, right: int | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Attention through a window around the diagonal that ends in the last key of the last query."""
+    """Compute attention through a window around the diagonal that ends at the last key of the last query."""
     rows, keys = q.shape[1], k.shape[1]
     distance = torch.arange(keys) - torch.arange(rows)[:, None] - (keys - rows)
     seen = torch.ones(rows, keys, dtype=torch.bool)
@@ -138,7 +138,7 @@ def flash_forward(
     window_size_left: int,
     window_size_right: int,
 ) -> tuple[Tensor, ...]:
-    """``aten::_flash_attention_forward``, its shapes and schema checked by the real operator's meta kernel."""
+    """Stand in for ``aten::_flash_attention_forward``; the real operator's meta kernel checks shapes and schema."""
     arguments = (cum_q, cum_k, max_q, max_k, dropout, causal, debug)
     windows = {"scale": scale, "window_size_left": window_size_left, "window_size_right": window_size_right}
     meta = torch.ops.aten._flash_attention_forward(*(x.to("meta") for x in (q, k, v)), *arguments, **windows)
@@ -169,7 +169,7 @@ def flash_attn_func(
     window_size: tuple[int | None, int | None],
     return_lse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """``flash_attn.cute.flash_attn_func`` of FlashAttention-4, with what its interface asserts on Hopper."""
+    """Stand in for ``flash_attn.cute.flash_attn_func`` of FlashAttention-4, with its assertions on Hopper."""
     (batch, _, heads, width), (_, keys, groups, _) = q.shape, k.shape
     assert k.shape == v.shape == (batch, keys, groups, width)
     assert heads % groups == 0

@@ -1,4 +1,4 @@
-"""posenc.attention under torch.autocast: cast as torch's own attention, exact inside."""
+"""posenc.attention under torch.autocast casts its inputs like torch's own attention, and is exact otherwise."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def qkv(*dtypes: torch.dtype, q_len: int = 40) -> list[Tensor]:
 @pytest.mark.parametrize("dtypes", MIXTURES)
 @pytest.mark.parametrize("into", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_inputs_are_cast_as_those_of_torch(dtypes: tuple[torch.dtype, ...], into: torch.dtype, backend: str) -> None:
+def test_inputs_are_cast_like_those_of_torch(dtypes: tuple[torch.dtype, ...], into: torch.dtype, backend: str) -> None:
     for q_len in (40, 1):
         given = qkv(*dtypes, q_len=q_len)
         options: dict[str, Any] = {"backend": backend, "return_lse": True, "sinks": torch.linspace(-1, 1, 4)}
@@ -49,7 +49,7 @@ def test_inputs_are_cast_as_those_of_torch(dtypes: tuple[torch.dtype, ...], into
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_float64_stays_as_it_is(backend: str) -> None:
+def test_float64_is_not_cast(backend: str) -> None:
     given = qkv(*[torch.float64] * 3)
     with torch.autocast("cpu", torch.bfloat16):
         assert F.scaled_dot_product_attention(*given, enable_gqa=True).dtype == torch.float64
@@ -57,8 +57,8 @@ def test_float64_stays_as_it_is(backend: str) -> None:
     assert torch.equal(found, posenc.attention(*given, PLAN, ROTARY, backend=backend))
 
 
-def test_the_arithmetic_of_a_backend_is_its_own() -> None:
-    """Products in float32 of half-precision inputs, as the reference of third parties may have them."""
+def test_autocast_is_off_inside_a_backend() -> None:
+    """A third party's backend may multiply half-precision inputs in float32."""
     from posenc.kernels.reference import ReferenceBackend
     from posenc.testing.tensors import installed
 
@@ -90,7 +90,7 @@ def test_gradients_are_those_of_the_cast_tensors(backend: str) -> None:
 
 
 def deepseek() -> Any:
-    """Multi-head latent attention: its queries reach attention in float32, keys and values in bfloat16."""
+    """Return a model with multi-head latent attention: float32 queries, bfloat16 keys and values reach attention."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 12}
@@ -106,7 +106,7 @@ def deepseek() -> Any:
 @pytest.mark.parametrize("family", ["llama", "qwen3", "deepseek"])
 @pytest.mark.parametrize("cache", ["rotated", "raw"])
 def test_a_remapped_model_decodes_and_trains(family: str, cache: Any) -> None:
-    """Where the layers' own mixture of dtypes reaches the attention function."""
+    """The layers' own mixture of dtypes reaches the attention function."""
     model, ids = deepseek() if family == "deepseek" else tiny.make(family), tiny.tokens(1, 50) % 61
     with posenc.apply(model, "self_extend", cache=cache, window=32, group=4, window_size=8):
         exact = model(ids).logits

@@ -1,4 +1,4 @@
-"""What the public contract (tests/contract) does not ask of every backend."""
+"""Properties of backends that the public contract (tests/contract) does not require of all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from posenc.testing.tensors import AttentionCall, check_result, installed, tenso
 ROTARY = posenc.Rotary.from_theta(1e4, 8)
 
 
-def test_one_plan_per_row() -> None:
+def test_rows_may_have_their_own_plans() -> None:
     strategy = posenc.strategy("rerope", window=64, window_size=7)
     per_row = [strategy.plan(p, 50) for p in (50, 20)] + [posenc.strategy("rope").plan(50)]
     q, k, v = tensors(per_row[0], 20, (4, 2), 8, batch=3)
@@ -32,8 +32,8 @@ def test_one_plan_per_row() -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 5e-3)])
 @pytest.mark.parametrize("backend", ["reference", "cpu_flash"])
-def test_half_precision_is_near_on_a_long_plan(backend: str, dtype: torch.dtype, tolerance: float) -> None:
-    """Tighter than the contract, whose short random plans average over fewer keys."""
+def test_half_precision_is_close_on_a_long_plan(backend: str, dtype: torch.dtype, tolerance: float) -> None:
+    """The tolerance is tighter than in the contract, whose short random plans average over fewer keys."""
     plan = posenc.strategy("lampe", window=64, mapping=40, head=8, tail=5).plan(150)
     q, k, v = tensors(plan, 150, (4, 2), 16, dtype=dtype)
     call = AttentionCall(q, k, v, plan, posenc.Rotary.from_theta(1e4, 16), 0.25)
@@ -57,7 +57,7 @@ def test_no_square_of_the_length_is_allocated() -> None:
 
     with Watch(), torch.no_grad():
         posenc.attention(q, k, v, plan, ROTARY, backend="cpu_flash")
-    assert 0 < largest <= 8 * length * 8  # a few copies of [L, D], nowhere near L * L
+    assert 0 < largest <= 8 * length * 8  # a few copies of [L, D], far below L * L
 
 
 def test_float16_overflow_is_an_error() -> None:
@@ -72,13 +72,13 @@ def test_nothing_waits_for_the_gpu_while_a_graph_is_captured(monkeypatch: pytest
     rotated, source = torch.tensor([torch.inf], dtype=torch.float16), torch.ones(1, dtype=torch.float16)
     with monkeypatch.context() as patched:
         patched.setattr("posenc.kernels.rotated.capturing", lambda device: device == rotated.device)
-        patched.setattr(torch.Tensor, "__bool__", lambda x: pytest.fail("the answer was waited for"))
+        patched.setattr(torch.Tensor, "__bool__", lambda x: pytest.fail("the GPU was waited for"))
         assert checked(rotated, source, "key") is rotated
     with pytest.raises(posenc.BackendError, match="float16 overflow"):
         checked(rotated, source, "key")
 
 
-def test_the_stream_is_asked_whether_it_captures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stream_decides_whether_it_is_capturing(monkeypatch: pytest.MonkeyPatch) -> None:
     for answer in (True, False):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda answer=answer: answer)
         assert capturing(torch.device("cuda", 0)) is answer
@@ -86,7 +86,7 @@ def test_the_stream_is_asked_whether_it_captures(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(("value", "waits"), [(1.0, 1), (torch.nan, 2)])
-def test_finite_rotations_are_waited_for_once(value: float, waits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finite_rotations_cause_one_wait(value: float, waits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
     true = torch.Tensor.__bool__
     monkeypatch.setattr(torch.Tensor, "__bool__", lambda x: asked.append(true(x)) or asked[-1])
@@ -98,7 +98,7 @@ def test_finite_rotations_are_waited_for_once(value: float, waits: int, monkeypa
 @pytest.mark.parametrize("rows", [3, 256])
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("sinks", [False, True])
-def test_softcap_and_sinks_follow_the_definition(
+def test_softcap_and_sinks_equal_the_definition(
     rows: int, softcap: float | None, sinks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("posenc.kernels.reference.ROWS", rows)
@@ -127,7 +127,7 @@ def test_softcap_and_sinks_follow_the_definition(
         assert torch.allclose(got_lse.double(), lse, atol=1e-5)
 
 
-def test_softcap_needs_a_backend_that_computes_it() -> None:
+def test_a_softcap_is_refused_by_backends_without_one() -> None:
     plan, rotary = posenc.strategy("rope").plan(4), posenc.Rotary.from_theta(1e4, 8)
     q = torch.randn(1, 2, 4, 8)
     with pytest.raises(posenc.BackendError, match="computes no softcap"):
@@ -148,7 +148,7 @@ def test_gradients_through_sinks_are_exact() -> None:
 
 
 class WithoutLseGradients(ReferenceBackend):
-    """Its output has gradients, its logsumexp none: what joining calls of a kernel by logsumexp comes to."""
+    """Its output has gradients but its logsumexp has none, as when calls of a kernel are merged by logsumexp."""
 
     name = "without_lse_gradients"
     capabilities = replace(ReferenceBackend.capabilities, lse_gradients=False)
@@ -159,7 +159,7 @@ class WithoutLseGradients(ReferenceBackend):
         return out, lse.detach()
 
 
-def test_a_logsumexp_without_its_gradient_is_not_handed_out() -> None:
+def test_a_logsumexp_without_gradients_is_never_returned() -> None:
     plan = posenc.strategy("rerope", window=64, window_size=4).plan(7)
     q, k, v = (torch.randn(1, 2, 7, 8, dtype=torch.double, requires_grad=True) for _ in range(3))
     backend = WithoutLseGradients()
@@ -171,13 +171,13 @@ def test_a_logsumexp_without_its_gradient_is_not_handed_out() -> None:
         ):
             with pytest.raises(posenc.BackendError, match=f"cannot run this case: it has no .*{reason}"):
                 posenc.attention(*given, plan, ROTARY, backend=name, **options)  # type: ignore[arg-type]
-        out, lse = posenc.attention(q, k, v, plan, ROTARY, return_lse=True)  # auto: another one
+        out, lse = posenc.attention(q, k, v, plan, ROTARY, return_lse=True)  # auto takes another backend
         expected = posenc.attention(q, k, v, plan, ROTARY, return_lse=True, backend="reference")
         grads = [torch.autograd.grad(o.sum() + x.sum(), (q, k)) for o, x in ((out, lse), expected)]
         for own, right in zip(*grads, strict=True):
             assert (own - right).abs().max() < 1e-6
         with mock.patch.object(backend, "attend", side_effect=AssertionError("it was chosen")):
-            for free in ((q, k, v), (q.detach(), k.detach(), v)):  # no logsumexp, or none that depends on a leaf
+            for free in ((q, k, v), (q.detach(), k.detach(), v)):  # no logsumexp, or one that depends on no leaf
                 with pytest.raises(AssertionError, match="chosen"):
                     posenc.attention(*free, plan, ROTARY, return_lse=free[0] is not q)
             with torch.no_grad(), pytest.raises(AssertionError, match="chosen"):
@@ -186,7 +186,7 @@ def test_a_logsumexp_without_its_gradient_is_not_handed_out() -> None:
 
 @pytest.mark.parametrize("backend", ["reference", "cpu_flash", "auto"])
 @pytest.mark.parametrize("sinks", [None, torch.zeros(4)])
-def test_an_empty_batch_is_followed_by_autograd(backend: str, sinks: torch.Tensor | None) -> None:
+def test_an_empty_batch_has_gradients(backend: str, sinks: torch.Tensor | None) -> None:
     plan = posenc.strategy("rerope", window=64, window_size=4).plan(9)
     q, k, v = (torch.zeros(0, heads, 9, 8, requires_grad=True) for heads in (4, 2, 2))
     for plans in (plan, []):
@@ -200,8 +200,8 @@ def test_an_empty_batch_is_followed_by_autograd(backend: str, sinks: torch.Tenso
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("rows", [1, 2])
-def test_a_compiled_function_may_call_it(backend: str, grad: bool, rows: int) -> None:
-    """With the plan from outside or as an argument, between operations that are compiled, and for several lengths."""
+def test_a_compiled_function_may_call_attention(backend: str, grad: bool, rows: int) -> None:
+    """The plan is a closure or an argument, compiled operations surround the call, and lengths vary."""
     torch._dynamo.reset()
     strategy = posenc.strategy("self_extend", window=32, group=4, window_size=8)
 

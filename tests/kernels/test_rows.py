@@ -1,4 +1,4 @@
-"""Plans of single batch rows: each row with its own plan, keys and mask."""
+"""Batches in which each row has its own plan, keys and mask."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BACKENDS = ("auto", "reference", "cpu_flash")
 
 
 def plans() -> list[posenc.PositionPlan]:
-    """Of strategies that see the same tokens differently, the plain one among them, and one plan twice."""
+    """Return plans of strategies that see the same tokens differently, including plain RoPE, and one plan twice."""
     made = [
         posenc.strategy("lampe", window=64, mapping=40, head=12, tail=6).plan(TOTAL - 5, TOTAL),
         posenc.strategy("rope", window=64).plan(TOTAL),
@@ -38,7 +38,7 @@ def case(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def masks() -> Tensor:
-    """Bool [ROWS, 1, NEW, TOTAL]: row 0 hides nothing, the others padding of their own and single pairs."""
+    """Return bool [ROWS, 1, NEW, TOTAL]: row 0 hides nothing, the others hide their padding and single pairs."""
     mask = torch.rand(ROWS, 1, NEW, TOTAL, generator=torch.Generator().manual_seed(1)) < 0.8
     mask[0] = True
     for row in range(1, ROWS):
@@ -66,7 +66,7 @@ def test_every_row_has_its_own_plan_and_mask(backend: str, softcap: float | None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_one_plan_for_all_rows_leaves_each_its_mask(backend: str) -> None:
+def test_with_one_plan_for_all_rows_each_keeps_its_mask(backend: str) -> None:
     (q, k, v), plan, mask = case(), plans()[0], masks()
     for given in (plan, [plan] * ROWS):
         got = posenc.attention(q, k, v, given, ROTARY, backend=backend, mask=mask)
@@ -86,7 +86,7 @@ def test_sinks_reach_every_row() -> None:
         assert (got[row] - (out * (plain - more).exp()[..., None])[0]).abs().max() < TOLERANCE
 
 
-def test_gradients_of_masked_rows_with_plans_of_their_own() -> None:
+def test_gradients_of_masked_rows_with_their_own_plans_are_exact() -> None:
     own, mask = plans(), masks()
     ours, theirs = ([x.requires_grad_() for x in case()] for _ in range(2))
     weight = torch.randn(ROWS, 4, NEW, 16, generator=torch.Generator().manual_seed(2))

@@ -1,6 +1,6 @@
-"""The harness weighs over 600 MB, so these tests have a step of their own, which CI runs: ``make test-lm-eval``.
+"""The harness takes over 600 MB, so these tests have a step of their own, which CI runs: ``make test-lm-eval``.
 
-Elsewhere the folder is left out where the harness is not installed, and the end of the run says so (tests/conftest.py).
+Elsewhere the folder is skipped if the harness is not installed, and the end of the run says so (tests/conftest.py).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ LENGTH, COUNT = 700, 6
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both task files and their data: prose of three windows that holds words in a random order."""
+    """A folder with both task files and their data: prose of three windows that contains words in a random order."""
     folder = tmp_path_factory.mktemp("tasks")
     tokenizer = load(TINY).tokenizer
     prose = tokenize(tokenizer, read_text())
@@ -48,14 +48,14 @@ BOTH = ("posenc_short_choice", "posenc_short_copy")
 
 @pytest.fixture(scope="module")
 def manager(tasks: Path) -> Any:
-    """Knows our tasks only: finding the harness's own takes ten seconds."""
+    """A manager that knows only our tasks: finding the harness's own takes ten seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=str(tasks), include_defaults=False)
 
 
 def evaluate(manager: Any, arguments: str, *names: str, **options: Any) -> dict[str, Any]:
-    """The harness's results by task, through its Python interface."""
+    """Return the harness's results by task, through its Python interface."""
     from lm_eval import simple_evaluate
 
     harness.register()
@@ -90,7 +90,7 @@ def test_without_remapping_nothing_is_copied(manager: Any):
     assert evaluate(manager, "pretrained=tiny,strategy=rope", BOTH[1])[BOTH[1]]["exact_match,none"] == 0.0
 
 
-def test_a_file_says_more_than_arguments_can(manager: Any, tmp_path: Path):
+def test_a_configuration_file_is_accepted(manager: Any, tmp_path: Path):
     file = tmp_path / "posenc.yaml"
     file.write_text("strategy: {name: lampe, mapping: {c: 150, a: 0.004, b: -1}, head: 64}\n")
     assert evaluate(manager, f"pretrained=tiny,config={file}", BOTH[0])[BOTH[0]]["acc,none"] >= 4 / COUNT
@@ -116,14 +116,14 @@ def test_inputs_are_not_cut_at_the_window():
     ],
     ids=str,
 )
-def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], said: str):
+def test_wrong_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], said: str):
     from posenc.evaluate.harness_model import PosencLM
 
     with pytest.raises(error, match=said):
         PosencLM("tiny", device="cpu", **arguments)
 
 
-def test_batches_are_exact_where_they_are_allowed(manager: Any):
+def test_allowed_batches_are_exact(manager: Any):
     arguments = "pretrained=tiny,strategy=rerope,window_size=96"
     alone, batched = (evaluate(manager, arguments, *BOTH, batch_size=size) for size in (1, 3))
     assert alone == batched

@@ -1,4 +1,4 @@
-"""What ``posenc new`` writes: installable, tested, and identical to the example in this repository."""
+"""The output of ``posenc new`` is installable, tested, and identical to the example in this repository."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_example_is_the_output(tmp_path: Path) -> None:
 
 
 def follow(clean: Environment, folder: Path) -> list[str]:
-    """Run the commands of a distribution's README in its folder, without network; what each prints."""
+    """Run the commands of a distribution's README in its folder, without network, and return what each prints."""
     (block,) = re.findall(r"^```bash\n(.*?)^```$", (folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     printed = []
     for line in block.splitlines():
@@ -68,8 +68,8 @@ def follow(clean: Environment, folder: Path) -> list[str]:
     return printed
 
 
-def test_in_a_fresh_environment(tmp_path: Path) -> None:
-    """Beside the built wheel of posenc, as their READMEs say: installed, listed, applied, tested, removed."""
+def test_new_distributions_work_in_a_fresh_environment(tmp_path: Path) -> None:
+    """Beside the built wheel of posenc, follow their READMEs: install, list, apply, test, remove."""
     (wheel,) = build(tmp_path / "dist", "wheel")
     clean = Environment(tmp_path / "environment", behind=[BUILDER])
     clean.install(wheel)
@@ -121,7 +121,7 @@ def test_in_a_fresh_environment(tmp_path: Path) -> None:
         ("plugin", "taken-folder", "exists already"),
     ],
 )
-def test_names_that_cannot_be_used(tmp_path: Path, kind: str, name: str, says: str) -> None:
+def test_unusable_names_are_refused(tmp_path: Path, kind: str, name: str, says: str) -> None:
     (tmp_path / "taken-folder").mkdir()
     result = new(kind, name, "--into", tmp_path)
     assert result.exit_code == 2
@@ -130,7 +130,7 @@ def test_names_that_cannot_be_used(tmp_path: Path, kind: str, name: str, says: s
     assert [path.name for path in tmp_path.iterdir()] == ["taken-folder"]
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     result = new("plugin", "mine", "--into", tmp_path / "nowhere")
     assert result.exit_code == 2
     assert "no such folder to write mine into" in result.stderr

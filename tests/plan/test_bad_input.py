@@ -26,19 +26,19 @@ NAMES = list(posenc.strategies())
         ((7, 8.5), "total must be a whole number"),
     ],
 )
-def test_lengths(name: str, lengths: tuple[Any, ...], says: str) -> None:
+def test_bad_lengths_are_refused(name: str, lengths: tuple[Any, ...], says: str) -> None:
     strategy = posenc.strategy(name, window=64)
     with pytest.raises(posenc.InvalidInputError, match=says) as caught:
         strategy.plan(*lengths)
     assert isinstance(caught.value, ValueError)
 
 
-def test_numpy_lengths_are_whole_numbers() -> None:
+def test_numpy_integers_are_accepted_as_lengths() -> None:
     assert posenc.strategy("rope").plan(np.int64(5), np.int32(7)).total == 7
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_unknown_parameter_is_named_with_those_that_exist(name: str) -> None:
+def test_an_unknown_parameter_is_named_with_the_known_ones(name: str) -> None:
     with pytest.raises(posenc.InvalidConfigError) as caught:
         posenc.strategy(name, window=64, widnow_size=3)
     message = str(caught.value)
@@ -47,7 +47,7 @@ def test_an_unknown_parameter_is_named_with_those_that_exist(name: str) -> None:
         assert key in message
 
 
-def test_self_is_no_parameter() -> None:
+def test_self_is_not_a_parameter() -> None:
     with pytest.raises(posenc.InvalidConfigError, match=r"^rerope\.self: no such key. Known keys: active_from"):
         posenc.strategy("rerope", window=64, **{"self": 1})
 
@@ -96,7 +96,7 @@ def test_wrong_values_name_their_key(name: str, params: dict[str, Any], key: str
 
 
 @pytest.mark.parametrize("window", [0, -4, 2.5, True, "4096"])
-def test_window(window: Any) -> None:
+def test_bad_windows_are_refused(window: Any) -> None:
     with pytest.raises(posenc.InvalidConfigError, match=r"^rope\.window: "):
         posenc.strategy("rope", window=window)
 
@@ -120,14 +120,14 @@ def test_window(window: Any) -> None:
         ("lampe", {"tail": 4, "mapping": 9}, "head"),
     ],
 )
-def test_defaults_that_need_the_window_say_so(name: str, params: dict[str, Any], key: str) -> None:
+def test_a_default_that_needs_the_window_says_so(name: str, params: dict[str, Any], key: str) -> None:
     with pytest.raises(posenc.InvalidConfigError, match=rf"^{name}\.{key}: .*Pass window="):
         posenc.strategy(name, **params)
 
 
-def test_no_window_is_needed_when_everything_is_given() -> None:
+def test_no_window_is_needed_when_all_sizes_are_given() -> None:
     posenc.strategy("self_extend", window_size=4).plan(50).check()
-    unscaled = posenc.strategy("rerope", window_size=4)  # the log scale is on where the window is known
+    unscaled = posenc.strategy("rerope", window_size=4)  # the log scale is on only if the window is known
     assert unscaled.plan(50).query_scale is None
     assert posenc.strategy("rerope", window_size=4, window=20).plan(50).query_scale is not None
     posenc.strategy("rerope", window_size=4, log_scale=False).plan(50).check()
@@ -136,7 +136,7 @@ def test_no_window_is_needed_when_everything_is_given() -> None:
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("lamp", "lampe"), ("self-extend", "self_extend"), ("Yarn", "yarn")])
-def test_unknown_strategies_suggest_the_nearest(typed: str, meant: str) -> None:
+def test_an_unknown_strategy_suggests_the_nearest_name(typed: str, meant: str) -> None:
     with pytest.raises(posenc.UnknownNameError, match=f"Did you mean {meant!r}") as caught:
         posenc.strategy(typed)
     assert isinstance(caught.value, LookupError)
@@ -144,7 +144,7 @@ def test_unknown_strategies_suggest_the_nearest(typed: str, meant: str) -> None:
         assert name in str(caught.value)
 
 
-def test_strategies_are_registered_with_what_people_need_to_know() -> None:
+def test_every_strategy_is_registered_with_its_metadata() -> None:
     from posenc.params import Params
 
     for name, info in posenc.strategies().items():
@@ -152,7 +152,7 @@ def test_strategies_are_registered_with_what_people_need_to_know() -> None:
         assert info.summary
         assert issubclass(info.params, Params)
         if info.distribution == "posenc":
-            assert any(char.isdigit() for char in info.paper)  # a year at least
+            assert any(char.isdigit() for char in info.paper)  # at least a year
             assert all(field.description for field in info.params.model_fields.values())
 
 
@@ -179,5 +179,5 @@ def test_describe_and_repr_rebuild_the_strategy() -> None:
         ("dpe", {"window_size": 1000}),
     ],
 )
-def test_sizes_beyond_the_prompt_are_the_identity(name: str, params: dict[str, Any]) -> None:
+def test_sizes_beyond_the_prompt_give_the_identity_plan(name: str, params: dict[str, Any]) -> None:
     assert posenc.strategy(name, window=64, **params).plan(300).is_identity

@@ -121,7 +121,7 @@ def lampe_official(p: dict[str, Any], prompt: int) -> Pair:
     R = max(r for r in range(P) if m(r) == m(T))
     b1 = H - m(H) - 1
     b2 = (P - 1 - R) - m(P - 1 - R) - b1
-    far = max(P - R, H)  # where head and tail meet nothing is left between them
+    far = max(P - R, H)  # where head and tail meet, there is no middle
 
     def pair(i: int, j: int) -> int:
         d = i - j
@@ -200,7 +200,7 @@ def test_equals_the_specification_pair_by_pair(case: str, data: st.DataObject, p
     plan = posenc.strategy(name, window=64, **given_params).plan(prompt, prompt + extra)
     expected = dense(oracle(given_params, prompt), prompt + extra)
     found = plan.relative_positions()
-    if name == "dpe" and found.ndim == 2:  # nothing beyond the window yet
+    if name == "dpe" and found.ndim == 2:  # the text does not reach beyond the window yet
         found = np.repeat(found[..., None], expected.shape[-1], axis=-1)
     if name == "leaky_rerope":
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
@@ -231,7 +231,7 @@ def test_defaults_are_fractions_of_the_window(name: str, window: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["rerope", "leaky_rerope", "self_extend"])
-def test_log_scale(name: str) -> None:
+def test_the_log_scale_grows_beyond_the_window(name: str) -> None:
     on = posenc.strategy(name, window=64, log_scale=True).plan(150)
     expected = [max(1.0, math.log(i + 1) / math.log(64)) for i in range(150)]
     assert on.query_scale is not None
@@ -245,11 +245,11 @@ def test_log_scale(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["rerope", "leaky_rerope", "self_extend"])
-def test_a_window_larger_than_the_prompt_is_the_identity_even_past_the_pretraining_window(name: str) -> None:
+def test_a_window_larger_than_the_prompt_gives_the_identity_even_past_the_pretraining_window(name: str) -> None:
     assert posenc.strategy(name, window=64, window_size=100, log_scale=True).plan(100).is_identity
 
 
-def test_string_attention_factor() -> None:
+def test_string_scales_only_the_logits_of_shifted_text() -> None:
     strategy = posenc.strategy("string", window=90)
     assert strategy.plan(30).is_identity
     scale = strategy.plan(31).query_scale

@@ -1,4 +1,4 @@
-"""Runs of new tokens that share a plan, against the definition: one token after the other."""
+"""Runs of new tokens that share a plan, compared with the definition, which takes one token after the other."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ WINDOW = 64
 
 @st.composite
 def schedules(draw: st.DrawFn) -> Schedule:
-    """Schedules as they may grow: a plan from the first token on, each later one from a longer row on."""
+    """Schedules that can arise: a plan from the first token on, each later plan from a longer row on."""
     starts = sorted(draw(st.sets(st.integers(2, 30), max_size=6)))
     return Schedule(tuple((start, draw(st.integers(start, 60))) for start in (1, *starts)))
 
 
 def prompt_of(schedule: Schedule, token: int) -> int:
-    """The prompt of the newest entry that was there when the row became ``token + 1`` tokens long."""
+    """The prompt of the newest entry that existed when the row became ``token + 1`` tokens long."""
     (*_, prompt) = (prompt for start, prompt in schedule.entries if start <= token + 1)
     return prompt
 
@@ -34,7 +34,7 @@ def test_pieces_are_the_plans_of_the_single_tokens(schedule: Schedule, before: i
 
 
 @given(rule=st.integers(1, 9), chunks=st.lists(st.integers(1, 7), min_size=1, max_size=12))
-def test_chunks_of_decoded_tokens_share_out_what_single_tokens_use(rule: int, chunks: list[int]) -> None:
+def test_chunks_of_decoded_tokens_use_the_same_plans_as_single_tokens(rule: int, chunks: list[int]) -> None:
     own = Planner(posenc.strategy("lampe", window=WINDOW, head=8, tail=5, mapping=30, replan=rule))
     at_once = single = own.extend(Schedule(), 0, 70)
     before, uses, expected = 70, [], []

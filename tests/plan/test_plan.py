@@ -1,4 +1,4 @@
-"""Segment and PositionPlan on their own, against dense pictures of the same thing."""
+"""Segment and PositionPlan on their own, compared with dense matrices of the same plan."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ some = settings(deadline=None, max_examples=60)
 
 @st.composite
 def random_plans(draw: st.DrawFn) -> PositionPlan:
-    """Two to four bands with arbitrary positions, negative and fractional ones included."""
+    """Two to four bands with arbitrary positions, including negative and fractional ones."""
     total = draw(st.integers(1, 40))
     edges = sorted(draw(st.sets(st.integers(1, 45), max_size=3)))
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -80,7 +80,7 @@ def test_prefix_and_suffix_are_corners_of_the_dense_plan(data: st.DataObject, pl
         part.check()
 
 
-def test_a_part_whose_scale_is_all_ones_has_none() -> None:
+def test_a_part_whose_scale_is_all_ones_has_no_scale() -> None:
     plan = posenc.strategy("rerope", window=64, window_size=10).plan(5, 80)
     assert plan.query_scale is not None
     assert plan.prefix(11).query_scale is None
@@ -183,7 +183,7 @@ def test_check_names_the_pair_and_the_segments() -> None:
         assert f"{which}_positions must cover 10 tokens" in message_of(replace(plan, segments=(cut, far)))
 
 
-def test_check_refuses_positions_and_bounds_that_mean_nothing() -> None:
+def test_check_refuses_invalid_positions_and_bounds() -> None:
     plan, near, far = two_parts()
     below = replace(near, key_start=near.key_start - 1)
     assert message_of(replace(plan, segments=(below, far))) == "segment 'window': key_start is negative."
@@ -193,12 +193,12 @@ def test_check_refuses_positions_and_bounds_that_mean_nothing() -> None:
         assert message_of(replace(plan, segments=(near, lost))) == message
 
 
-def test_check_of_a_plan_without_segments() -> None:
+def test_check_refuses_a_plan_without_segments() -> None:
     plan, _, _ = two_parts()
     assert message_of(replace(plan, segments=())) == "pair (i=0, j=0) is attended by no segment."
 
 
-def test_check_allows_dropping_but_not_the_future_or_twice() -> None:
+def test_check_may_allow_dropped_pairs_but_never_future_or_doubled_ones() -> None:
     plan, near, far = two_parts()
     replace(plan, segments=(near,)).check(drops_keys=True)
     ahead = replace(near, key_stop=near.key_stop + 1)
@@ -207,7 +207,7 @@ def test_check_allows_dropping_but_not_the_future_or_twice() -> None:
             replace(plan, segments=broken).check(drops_keys=True)
 
 
-def test_explain() -> None:
+def test_explain_prints_every_segment() -> None:
     strategy = posenc.strategy("lampe", window=1024, head=512, tail=200, mapping=1536)
     text = strategy.plan(2048, 2060).explain()
     lines = text.splitlines()
@@ -226,7 +226,7 @@ def test_explain() -> None:
         assert name in ("head", "middle", "tail")
 
 
-def test_explain_says_what_is_plain_and_what_is_dropped() -> None:
+def test_explain_says_which_pairs_are_plain_and_which_are_dropped() -> None:
     plain = posenc.strategy("rope").plan(10).explain()
     assert "identity: plain RoPE" in plain
     assert "unknown window" in plain

@@ -44,11 +44,11 @@ def generate(model: Any, length: int) -> None:
         ("leaky_rerope", {"factor": 1.5}, "sees distances up to"),
     ],
 )
-def test_one_warning_for_a_handle(name: str, params: dict[str, Any], says: str, said: pytest.LogCaptureFixture) -> None:
+def test_a_handle_warns_once(name: str, params: dict[str, Any], says: str, said: pytest.LogCaptureFixture) -> None:
     model = tiny.make("llama")
     with posenc.apply(model, name, **params):
         generate(model, 30)
-        assert not said.messages  # inside the window nothing is wrong
+        assert not said.messages  # there is nothing to warn about inside the window
         generate(model, 150)
         generate(model, 150)
         generate(model, 160)
@@ -71,9 +71,7 @@ def test_one_warning_for_a_handle(name: str, params: dict[str, Any], says: str, 
         ("leaky_rerope", {"factor": 1.5, "frequencies": "linear"}),
     ],
 )
-def test_no_warning_for_plans_that_are_intended(
-    name: str, params: dict[str, Any], said: pytest.LogCaptureFixture
-) -> None:
+def test_intended_plans_cause_no_warning(name: str, params: dict[str, Any], said: pytest.LogCaptureFixture) -> None:
     model = tiny.make("llama")
     with posenc.apply(model, name, **params):
         generate(model, 150)

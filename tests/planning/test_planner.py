@@ -1,4 +1,4 @@
-"""The rules of lengths over time, without a model."""
+"""The rules of how plans follow the lengths over time, without a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def decode(own: Planner, schedule: Schedule, before: int, tokens: int) -> Schedu
     return schedule
 
 
-def test_prompt_decode_and_turn() -> None:
+def test_a_turn_gets_a_new_plan_and_decoded_tokens_do_not() -> None:
     own = planner()
     schedule = own.extend(Schedule(), 0, 50)
     assert schedule.entries == ((1, 50),)
@@ -34,7 +34,7 @@ def test_prompt_decode_and_turn() -> None:
     assert turn.entries == ((1, 50), (56, 60))
     assert turn.pieces(50, 60) == ((50, 55, 50), (55, 60, 60))
     assert [turn.prompt_at(n) for n in (1, 55, 56, 60, 99)] == [50, 50, 60, 60, 60]
-    assert own.extend(turn, 60, 60) == turn  # a row that got only padding
+    assert own.extend(turn, 60, 60) == turn  # a row that received only padding
 
 
 def test_one_token_is_never_a_turn() -> None:
@@ -45,7 +45,7 @@ def test_one_token_is_never_a_turn() -> None:
 
 @pytest.mark.parametrize("at", [50, 60])
 def test_candidates_equal_decoding_one_by_one(at: int) -> None:
-    # at 60 the candidates cross the window, where the identity plan of the short prompt is re-made
+    # at 60 the candidates cross the window, where the identity plan of the short prompt is replaced
     for own in (planner(), planner(replan=7), planner(replan="never"), planner("dynamic")):
         start = decode(own, own.extend(Schedule(), 0, 10), 10, at - 10)
         assert own.extend(start, at, at + 9, candidates=8) == decode(own, start, at, 9)
@@ -54,7 +54,7 @@ def test_candidates_equal_decoding_one_by_one(at: int) -> None:
     assert first == decode(own, own.extend(Schedule(), 0, 50), 50, 9)
 
 
-def test_replan_before_the_window_is_left() -> None:
+def test_a_new_plan_is_made_before_the_window_is_left() -> None:
     own = planner()
     schedule = decode(own, own.extend(Schedule(), 0, 10), 10, 200)
     prompts = [prompt for _, prompt in schedule.entries]
@@ -94,7 +94,7 @@ def test_a_short_chat_leaves_the_identity_plan_before_the_window_ends(name: str)
         assert own.plan(schedule.prompt_at(length), length).max_relative < WINDOW
 
 
-def test_announced_prompt() -> None:
+def test_an_announced_prompt_length_is_used_for_all_chunks() -> None:
     own = planner()
     schedule = own.extend(Schedule(), 0, 40, announced=90)
     schedule = own.extend(schedule, 40, 89, announced=90)
@@ -107,7 +107,7 @@ def test_announced_prompt() -> None:
         own.extend(Schedule(), 0, 95, announced=90)
 
 
-def test_spans() -> None:
+def test_spans_are_joined_and_cut() -> None:
     import torch
 
     assert _runs(torch.tensor([0, 1, 1, 0, 1]).bool()) == ((1, 3), (4, 5))

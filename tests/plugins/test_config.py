@@ -1,4 +1,4 @@
-"""posenc.yaml: what is read, what is refused, and which key path the message names."""
+"""posenc.yaml: which files are read, which are refused, and which key path the message names."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_parameters_sit_beside_the_name(tmp_path: Path) -> None:
     assert read_config(config.as_dict()) == config
 
 
-def test_a_window_in_the_file_wins(tmp_path: Path) -> None:
+def test_a_window_in_the_file_takes_precedence(tmp_path: Path) -> None:
     config = posenc.load_config(write(tmp_path, {"strategy": {"name": "rerope", "window": 80}}))
     assert config.make(640).window == 80
 
 
-def test_lampe_with_yarn(tmp_path: Path) -> None:
+def test_lampe_with_yarn_has_the_positions_of_one_and_the_frequencies_of_the_other(tmp_path: Path) -> None:
     content = {
         "strategy": {"name": "lampe", "mapping": {"c": 60, "a": 0.01, "b": 0}, "active_from": 50},
         "frequencies": {"name": "yarn", "factor": 2},
@@ -68,7 +68,7 @@ def test_lampe_with_yarn(tmp_path: Path) -> None:
         assert text in both.paper
 
 
-def test_only_one_of_each_kind_composes() -> None:
+def test_only_one_strategy_of_each_kind_can_be_composed() -> None:
     with pytest.raises(posenc.InvalidConfigError, match=r"^frequencies\.name: 'rerope' does not change frequencies"):
         read_config({"strategy": "lampe", "frequencies": "rerope"}).make(64)
     with pytest.raises(posenc.InvalidConfigError, match="'yarn' changes frequencies itself"):
@@ -100,7 +100,7 @@ def test_bad_files_name_the_file_and_the_key(content: str, says: str, tmp_path: 
     assert says in str(caught.value)
 
 
-def test_unreadable_files(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(posenc.InvalidConfigError, match="cannot be read"):
         posenc.load_config(tmp_path / "missing.yaml")
     with pytest.raises(posenc.InvalidConfigError, match="cannot be read"):
@@ -111,7 +111,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
         posenc.load_config(binary)
 
 
-def test_yaml_can_run_no_code(tmp_path: Path) -> None:
+def test_yaml_cannot_run_code(tmp_path: Path) -> None:
     file = write(tmp_path, "strategy: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(posenc.InvalidConfigError, match="not valid YAML"):
         posenc.load_config(file)
@@ -124,7 +124,7 @@ def test_unknown_names_are_errors_when_the_file_is_read(where: str, tmp_path: Pa
         posenc.load_config(write(tmp_path, content))
 
 
-def test_wrong_parameters_name_strategy_and_key(tmp_path: Path) -> None:
+def test_wrong_parameters_name_the_strategy_and_the_key(tmp_path: Path) -> None:
     config = posenc.load_config(write(tmp_path, {"strategy": {"name": "self_extend", "gruop": 4}}))
     with pytest.raises(posenc.InvalidConfigError, match=r"^self_extend\.gruop: no such key"):
         config.make(64)

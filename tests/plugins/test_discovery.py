@@ -16,7 +16,7 @@ from posenc.plugins import discover, plugin_records
 from tests.plugins.fakes import GOOD, Install, assert_built_ins_work, failures, shown
 
 
-def test_a_third_party_strategy_is_found_like_a_built_in(install: Install) -> None:
+def test_a_third_party_strategy_is_discovered_like_a_built_in(install: Install) -> None:
     module = install(GOOD.format(name="mine"))
     info = posenc.strategies()["mine"]
     assert (info.distribution, info.paper) == ("fake-plugin", "nobody, 2026")
@@ -24,11 +24,11 @@ def test_a_third_party_strategy_is_found_like_a_built_in(install: Install) -> No
     (record,) = [r for r in plugin_records() if r.distribution == "fake-plugin"]
     assert (record.module, record.version, record.failures) == (module, "1.2", ())
     assert record.provides == ("strategy mine",)
-    assert next(iter(posenc.strategies())) == "rope"  # built-ins first, whatever sys.path says
+    assert next(iter(posenc.strategies())) == "rope"  # built-ins first, whatever the order of sys.path
     assert_built_ins_work()
 
 
-def test_it_is_gone_when_uninstalled() -> None:
+def test_an_uninstalled_plugin_disappears() -> None:
     assert "mine" not in posenc.strategies()
     assert posenc.strategies().get("mine") is None
 
@@ -59,7 +59,7 @@ def test_a_name_claimed_twice_is_refused_until_one_is_chosen(install: Install, m
     assert posenc.strategies()["lampe"].distribution == "posenc"
 
 
-def test_two_third_parties_can_clash_too(install: Install) -> None:
+def test_a_clash_of_two_third_parties_is_refused_too(install: Install) -> None:
     for distribution in ("first", "second"):
         install(GOOD.format(name="shared"), distribution=distribution)
     with pytest.raises(posenc.PluginError, match="first, second"):
@@ -90,7 +90,7 @@ def test_posenc_plugins_filters_distributions(
 
 
 def test_no_module_has_the_name_of_a_public_function() -> None:
-    """Importing ``posenc.x`` sets the attribute ``x`` of the package, and would hide a function of that name."""
+    """Importing ``posenc.x`` sets the attribute ``x`` of the package, which would hide a function of that name."""
     modules = {module.name for module in pkgutil.iter_modules(posenc.__path__)}
     assert modules & set(posenc.__all__) == set()
 

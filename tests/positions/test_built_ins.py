@@ -1,4 +1,4 @@
-"""Facts of the built-in strategies that the public contract (tests/contract) does not ask of everyone."""
+"""Properties of the built-in strategies that the public contract (tests/contract) does not require of all."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(level)
 
 
-# The largest prompt each strategy leaves alone at window 64, from the specification's table.
+# The longest prompt that each strategy leaves alone at window 64, from the table of the specification.
 INACTIVE_AT_64 = {
     "self_extend": 16,
     "rerope": 8,
@@ -48,8 +48,8 @@ def test_short_prompts_are_left_alone(name: str) -> None:
     assert not strategy.plan(last + 1).is_identity
 
 
-def test_capabilities_are_used_by_the_built_ins() -> None:
-    """A promise nobody breaks is untested: some built-in must break each one."""
+def test_every_capability_makes_a_difference_for_some_built_in() -> None:
+    """A promise that no strategy breaks is untested, so some built-in must break each one."""
     by_name = {name: posenc.strategies()[name].capabilities for name in NAMES}
     assert {name for name, c in by_name.items() if not c.monotone} >= {"dca", "string"}
     assert {name for name, c in by_name.items() if c.drops_keys} >= {"lm_infinite", "streaming_llm"}

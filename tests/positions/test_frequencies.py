@@ -25,7 +25,7 @@ DIVISORS = {
 
 
 def stock(rope_type: str, *, theta: float, dim: int, length: int, **values: Any) -> tuple[torch.Tensor, float]:
-    """What transformers computes for a real model configuration."""
+    """The frequencies and the factor that transformers computes for a real model configuration."""
     parameters = {"rope_type": rope_type, "rope_theta": theta, **values}
     if rope_type in ("yarn", "llama3", "longrope"):
         parameters["original_max_position_embeddings"] = WINDOW
@@ -52,7 +52,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize("theta", [10000.0, 500000.0, 1e6])
 @pytest.mark.parametrize("dim", [32, 64, 8])
 @pytest.mark.parametrize("prompt", [100, 512, 513, 3000])
-def test_equal_to_transformers_bit_for_bit(
+def test_frequencies_equal_those_of_transformers_bit_for_bit(
     name: str, params: dict[str, Any], theta: float, dim: int, prompt: int
 ) -> None:
     if name == "longrope" and dim != DIM:
@@ -61,7 +61,7 @@ def test_equal_to_transformers_bit_for_bit(
     found = posenc.strategy(name, window=WINDOW, **params).rotary(base, prompt)
     inv_freq, scaling = stock(name, theta=theta, dim=dim, length=prompt, **params)
     assert found.inv_freq.dtype == inv_freq.dtype
-    if name == "yarn" and params["factor"] == 1:  # transformers rounds the mix of a frequency with itself
+    if name == "yarn" and params["factor"] == 1:  # transformers rounds when it mixes a frequency with itself
         assert torch.allclose(found.inv_freq, inv_freq, rtol=1e-6, atol=0)
         inv_freq = base.inv_freq
     assert torch.equal(found.inv_freq, inv_freq)
@@ -69,7 +69,7 @@ def test_equal_to_transformers_bit_for_bit(
     assert (found.style, found.channels, found.theta) == (base.style, base.channels, base.theta)
 
 
-def test_known_values() -> None:
+def test_frequencies_have_known_values() -> None:
     base = Rotary.from_theta(THETA, DIM)
     inverse = base.inv_freq
 
@@ -95,7 +95,7 @@ def test_known_values() -> None:
 
 
 @pytest.mark.parametrize("name", ["linear", "dynamic", "ntk", "yarn", "llama3", "longrope"])
-def test_theta_is_read_off_geometric_frequencies(name: str) -> None:
+def test_theta_is_recovered_from_geometric_frequencies(name: str) -> None:
     strategy = posenc.strategy(name, window=WINDOW)
     for theta in (10000.0, 500000.0):
         known = Rotary.from_theta(theta, DIM)
@@ -119,7 +119,7 @@ def test_frequencies_that_are_not_geometric_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("theta", [None, THETA])
-def test_other_formulas_change_the_frequencies_that_are_there(theta: float | None) -> None:
+def test_other_formulas_change_the_existing_frequencies(theta: float | None) -> None:
     base = Rotary(BENT, 1.25, theta=theta)
     shares = torch.arange(DIM // 2) / (DIM // 2 - 1)
     for name, params, expected in (
@@ -139,7 +139,7 @@ def test_other_formulas_change_the_frequencies_that_are_there(theta: float | Non
 
 @pytest.mark.parametrize("name", ["linear", "dynamic", "ntk", "yarn", "llama3", "longrope"])
 def test_rounded_frequencies_stay_rounded(name: str) -> None:
-    """A model that was cast to bfloat16 has rounded frequencies, and those are what is scaled."""
+    """A model that was cast to bfloat16 has rounded frequencies, and it is these that are scaled."""
     plain = Rotary.from_theta(THETA, DIM)
     rounded = Rotary(plain.inv_freq.bfloat16(), theta=THETA)
     strategy = posenc.strategy(name, window=WINDOW, factor=4.0)
@@ -166,7 +166,7 @@ def test_a_factor_of_one_changes_no_bit(name: str, base: Rotary) -> None:
     assert found.attention_scaling == base.attention_scaling
 
 
-def test_what_cannot_be_replaced_is_refused() -> None:
+def test_a_scaling_that_cannot_be_replaced_is_refused() -> None:
     for base, why in (
         (Rotary(BENT, theta=THETA, scaling="proportional"), "more than a scaling"),
         (Rotary(BENT, scaling="llama3"), "its theta is not known"),
@@ -176,18 +176,18 @@ def test_what_cannot_be_replaced_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["dynamic", "yarn", "llama3", "longrope"])
-def test_the_window_is_asked_for(name: str) -> None:
+def test_a_missing_window_is_an_error(name: str) -> None:
     with pytest.raises(posenc.InvalidConfigError, match=rf"^{name}\.window: .*Pass window="):
         posenc.strategy(name).rotary(Rotary.from_theta(THETA, DIM), 2048)
 
 
 @pytest.mark.parametrize("name", ["ntk", "dynamic"])
-def test_one_frequency_is_too_few(name: str) -> None:
+def test_a_single_frequency_is_refused(name: str) -> None:
     with pytest.raises(posenc.InvalidConfigError, match="at least two rotary frequencies"):
         posenc.strategy(name, window=WINDOW).rotary(Rotary.from_theta(THETA, 2), 2048)
 
 
-def test_lists_must_fit_the_model() -> None:
+def test_lists_of_another_length_than_the_models_frequencies_are_refused() -> None:
     base = Rotary.from_theta(THETA, DIM)
     with pytest.raises(posenc.InvalidConfigError, match=r"^longrope\.long_factor: 3 divisors.*16 rotary frequencies"):
         posenc.strategy("longrope", window=WINDOW, long_factor=[1, 2, 3]).rotary(base, 2048)
@@ -205,7 +205,7 @@ def test_lists_must_fit_the_model() -> None:
         assert cos.shape == (100, 16)
 
 
-def test_the_built_in_strategies_load_without_torch() -> None:
+def test_the_built_in_strategies_plan_without_torch() -> None:
     code = (
         "import sys, posenc_plugins; from posenc.planning.composed import ComposedStrategy; "
         "required = {'auto': {'calibration': {'ranges': [{'up_to': 9, 'pick': {'strategy': 'dca', 'because': ''}}]}}}; "

@@ -35,7 +35,9 @@ def lampe(**params: Any) -> Lampe:
         (4096, 1024, 200, 1994, 201, 525, 1473),
     ],
 )
-def test_golden_values(prompt: int, head: int, tail: int, mapping: int, start: int, b1: int, b2: int) -> None:
+def test_plans_have_golden_values(
+    prompt: int, head: int, tail: int, mapping: int, start: int, b1: int, b2: int
+) -> None:
     strategy = lampe(head=head, tail=tail, mapping=mapping)
     assert strategy.split(prompt) == Split(mapping, prompt - start, start, b1, b2)
     names = [segment.name for segment in strategy.plan(prompt).segments]
@@ -60,7 +62,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize("profile", TABLE)
-def test_profiles(profile: str) -> None:
+def test_profiles_have_known_mapping_lengths(profile: str) -> None:
     strategy = lampe(window=4096, mapping=profile)
     assert [strategy.mapping_length(length) for length in LENGTHS] == TABLE[profile]
     official = lampe(window=4096, mapping=profile, compat="official")
@@ -79,14 +81,14 @@ def test_the_1536_constant_belongs_to_the_published_code_and_to_profiles() -> No
     assert lampe(window=4096, mapping=same_numbers, compat="official").mapping_length(4000) == PROFILES["llama3"](4000)
 
 
-def test_mapping_forms() -> None:
+def test_a_mapping_is_a_number_or_a_curve() -> None:
     assert lampe(window=512, mapping=77).mapping_length(5000) == 77
     curve = {"c": 300.0, "a": 0.001, "b": -2.0}
     assert lampe(window=512, mapping=curve).mapping_length(2000) == int(300 / (1 + math.exp(-(0.001 * 2000 - 2.0))))
     assert MappingCurve(c=5, a=0, b=-800)(10) == 0  # no overflow
 
 
-def test_fallback_is_llama3s_shape_at_the_models_window_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_fallback_has_llama3s_shape_at_the_models_window_and_warns_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="posenc"):
         strategy = lampe(window=2048)
         strategy.plan(5000)
@@ -98,7 +100,7 @@ def test_fallback_is_llama3s_shape_at_the_models_window_with_one_warning(caplog:
 
 
 @pytest.mark.parametrize("mapping", ["llama2", 300, {"c": 300, "a": 0.001, "b": -2}])
-def test_a_given_mapping_warns_of_nothing(mapping: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_given_mapping_does_not_warn(mapping: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="posenc"):
         lampe(window=2048, mapping=mapping).plan(5000)
     assert not caplog.records
@@ -106,7 +108,7 @@ def test_a_given_mapping_warns_of_nothing(mapping: Any, caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
 @pytest.mark.parametrize("nested", [True, False])
-def test_calibration_files(suffix: str, nested: bool, tmp_path: Path) -> None:
+def test_a_mapping_is_read_from_a_calibration_file(suffix: str, nested: bool, tmp_path: Path) -> None:
     curve = {"c": 1500.5, "a": 0.0004, "b": -2.5}
     content: dict[str, Any] = {"window": 2048, "model": "some model", **({"mapping": curve} if nested else curve)}
     file = tmp_path / f"calibration.{suffix}"
@@ -115,7 +117,7 @@ def test_calibration_files(suffix: str, nested: bool, tmp_path: Path) -> None:
         strategy = lampe(window=2048, mapping=given_path)
         assert strategy.mapping_length(9000) == MappingCurve(**curve)(9000)
     described = strategy.describe()
-    assert described == {"name": "lampe", "mapping": curve}  # the path would not travel
+    assert described == {"name": "lampe", "mapping": curve}  # the values, since the path would be useless elsewhere
     assert posenc.strategy(window=2048, **described).plan(9000).max_relative == strategy.plan(9000).max_relative
 
 
@@ -134,7 +136,7 @@ def test_calibration_files(suffix: str, nested: bool, tmp_path: Path) -> None:
         (b"{c: 5, a: -1, b: 2}\n", "a: "),
     ],
 )
-def test_bad_calibration_files(content: bytes, says: str, tmp_path: Path) -> None:
+def test_bad_calibration_files_are_refused(content: bytes, says: str, tmp_path: Path) -> None:
     file = tmp_path / "bad.yaml"
     file.write_bytes(content)
     with pytest.raises(posenc.InvalidConfigError, match=r"^lampe\.mapping: ") as caught:
@@ -143,7 +145,7 @@ def test_bad_calibration_files(content: bytes, says: str, tmp_path: Path) -> Non
     assert str(file) in str(caught.value)
 
 
-def test_a_directory_or_missing_file_is_no_mapping(tmp_path: Path) -> None:
+def test_a_directory_or_a_missing_file_is_refused_as_a_mapping(tmp_path: Path) -> None:
     with pytest.raises(posenc.InvalidConfigError, match=r"^lampe\.mapping: .*cannot be read"):
         lampe(window=2048, mapping=str(tmp_path))
     with pytest.raises(posenc.InvalidConfigError, match=r"^lampe\.mapping: no profile and no file.*posenc calibrate"):
@@ -158,13 +160,13 @@ def test_bad_mappings_name_the_key(mapping: Any) -> None:
         lampe(window=2048, mapping=mapping)
 
 
-def test_identity_borders() -> None:
+def test_the_identity_ends_exactly_at_its_borders() -> None:
     strategy = lampe(head=50, tail=10, mapping=60)
     assert strategy.plan(99).is_identity  # P < 2H
     assert not strategy.plan(100).is_identity
     assert lampe(head=5, tail=5, mapping=60).plan(61).is_identity  # U >= P - 1
     assert not lampe(head=5, tail=5, mapping=60).plan(62).is_identity
-    assert lampe(head=50, tail=50, mapping=1).plan(100).is_identity  # m is 0 up to 98, so R = 98 leaves no middle
+    assert lampe(head=50, tail=50, mapping=1).plan(100).is_identity  # m is 0 up to 98, so R = 98 and no middle
     assert lampe(head=20, tail=90, mapping=60).plan(100).is_identity  # P - R <= H
     assert lampe(head=20, tail=80, mapping=60).plan(100).is_identity  # R = 80, so P - R == H
     assert not lampe(head=20, tail=79, mapping=60).plan(100).is_identity
@@ -173,7 +175,7 @@ def test_identity_borders() -> None:
     assert inactive.plan(100).query_scale is None
 
 
-def test_attention_factor() -> None:
+def test_the_attention_factor_scales_active_plans_only() -> None:
     active = lampe(head=8, tail=4, mapping=40).plan(100, 105)
     assert active.query_scale is not None
     np.testing.assert_allclose(active.query_scale, FACTOR_SQUARED, rtol=1e-15)
@@ -182,13 +184,13 @@ def test_attention_factor() -> None:
     half = lampe(head=8, tail=4, mapping=40, attention_factor=0.5).plan(100).query_scale
     assert half is not None
     assert set(half) == {0.25}
-    for prompt in (5, 100):  # published: on short inputs too
+    for prompt in (5, 100):  # the published code scales short inputs too
         scale = lampe(head=8, tail=4, mapping=40, compat="official").plan(prompt).query_scale
         assert scale is not None
         np.testing.assert_allclose(scale, FACTOR_SQUARED, rtol=1e-15)
 
 
-def test_distances_are_continuous_at_both_borders_unless_asked_not_to() -> None:
+def test_distances_are_continuous_at_both_borders_unless_turned_off() -> None:
     def last_row(**params: Any) -> np.ndarray:
         return lampe(head=64, tail=20, mapping=200, **params).plan(1000).relative_positions()[-1, ::-1]
 
@@ -198,7 +200,7 @@ def test_distances_are_continuous_at_both_borders_unless_asked_not_to() -> None:
     assert broken.max() > 100
 
 
-def test_granularity() -> None:
+def test_granularity_chooses_the_segments() -> None:
     def names(kind: str) -> list[str]:
         return [s.name for s in lampe(head=8, tail=4, mapping=40, granularity=kind).plan(200).segments]
 
@@ -241,7 +243,7 @@ def test_official_decoding_freezes_the_map() -> None:
     assert set(middle.key_positions[99:]) == {middle.key_positions[99]}
     at_head = [plan.relative_positions()[i, i - 8] for i in range(99, 130)]
     assert at_head[0] > at_head[7]  # the distance at d = H shrinks as tokens are generated
-    assert len(set(at_head[9:])) == 1  # beyond H new tokens the published code crashes; the rule goes on
+    assert len(set(at_head[9:])) == 1  # beyond H new tokens the published code crashes; the rule continues
     plan.check()
 
 

@@ -1,4 +1,4 @@
-"""Results that nothing had to be measured for."""
+"""Made-up results, for which nothing had to be measured."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def sweep(**changes: Any) -> Sweep:
 
 
 def score(loss: float) -> dict[str, Any]:
-    """As a calibration file has it."""
+    """A score as in a calibration file."""
     return {"loss": loss, "standard_error": 0.05, "over_native": -0.5, "over_native_error": 0.02, "documents": 4}
 
 

@@ -1,6 +1,6 @@
-"""The page in a real browser: no request, and no sideways scrolling at the width of a phone.
+"""The page in a real browser makes no request, and does not scroll sideways at the width of a phone.
 
-Needs Chromium. CI installs it (scripts/ci-packages.sh) and fails without it; elsewhere these tests are left out.
+The tests need Chromium. CI installs it (scripts/ci-packages.sh) and fails without it; elsewhere they are skipped.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Noting(SimpleHTTPRequestHandler):
-    """Serves a folder and notes what is asked for."""
+    """Serves a folder and records the requested paths."""
 
     asked: ClassVar[list[str]] = []
 
@@ -90,7 +90,7 @@ def look(page: Path, width: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
-def test_the_page_fits_and_asks_for_nothing(width: int, page: Path):
+def test_the_page_fits_and_makes_no_request(width: int, page: Path):
     found = look(page, width)
     assert found["view"] == width
     assert found["width"] <= width, found["wide"]
@@ -102,7 +102,7 @@ def test_the_page_fits_and_asks_for_nothing(width: int, page: Path):
     assert found["smallest"] >= 10
 
 
-def test_the_measurement_notices_a_page_that_is_too_wide_or_asks(page: Path, tmp_path: Path):
+def test_the_measurement_detects_a_page_that_is_too_wide_or_makes_requests(page: Path, tmp_path: Path):
     html = page.read_text(encoding="utf-8").replace("Content-Security-Policy", "x-none")
     spoilt = (
         '<img src="missing.png"><img src="http://127.0.0.1:9/outside.png"><div style="width:900px">wide</div></body>'

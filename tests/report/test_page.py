@@ -1,4 +1,4 @@
-"""The page: every number with its error and its command, nothing from elsewhere, damaged results named."""
+"""The page has every number with its error and its command, loads nothing, and names damaged results."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_ratios_are_paired():
     assert [scores[1].value for scores in table.rows.values() if scores[1]][1] == 1.0
 
 
-def test_a_strategy_is_compared_with_the_one_its_suite_names():
+def test_a_strategy_is_compared_with_the_one_that_its_suite_names():
     sweep = results.sweep()
     losses, found = pair_tables(sweep)
     assert list(losses.rows) == list(found.rows) == ["lampe + yarn, against lampe"]
@@ -111,11 +111,11 @@ def test_seeds_are_pooled():
         (1.0, 0.0, "1.00 ± 0.00"),
     ],
 )
-def test_numbers_as_people_write_them(value: float, error: float, shown: str):
+def test_numbers_are_rounded_to_their_errors(value: float, error: float, shown: str):
     assert with_error(value, error) == shown
 
 
-def test_both_pages_hold_every_number_and_command(page: tuple[str, str]):
+def test_both_pages_contain_every_number_and_command(page: tuple[str, str]):
     for text in page:
         assert "posenc eval made-up.yaml" in text
         assert "posenc calibrate tiny --text novel.txt --json" in text
@@ -131,7 +131,7 @@ def test_both_pages_hold_every_number_and_command(page: tuple[str, str]):
 
 
 class Outside(HTMLParser):
-    """Notes every address that a page asks for, and checks that tags are closed."""
+    """Records every address that a page requests, and checks that tags are closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class Outside(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_asks_for_nothing(page: tuple[str, str]):
+def test_the_page_makes_no_request(page: tuple[str, str]):
     html = page[0]
     reader = Outside()
     reader.feed(html)
@@ -167,7 +167,7 @@ def test_the_page_asks_for_nothing(page: tuple[str, str]):
     assert '<meta name="viewport" content="width=device-width' in html
 
 
-def test_what_users_wrote_is_text(tmp_path: Path):
+def test_text_from_users_is_escaped(tmp_path: Path):
     sweep = results.sweep(name="<script>alert(1)</script>", command="posenc eval 'a<b>.yaml'")
     from posenc.evaluate.sweep.results import write_sweep
 
@@ -202,13 +202,13 @@ def test_higher_values_are_higher_up():
 
 
 @pytest.mark.parametrize(("low", "high", "log"), [(0, 1, False), (3.1, 3.4, False), (8, 450, True), (8.9, 9.1, True)])
-def test_ticks_are_few_and_inside(low: float, high: float, log: bool):
+def test_ticks_are_few_and_inside_the_range(low: float, high: float, log: bool):
     found = ticks(low, high, log=log)
     assert 2 <= len(found) <= 10
     assert all(low <= tick <= high for tick in found)
 
 
-def test_a_map_shows_what_the_plan_says():
+def test_a_map_shows_the_plan():
     plan = posenc.strategy("rope", window=256).plan(1000)
     data = base64.b64decode(map_address(plan, 256).partition(",")[2])
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
@@ -240,7 +240,7 @@ def test_lightness_grows_along_the_scale():
         ("a.yaml", "a: [", "not a result of posenc eval, posenc calibrate or posenc bench"),
     ],
 )
-def test_files_that_are_no_results(name: str, content: str, said: str, tmp_path: Path):
+def test_files_that_are_not_results_are_refused(name: str, content: str, said: str, tmp_path: Path):
     (tmp_path / name).write_text(content)
     with pytest.raises(PosencError, match=said):
         collect([tmp_path / name])
@@ -274,7 +274,7 @@ def test_v_curves_are_paired_with_the_best_candidate(tmp_path: Path):
     first, best, dropped = curve.lines["head 64"]
     assert (first.x, first.y, first.error) == (64, pytest.approx(3.2), pytest.approx(0, abs=1e-12))
     assert (best.x, best.y, best.error) == (128, pytest.approx(3.0), 0)
-    assert (dropped.x, dropped.y) == (512, pytest.approx(3.0 + (1.0 + 1.4) / 2))  # over the two documents both have
+    assert (dropped.x, dropped.y) == (512, pytest.approx(3.0 + (1.0 + 1.4) / 2))  # over their two common documents
     assert dropped.error == pytest.approx(0.2)
     assert found.choices[0] == ["1024", "native", "", "", "148.41 ± 7.42", "181.27 ± 9.06"]
     assert found.choices[2][:4] == ["1024", "lampe, fitted curve", "head=64, curve", "1"]
@@ -301,7 +301,7 @@ def test_a_busy_machine_is_printed_bold(tmp_path: Path):
     assert "**The machine was busy" in markdown
 
 
-def test_nothing_to_report(tmp_path: Path):
+def test_a_folder_without_results_is_refused(tmp_path: Path):
     (tmp_path / "notes.json").write_text("{}")
     with pytest.raises(InvalidInputError, match="no results here"):
         collect([tmp_path])

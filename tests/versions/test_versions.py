@@ -1,7 +1,7 @@
-"""What must hold on the oldest and on the newest transformers: ``make test-versions`` runs this with both.
+"""Tests for the oldest and the newest transformers; ``make test-versions`` runs them with both.
 
-Held to the float64 decoder of tests/hf/dense.py. Where transformers differs, what it can do decides, never its
-number. Needs pytest and what posenc itself needs.
+Models are compared with the float64 decoder of tests/hf/dense.py. If versions of transformers differ, features decide,
+never version numbers. The tests need only pytest and the dependencies of posenc.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": STEPS}
 
 
 def expected_logits(model: Any, strategy: posenc.PositionStrategy, tokens_L: Tensor, prompt: int) -> Tensor:
-    """float64 [L, vocab] of a prompt and the tokens decoded after it."""
+    """Return float64 logits [L, vocab] of a prompt and the tokens decoded after it."""
     return dense_logits(model, tokens_L, tiny.positions(model, strategy, prompt, len(tokens_L)))
 
 
 def step_by_step(model: Any, ids_BL: Tensor, cache: Any, mask_BL: Tensor | None = None) -> Tensor:
-    """Logits [B, L, vocab] of a prefill of PROMPT tokens and single tokens after it."""
+    """Return logits [B, L, vocab] of a prefill of PROMPT tokens and of single tokens after it."""
     parts = []
     for low, high in [(0, PROMPT), *((at, at + 1) for at in range(PROMPT, ids_BL.shape[1]))]:
         mask = None if mask_BL is None else mask_BL[:, :high]
@@ -46,7 +46,7 @@ def step_by_step(model: Any, ids_BL: Tensor, cache: Any, mask_BL: Tensor | None 
     return torch.cat(parts, 1)
 
 
-def test_the_identity_is_the_model_itself() -> None:
+def test_the_identity_equals_the_model() -> None:
     for family in FAMILIES:
         model, ids = tiny.make(family), tiny.tokens(2, PROMPT)
 
@@ -63,7 +63,7 @@ def test_the_identity_is_the_model_itself() -> None:
 
 @pytest.mark.parametrize("name", REMAPS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_remap_is_the_dense_one(family: str, name: str) -> None:
+def test_a_remap_equals_the_dense_decoder(family: str, name: str) -> None:
     model, strategy = tiny.make(family), posenc.strategy(name, window=tiny.WINDOW, **REMAPS[name])
     ids = tiny.tokens(1, PROMPT + STEPS)
     at_once, decoded = (expected_logits(model, strategy, ids[0], prompt) for prompt in (PROMPT + STEPS, PROMPT))
@@ -78,7 +78,7 @@ def test_a_remap_is_the_dense_one(family: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REMAPS)
-def test_padded_rows_are_what_they_are_alone(name: str) -> None:
+def test_padded_rows_give_the_same_as_alone(name: str) -> None:
     model, strategy = tiny.make("llama"), posenc.strategy(name, window=tiny.WINDOW, **REMAPS[name])
     lengths = (PROMPT, 70, 11)
     ids, mask = tiny.tokens(3, PROMPT + STEPS), torch.ones(3, PROMPT + STEPS, dtype=torch.long)
@@ -93,7 +93,7 @@ def test_padded_rows_are_what_they_are_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("implementation", [None, "static"])
-def test_generate_takes_the_likeliest_token_of_the_dense_logits(implementation: str | None) -> None:
+def test_generate_takes_the_most_likely_token_of_the_dense_logits(implementation: str | None) -> None:
     model, strategy = tiny.make("llama"), posenc.strategy("rerope", window=tiny.WINDOW, **REMAPS["rerope"])
     ids = tiny.tokens(1, PROMPT)
     with posenc.apply(model, strategy):
@@ -103,7 +103,7 @@ def test_generate_takes_the_likeliest_token_of_the_dense_logits(implementation: 
     assert torch.equal(out[0, PROMPT:], expected[PROMPT - 1 : -1].argmax(-1))
 
 
-def test_continuous_batching_is_generate_or_refused() -> None:
+def test_continuous_batching_equals_generate_or_is_refused() -> None:
     model, prompts = tiny.make("llama"), [tiny.tokens(length, seed=length).tolist() for length in (5, 90, 33)]
     settings = {
         "generation_config": GenerationConfig(**GREEDY, eos_token_id=-1, pad_token_id=0),

@@ -1,1 +1,1 @@
-"""``posenc explore``: a local page to choose a strategy's parameters by looking. Needs the extra ``explore``."""
+"""``posenc explore``: a local page to choose a strategy's parameters visually. It needs the extra ``explore``."""

@@ -1,14 +1,13 @@
-"""The web application: one page, made on the server from the address alone, so it works without scripts."""
+"""The web application: one page, made on the server from the address alone, so that it works without scripts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from flask import Flask, Response, render_template, request
 
 from posenc.display.explore.controls import controls, read
-from posenc.display.explore.view import look
+from posenc.display.explore.view import View, make_view
 from posenc.errors import InvalidInputError, PosencError
 from posenc.plugins import OWN_DISTRIBUTION, strategies, strategy_info
 from posenc.positions import IdentityStrategy
@@ -17,7 +16,7 @@ POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; form
 
 
 def make_app(*, name: str, window: int, prompt: int) -> Flask:
-    """The application; the arguments are what the page begins with.
+    """Make the application; the arguments are the choice that the page starts with.
 
     Raises
     ------
@@ -26,12 +25,12 @@ def make_app(*, name: str, window: int, prompt: int) -> Flask:
     """
     strategies()[name]
     app = Flask(__name__)
-    app.config["TRUSTED_HOSTS"] = ["127.0.0.1", "localhost"]  # no other site may ask through a name of its own
-    first = {"strategy": name, "window": str(window), "prompt": str(prompt)}
+    app.config["TRUSTED_HOSTS"] = ["127.0.0.1", "localhost"]  # another site cannot reach it by a name of its own
+    start = {"strategy": name, "window": str(window), "prompt": str(prompt)}
 
     @app.get("/")
     def page() -> tuple[str, int]:
-        return render(request.args or first)
+        return render(request.args or start)
 
     @app.after_request
     def guard(response: Response) -> Response:
@@ -43,30 +42,39 @@ def make_app(*, name: str, window: int, prompt: int) -> Flask:
 
 
 def render(entries: Mapping[str, str]) -> tuple[str, int]:
-    """The page for what somebody entered, and its status: 400 with a message where it cannot be planned."""
-    found = strategies()
-    chosen = entries.get("strategy", IdentityStrategy.name)
+    """Render the page for the entries of its form; returns its text and status, 400 if they cannot be planned."""
+    installed = strategies()
+    name = entries.get("strategy", IdentityStrategy.name)
     info = strategy_info(IdentityStrategy, OWN_DISTRIBUTION)
-    shown: dict[str, Any] = {"view": None, "error": None}
+    view, message = None, None
     try:
-        info = found[chosen]
-        lengths = {key: _tokens(entries, key) for key in ("window", "prompt")}
-        shown["view"] = look(chosen, params=read(entries, info.params), **lengths)
+        info = installed[name]
+        view = _view(name, entries)
     except PosencError as error:
-        shown["error"] = str(error)
-    kinds: dict[str, list[str]] = {"positions": [], "frequencies": []}
-    for each in found.values():
-        kinds[each.kind].append(each.name)
+        message = str(error)
+    names: dict[str, list[str]] = {"positions": [], "frequencies": []}
+    for strategy in installed.values():
+        names[strategy.kind].append(strategy.name)
     text = render_template(
         "page.html",
         info=info,
-        kinds=kinds,
+        names=names,
         controls=controls(info.params),
         entries=entries,
-        kind=info.kind,
-        **shown,
+        view=view,
+        error=message,
     )
-    return text, 200 if shown["error"] is None else 400
+    return text, 200 if message is None else 400
+
+
+def _view(name: str, entries: Mapping[str, str]) -> View:
+    params = strategies()[name].params
+    return make_view(
+        name,
+        window=_tokens(entries, "window"),
+        prompt=_tokens(entries, "prompt"),
+        params=read(entries, params),
+    )
 
 
 def _tokens(entries: Mapping[str, str], key: str) -> int:

@@ -1,10 +1,10 @@
-"""Controls of a form, made from the pydantic model of a strategy's parameters."""
+"""The controls of the form, generated from the pydantic model of a strategy's parameters."""
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
@@ -15,22 +15,22 @@ from posenc.params import RemapParams
 
 @dataclass(frozen=True)
 class Control:
-    """One parameter as a form shows it.
+    """The control of one parameter.
 
     Parameters
     ----------
     name : str
-        Of the parameter.
+        Name of the parameter.
     kind : {"choice", "number", "text"}
-        What the control is.
+        Kind of the control.
     options : tuple of str
-        Values to choose from; for ``"text"`` values to suggest.
+        Values to choose from; for ``"text"``, values to suggest.
     default : str
-        What an empty control stands for; empty where it is a share of the window.
+        The value of an empty control; empty if it is a share of the window.
     hint : str
         The parameter's description.
     whole : bool
-        Whole numbers only.
+        True for whole numbers only.
     """
 
     name: str
@@ -42,46 +42,49 @@ class Control:
 
 
 def controls(params: type[Any]) -> list[Control]:
-    """One control per field of a parameter model: those of the strategy itself, then those that every remap has."""
-    own = sorted(params.model_fields.items(), key=lambda item: item[0] in RemapParams.model_fields)
-    return [_control(name, field) for name, field in own]
+    """Make one control per field of a parameter model: first the strategy's own fields, then those of every remap."""
+    fields = sorted(params.model_fields.items(), key=lambda item: item[0] in RemapParams.model_fields)
+    return [_control(name, field) for name, field in fields]
 
 
 def _control(name: str, field: Any) -> Control:
     default = None if field.is_required() else field.get_default(call_default_factory=True)
-    shown = "" if default is None else _text(default)
-    kinds = {kind for kind in _kinds(field.annotation) if kind is not type(None)}
-    named = tuple(_text(kind) for kind in sorted(kinds - _types(kinds), key=str))
-    plain = _types(kinds)
-    if plain == {bool} and not named:
-        return Control(name, "choice", ("true", "false"), shown, field.description or "")
-    if named and not plain:
-        return Control(name, "choice", named, shown, field.description or "")
-    if plain and plain <= {int, float} and not named:
-        return Control(name, "number", (), shown, field.description or "", whole=plain == {int})
-    return Control(name, "text", named, shown, field.description or "")
+    allowed = {value for value in _allowed(field.annotation) if value is not type(None)}
+    types = {value for value in allowed if isinstance(value, type)}
+    literals = tuple(_text(value) for value in sorted(allowed - types, key=str))
+    kind: Literal["choice", "number", "text"] = "text"
+    if types == {bool} and not literals:
+        kind, literals = "choice", ("true", "false")
+    elif literals and not types:
+        kind = "choice"
+    elif types and types <= {int, float} and not literals:
+        kind = "number"
+    return Control(
+        name=name,
+        kind=kind,
+        options=literals,
+        default="" if default is None else _text(default),
+        hint=field.description or "",
+        whole=kind == "number" and types == {int},
+    )
 
 
-def _kinds(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation allows, and the values of its literals."""
+def _allowed(annotation: Any) -> Iterator[Any]:
+    """List the types that an annotation allows, and the values of its literals."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        yield from _kinds(parts[0])
-    elif origin in (Union, types.UnionType):
+        yield from _allowed(parts[0])
+    elif origin in (Union, UnionType):
         for part in parts:
-            yield from _kinds(part)
+            yield from _allowed(part)
     elif origin is Literal:
         yield from parts
     else:
         yield origin or annotation
 
 
-def _types(kinds: set[Any]) -> set[Any]:
-    return {kind for kind in kinds if isinstance(kind, type)}
-
-
 def _text(value: Any) -> str:
-    """A value as people write it in YAML, on one line."""
+    """Write a value as YAML on one line."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple | list):
@@ -90,12 +93,12 @@ def _text(value: Any) -> str:
 
 
 def read(entries: Mapping[str, str], params: type[Any]) -> dict[str, Any]:
-    """The parameters that somebody filled in; empty controls are left out.
+    """Read the parameters that are filled in; empty controls are left out.
 
     Raises
     ------
     InvalidConfigError
-        If an entry is not YAML. Whether the value is allowed is for the strategy to say.
+        If an entry is not YAML. The strategy itself checks the values.
     """
     values = {}
     for name in params.model_fields:

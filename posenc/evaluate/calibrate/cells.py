@@ -99,7 +99,7 @@ class Cells:
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:24]
 
     def _measure(self, candidate: Candidate, length: int, start: int, stop: int) -> tuple[float, ...]:
-        from posenc.hf.handle import apply
+        from posenc.hf.apply import apply
 
         documents = self.corpus.documents[start:stop]
         with quiet(), self.loaded.threads(), apply(self.loaded.model, candidate.made):  # bad ones are tried on purpose

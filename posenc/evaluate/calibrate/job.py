@@ -124,7 +124,7 @@ def prepare(loaded: Loaded, asked: Asked) -> Job:
         If a strategy cannot be calibrated, a text is too short, the tokenizer does not match, or the
         model cannot be served.
     """
-    from posenc.hf.handle import apply, find_adapter
+    from posenc.hf.apply import apply, find_adapter
 
     check_lengths(asked.lengths, asked.scored)
     found = fingerprint(loaded.model, find_adapter(loaded.model))

@@ -135,7 +135,7 @@ class Session:
         PosencError
             If the strategy does not fit the model.
         """
-        from posenc.hf.handle import apply
+        from posenc.hf.apply import apply
 
         config, task = read_config(cell.config, source=cell.label), read_task(cell.task, source=cell.label)
         found = self.cell(cell.label, cell.model, config, task, cell.length, cell.seed)
@@ -151,8 +151,8 @@ class Session:
     def fingerprint(self, model: ModelSpec) -> Fingerprint:
         """What tells that model from others."""
         if model not in self._fingerprints:
+            from posenc.hf.apply import find_adapter
             from posenc.hf.fingerprint import fingerprint as of_model
-            from posenc.hf.handle import find_adapter
 
             loaded = self.loaded(model).model
             self._fingerprints[model] = of_model(loaded, find_adapter(loaded))

@@ -22,23 +22,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from posenc.adapter import LENGTH_DEPENDENT, LayerFacts, RotarySource, rope_type
-from posenc.hf.attachment import Attachment
+from posenc.hf.attachment import Attachment, Layers
 from posenc.hf.cache.record import CacheRecord, Row, Spans, join_spans
 from posenc.hf.own_frequencies import Base
-from posenc.hf.stock import StockAttention, stock_attention
+from posenc.hf.stock import StockAttention
 from posenc.plan import PositionPlan
-from posenc.planning.planner import KEPT_PLANS
+from posenc.planning.planner import KEPT_PLANS, Planner
 from posenc.planning.schedule import Schedule
 from posenc.rope import Rotary
 from posenc.segment import IntArray
 
 logger = logging.getLogger("posenc")
 
-ATTRIBUTE = "_posenc_horizon"
-
 
 @dataclass(frozen=True, eq=False)
-class Kind:
+class LayerKind:
     """One kind of attention layer, until the cache is full.
 
     Parameters
@@ -47,7 +45,7 @@ class Kind:
         Its layout; None for a layer without rotary positions.
     stock : bool
         The model's own attention with this rotary computes every plan.
-    window : int or None
+    sliding_window : int or None
         Its own sliding window.
     inv_freq_NF, factor_N : float64 [N, F], [N]
         Frequencies of every plan, and the factor on its cos and sin.
@@ -55,13 +53,13 @@ class Kind:
 
     rotary: Rotary | None
     stock: bool
-    window: int | None
+    sliding_window: int | None
     inv_freq_NF: Tensor
     factor_N: Tensor
 
 
 @dataclass(eq=False)
-class Horizon:
+class StaticDecodeTables:
     """Everything a compiled step needs, for every length until the cache is full.
 
     Parameters
@@ -74,7 +72,7 @@ class Horizon:
         Slots that were filled when it was laid out.
     spans : tuple of Spans
         Each row's real slots among those.
-    kinds : tuple of Kind
+    kinds : tuple of LayerKind
         Kinds of layers.
     kind_of : dict of int
         Index of a module's kind, for every attention module.
@@ -100,7 +98,7 @@ class Horizon:
     futures: tuple[Schedule, ...]
     laid_at: int
     spans: tuple[Spans, ...]
-    kinds: tuple[Kind, ...]
+    kinds: tuple[LayerKind, ...]
     kind_of: Mapping[nn.Module, int]
     stock: StockAttention
     count: Tensor
@@ -119,15 +117,15 @@ class Horizon:
             if isinstance(value, Tensor):
                 torch._dynamo.mark_static_address(value)
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Horizon:
+    def __deepcopy__(self, memo: dict[int, object]) -> StaticDecodeTables:
         """A cache's copy counts on its own; the plans never change, and the modules are the model's."""
         return replace(self, count=self.count.clone(), position_ids_BT=self.position_ids_BT.clone())
 
-    def __reduce__(self) -> tuple[type[NoHorizon], tuple[str]]:
-        return NoHorizon, ("it was pickled, and the model is not part of it",)
+    def __reduce__(self) -> tuple[type[NoDecodeTables], tuple[str]]:
+        return NoDecodeTables, ("it was pickled, and the model is not part of it",)
 
     def expects(self, record: CacheRecord) -> bool:
-        """Whether the rows went where this horizon said they would."""
+        """Whether the rows went where this tables said they would."""
         return (
             self.fingerprint == record.fingerprint
             and len(self.futures) == len(record.rows)
@@ -143,17 +141,17 @@ class Horizon:
         self.position_ids_BT[:, : record.slots] = record.position_ids_BT
         self.count.fill_(record.slots)
 
-    def settle(self, record: CacheRecord, attachment: Attachment) -> CacheRecord:
+    def absorb_decoded_tokens(self, record: CacheRecord, planner: Planner) -> CacheRecord:
         """The record, with the tokens that compiled steps decoded since."""
         now = int(self.count)
         if self.fingerprint != record.fingerprint or now <= record.slots:
             return record
         ids_BL = self.position_ids_BT[:, record.slots : now]
-        return record.extended(record.slots, ids_BL, None, attachment.planner, candidates=now - record.slots)
+        return record.extended(record.slots, ids_BL, None, planner, candidates=now - record.slots)
 
 
 @dataclass
-class NoHorizon:
+class NoDecodeTables:
     """Why compiled steps on this cache run the ordinary way, with graph breaks."""
 
     reason: str
@@ -166,61 +164,71 @@ class NoHorizon:
             self.told = True
 
 
-def look_ahead(
-    cache: Any,
-    record: CacheRecord,
-    past: int,
-    attachment: Attachment,
-    decoder: nn.Module,
-    bases: Mapping[LayerFacts, Base],
-    *,
-    compiling: bool,
-) -> None:
-    """After the record of a forward: lay out the future of a static cache, or move it on by one token."""
+DecodeTables = StaticDecodeTables | NoDecodeTables
+
+
+def build_or_advance(
+    tables: DecodeTables | None, cache: Any, record: CacheRecord, past: int, layers: Layers, *, compiling: bool
+) -> DecodeTables | None:
+    """The tables of a cache after a forward: built for a static cache, or moved on by one token.
+
+    Parameters
+    ----------
+    tables : StaticDecodeTables, NoDecodeTables or None
+        Those from before the forward.
+    cache : Cache
+        The KV cache.
+    record : CacheRecord
+        Its tokens, those of the forward included.
+    past : int
+        Slots that were filled before it.
+    layers : Layers
+        What the attention layers of the forward share.
+    compiling : bool
+        Whether torch.compile runs the forward.
+    """
     static = [layer for layer in getattr(cache, "layers", ()) if hasattr(layer, "max_cache_len")]
     if not static:
-        return
-    known = getattr(cache, ATTRIBUTE, None)
-    if past and record.slots == past + 1 and known is not None:
-        if isinstance(known, NoHorizon):
+        return tables
+    if past and record.slots == past + 1 and tables is not None:
+        if isinstance(tables, NoDecodeTables):
             if compiling:
-                known.tell()
-            return
-        if record.slots <= known.position_ids_BT.shape[1] and known.expects(record):
-            known.advance(record)
-            return
+                tables.tell()
+            return tables
+        if record.slots <= tables.position_ids_BT.shape[1] and tables.expects(record):
+            tables.advance(record)
+            return tables
     slots = max((layer.max_cache_len for layer in static if not layer.is_sliding), default=0)
-    setattr(cache, ATTRIBUTE, _lay_out(record, slots, attachment, decoder, bases))
+    return _build(record, slots, layers)
 
 
-def _lay_out(
-    record: CacheRecord, slots: int, attachment: Attachment, decoder: nn.Module, bases: Mapping[LayerFacts, Base]
-) -> Horizon | NoHorizon:
+def _build(record: CacheRecord, slots: int, layers: Layers) -> DecodeTables:
+    attachment, decoder, bases = layers.attachment, layers.decoder, layers.bases
     planner, left = attachment.planner, slots - record.slots
     if slots == 0:
-        return NoHorizon("all its layers slide, so there is no length at which it is full")
+        return NoDecodeTables("all its layers slide, so there is no length at which it is full")
     if any(not row.spans for row in record.rows):
-        return NoHorizon("a row holds nothing but padding")
+        return NoDecodeTables("a row holds nothing but padding")
     if any(_follows_the_length(decoder, facts.source) for facts in bases):
-        return NoHorizon("the model's own frequencies follow the length")
+        return NoDecodeTables("the model's own frequencies follow the length")
     if planner.by_layer:
-        return NoHorizon("its layers see different positions")
-    found = [planner.future(row.schedule, row.length, row.length + left) for row in record.rows]
-    futures = tuple(future for future in found if future is not None)
-    if len(futures) < len(found):
-        return NoHorizon(f"its rows re-plan, or try to, more than {KEPT_PLANS} times before the cache is full")
+        return NoDecodeTables("its layers see different positions")
+    schedules = [planner.future(row.schedule, row.length, row.length + left) for row in record.rows]
+    futures = tuple(future for future in schedules if future is not None)
+    if len(futures) < len(schedules):
+        return NoDecodeTables(f"its rows re-plan, or try to, more than {KEPT_PLANS} times before the cache is full")
     prompts = [_prompts(row, future, slots) for row, future in zip(record.rows, futures, strict=True)]
     distinct = sorted({int(prompt) for own in prompts for prompt in own})
     if len(distinct) > KEPT_PLANS:
-        return NoHorizon(f"its rows use more than {KEPT_PLANS} plans before the cache is full")
+        return NoDecodeTables(f"its rows use more than {KEPT_PLANS} plans before the cache is full")
     plans = [planner.plan(prompt, slots) for prompt in distinct]
     if any(plan.interpolates_logits for plan in plans):
-        return NoHorizon("the strategy interpolates logits")
+        return NoDecodeTables("the strategy interpolates logits")
     device = record.position_ids_BT.device
     facts = list(dict.fromkeys(attachment.facts.values()))
     kinds = tuple(_kind(own, bases.get(own), plans, attachment) for own in facts)
     if not all(kind.stock for kind in kinds) and not all(row.consecutive for row in record.rows):
-        return NoHorizon("position ids do not count up by one")
+        return NoDecodeTables("position ids do not count up by one")
     shown = record.rows[:1] if all(row == record.rows[0] for row in record.rows) else record.rows
     real_RT = np.stack([_real(row, record.slots, slots) for row in shown])
     position_ids_BT = torch.zeros((len(record.rows), slots), dtype=torch.long, device=device)
@@ -231,14 +239,14 @@ def _lay_out(
     def moved(x: Any) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(x)).to(device)
 
-    return Horizon(
+    return StaticDecodeTables(
         record.fingerprint,
         futures,
         record.slots,
         tuple(row.spans for row in record.rows),
         kinds,
         {module: facts.index(own) for module, own in attachment.facts.items()},
-        stock_attention(attachment.original, decoder),
+        layers.stock,
         torch.tensor(record.slots, device=device),
         position_ids_BT,
         moved(real_RT),
@@ -274,13 +282,13 @@ def _real(row: Row, filled: int, slots: int) -> NDArray[np.bool_]:
     return real
 
 
-def _kind(facts: LayerFacts, base: Base | None, plans: Sequence[PositionPlan], attachment: Attachment) -> Kind:
+def _kind(facts: LayerFacts, base: Base | None, plans: Sequence[PositionPlan], attachment: Attachment) -> LayerKind:
     if base is None:
-        return Kind(None, True, facts.window, torch.empty(0), torch.empty(0))
+        return LayerKind(None, True, facts.sliding_window, torch.empty(0), torch.empty(0))
     rotaries = [attachment.planner.rotary(base.stock, plan.prompt) for plan in plans]
-    window = facts.window
+    window = facts.sliding_window
     stock = all((plan if window is None else plan.clipped(window)).is_stock(window) for plan in plans)
-    return Kind(
+    return LayerKind(
         rotaries[0],
         stock and len(set(rotaries)) == 1,
         window,

@@ -1,6 +1,6 @@
 """What posenc remembers about a KV cache: positions, padding and schedules of every row.
 
-It lives on the cache object itself, so copies, crops and several caches at once just work.
+It is part of the state that travels with the cache (:class:`~posenc.hf.cache.state.CacheState`).
 Shape letters: B batch, L new tokens, T tokens in the cache slots so far.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +15,6 @@ from torch import Tensor
 from posenc.errors import CacheMismatchError
 from posenc.planning.planner import Planner
 from posenc.planning.schedule import Schedule
-
-ATTRIBUTE = "_posenc_record"
 
 Spans = tuple[tuple[int, int], ...]
 """Half-open runs of slots that hold real tokens, in order."""
@@ -153,21 +150,19 @@ def empty_record(fingerprint: str, batch: int, device: torch.device) -> CacheRec
     return CacheRecord(fingerprint, torch.zeros((batch, 0), dtype=torch.long, device=device), (Row(),) * batch)
 
 
-def read_record(cache: Any, past: int, fingerprint: str) -> CacheRecord:
-    """The record on a cache that holds ``past`` tokens, checked.
+def checked_record(record: CacheRecord | None, past: int, fingerprint: str) -> CacheRecord:
+    """The record of a cache that holds ``past`` tokens, checked.
 
     Raises
     ------
     CacheMismatchError
         If the cache holds tokens that posenc did not put there, or that another strategy did.
     """
-    record = getattr(cache, ATTRIBUTE, None)
     if record is None:
         raise CacheMismatchError(
             f"the cache holds {past} tokens that were written without posenc, so that their keys are rotated already, "
             "or by a forward that broke off half-way. Start from an empty cache."
         )
-    assert isinstance(record, CacheRecord)
     if record.fingerprint != fingerprint:
         raise CacheMismatchError(
             f"the cache was filled by {record.fingerprint}, and the model now runs {fingerprint}: its values were "

@@ -1,6 +1,6 @@
 """Rotated keys of a whole cache, and the proof that they still belong to its raw keys.
 
-Lives on the cache object beside the record. A cache may be cropped, reordered for beams, copied or
+A cache may be cropped, reordered for beams, copied or
 written to between two forwards; none of that tells posenc. So every layer's key tensor is remembered
 after a forward and must be the same object, unwritten since, before the next one; otherwise the
 copies of that layer are made anew.
@@ -18,13 +18,11 @@ from torch import Tensor
 
 from posenc.kernels.rotated_key_cache import KeptKeys
 
-ATTRIBUTE = "_posenc_kept"
-
 FEW_TOKENS = 16
 """Forwards of more new tokens than this are prompts: their copies are made on the way and dropped."""
 
 
-class KeptLayers:
+class RotatedKeys:
     """:class:`~posenc.kernels.rotated_key_cache.KeptKeys` of every layer and group of rows of one cache.
 
     Raw keys that are written to through ``.data`` or numpy are not noticed: see ``cache="raw"`` above.
@@ -36,11 +34,11 @@ class KeptLayers:
         self._served: set[int] = set()
         self._shared: set[int] = set()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> KeptLayers:
-        return KeptLayers()
+    def __deepcopy__(self, memo: dict[int, Any]) -> RotatedKeys:
+        return RotatedKeys()
 
-    def __reduce__(self) -> tuple[type[KeptLayers], tuple[()]]:
-        return KeptLayers, ()
+    def __reduce__(self) -> tuple[type[RotatedKeys], tuple[()]]:
+        return RotatedKeys, ()
 
     @property
     def bytes(self) -> int:
@@ -93,19 +91,3 @@ def _same_tokens(keys: Any, seen: Tensor | None) -> bool:
     if seen is None or keys is seen:
         return keys is seen
     return keys._base is seen and keys.data_ptr() == seen.data_ptr() and keys.stride() == seen.stride()
-
-
-def kept_layers(cache: Any, past: int, new: int) -> KeptLayers | None:
-    """The checked store of a cache for a decoding forward; prompts get none, and drop the one there was."""
-    if cache is None:
-        return None
-    if past == 0 or new > FEW_TOKENS:
-        if hasattr(cache, ATTRIBUTE):
-            delattr(cache, ATTRIBUTE)
-        return None
-    kept = getattr(cache, ATTRIBUTE, None)
-    if kept is None:
-        kept = KeptLayers()
-        setattr(cache, ATTRIBUTE, kept)
-    kept.check(cache, past)
-    return kept

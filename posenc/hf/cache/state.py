@@ -1,61 +1,214 @@
-"""The state of a KV cache: read and checked before a forward, left on the cache after it.
+"""Everything that posenc knows about one KV cache: one object, an attribute of the cache.
 
-Nothing is written before the layers have run, so a forward that breaks off leaves the state of the one before it,
-and the next forward sees that the cache holds more than was accounted for.
+It travels with the cache, so copies, crops and several caches at once need no table of their own. Nothing is accounted
+for before the layers have run: a forward that breaks off leaves the state of the one before it, and the next forward
+sees that the cache holds more tokens than were accounted for.
+
+Shape letters: B batch, L new tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from posenc.adapter import LayerFacts
-from posenc.hf.attachment import Attachment
-from posenc.hf.cache.decode_tables import ATTRIBUTE as HORIZON
-from posenc.hf.cache.decode_tables import Horizon, look_ahead
-from posenc.hf.cache.record import ATTRIBUTE, CacheRecord, empty_record, read_record
-from posenc.hf.cache.witness import ATTRIBUTE as WITNESS
-from posenc.hf.cache.witness import witness_of
-from posenc.hf.own_frequencies import Base
+from posenc.errors import InvalidInputError
+from posenc.hf.attachment import Attachment, Layers
+from posenc.hf.cache.decode_tables import DecodeTables, StaticDecodeTables, build_or_advance
+from posenc.hf.cache.padding import read_padding
+from posenc.hf.cache.record import CacheRecord, checked_record, empty_record
+from posenc.hf.cache.rotated_keys import FEW_TOKENS, RotatedKeys
+from posenc.hf.cache.witness import Witness, witness_of
+from posenc.hf.transformers_names import cache_of
+
+ATTRIBUTE = "_posenc_state"
 
 
-def begin(cache: Any, past: int, attachment: Attachment, batch: int, device: torch.device) -> CacheRecord:
-    """The record of a cache that holds ``past`` tokens, its rows as they are now.
+@dataclass(frozen=True)
+class Forward:
+    """One forward of the decoder, as it was called.
 
-    Raises
-    ------
-    CacheMismatchError
-        If the cache holds something else than this strategy left there.
+    Parameters
+    ----------
+    attachment : Attachment
+        What the hooks of the model share.
+    cache : Cache or None
+        The KV cache that was passed in.
+    past : int
+        Tokens that it counts.
+    position_ids_BL : int64 [B, L]
+        Position ids of the new tokens.
+    mask : Tensor, dict of Tensor or None
+        The attention mask.
+    candidates : int
+        How many of the new tokens are guesses of assisted generation.
     """
-    if past == 0:
-        return empty_record(attachment.fingerprint, batch, device)
-    horizon = getattr(cache, HORIZON, None)
-    if isinstance(horizon, Horizon):
-        setattr(cache, ATTRIBUTE, horizon.settle(getattr(cache, ATTRIBUTE), attachment))
-    record = read_record(cache, past, attachment.fingerprint)
-    witness = getattr(cache, WITNESS, None)
-    return record if witness is None else witness.check(cache, record, past - record.dropped, batch)
+
+    attachment: Attachment
+    cache: Any
+    past: int
+    position_ids_BL: Tensor
+    mask: Any
+    candidates: int = 0
+
+    @classmethod
+    def of(
+        cls, attachment: Attachment, kwargs: Mapping[str, Any], tokens_BL: Tensor, *, candidates: int = 0
+    ) -> Forward:
+        """Read the keyword arguments of a forward on ``tokens_BL`` (ids, or embeddings [B, L, hidden]).
+
+        Raises
+        ------
+        InvalidInputError
+            If there are no tokens, or position ids of several dimensions.
+        """
+        batch, new = tokens_BL.shape[:2]
+        if new == 0:
+            raise InvalidInputError("the model got no tokens: the text is empty.")
+        cache = cache_of(kwargs)
+        past = 0 if cache is None else int(cache.get_seq_length())
+        ids = kwargs.get("position_ids")
+        if ids is None:
+            ids = (torch.arange(new, device=tokens_BL.device) + past)[None]
+        if ids.ndim != 2:
+            raise InvalidInputError(
+                f"position_ids must be [batch, tokens], got {tuple(ids.shape)}: positions of several dimensions "
+                "(mrope) cannot be remapped."
+            )
+        return cls(attachment, cache, past, ids.expand(batch, -1), kwargs.get("attention_mask"), candidates)
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+        return self.position_ids_BL.shape[0]
+
+    @property
+    def new(self) -> int:
+        """New tokens, padding included."""
+        return self.position_ids_BL.shape[1]
 
 
-def finish(
-    cache: Any,
-    record: CacheRecord,
-    leaves: CacheRecord,
-    past: int,
-    bases: Mapping[LayerFacts, Base],
-    attachment: Attachment,
-    decoder: nn.Module,
-    *,
-    compiling: bool,
-) -> None:
-    """Leave the state after a forward on its cache."""
-    setattr(cache, ATTRIBUTE, leaves)
-    if getattr(cache, WITNESS, None) is None:
-        setattr(cache, WITNESS, witness_of(cache, attachment.witnesses))
-    witness = getattr(cache, WITNESS)
-    if witness is not None:
-        witness.note(cache, leaves.slots, past if leaves is record else 0)
-    look_ahead(cache, record, past, attachment, decoder, bases, compiling=compiling)
+@dataclass(frozen=True)
+class CachedTokens:
+    """The tokens that one forward works on.
+
+    Parameters
+    ----------
+    record : CacheRecord
+        Those of the cache and those of the forward.
+    past : int
+        Slots in the cache before the forward.
+    remaining : CacheRecord
+        What the cache holds after it; a bounded cache drops slots.
+    rotated : RotatedKeys, optional
+        Rotated keys of earlier decoding steps.
+    """
+
+    record: CacheRecord
+    past: int
+    remaining: CacheRecord
+    rotated: RotatedKeys | None = None
+
+
+@dataclass
+class CacheState:
+    """What posenc keeps about one KV cache between two forwards.
+
+    Parameters
+    ----------
+    record : CacheRecord, optional
+        Positions, padding and schedules of the tokens that it holds.
+    tables : StaticDecodeTables or NoDecodeTables, optional
+        Of a static cache: what every token will see until it is full.
+    rotated : RotatedKeys, optional
+        Rotated copies of its keys.
+    witness : Witness, optional
+        What its keys looked like, to tell what became of them.
+    step : object, optional
+        The step of the running forward, for an attention module whose layer drops keyword arguments.
+    """
+
+    record: CacheRecord | None = None
+    tables: DecodeTables | None = None
+    rotated: RotatedKeys | None = None
+    witness: Witness | None = None
+    step: Any = None
+
+    @classmethod
+    def of(cls, cache: Any) -> CacheState:
+        """The state of a cache, a new one where there is none; of no cache, one that is thrown away."""
+        state = getattr(cache, ATTRIBUTE, None)
+        if state is None:
+            state = cls()
+            if cache is not None:
+                setattr(cache, ATTRIBUTE, state)
+        assert isinstance(state, CacheState)
+        return state
+
+    def begin(self, forward: Forward) -> CachedTokens:
+        """Account for the tokens of a forward, before its layers run.
+
+        Raises
+        ------
+        CacheMismatchError
+            If the cache holds something else than this strategy left there.
+        InvalidInputError
+            If the mask has the wrong shape or reveals padding, or the announced prompt does not fit.
+        """
+        attachment = forward.attachment
+        record = self._present(forward)
+        real_BL, shown_BP = read_padding(
+            forward.mask, forward.past, forward.batch, forward.new, record, attachment.reach
+        )
+        if shown_BP is not None:
+            record = record.hiding(shown_BP)
+        past = forward.past - record.dropped  # slots that a bounded cache still holds
+        retain = getattr(forward.cache, "retain", None)  # of a bounded cache, whose plans know no prompt
+        record = record.extended(
+            past,
+            forward.position_ids_BL,
+            real_BL,
+            attachment.planner,
+            candidates=forward.candidates,
+            announced=None if retain else attachment.announced_rows(forward.batch),
+        )
+        rotated = self._rotated_keys(forward, past) if attachment.cache == "rotated" else None
+        return CachedTokens(record, past, retain(record) if retain else record, rotated)
+
+    def finish(self, cache: Any, tokens: CachedTokens, layers: Layers, *, compiling: bool) -> None:
+        """Take over what a forward has left in its cache, after its layers have run."""
+        self.record = tokens.remaining
+        if self.witness is None:
+            self.witness = witness_of(cache, layers.attachment.witnesses)
+        if self.witness is not None:
+            unchanged = tokens.past if tokens.remaining is tokens.record else 0
+            self.witness.note(cache, tokens.remaining.slots, unchanged)
+        self.tables = build_or_advance(self.tables, cache, tokens.record, tokens.past, layers, compiling=compiling)
+
+    def _present(self, forward: Forward) -> CacheRecord:
+        """The tokens that the cache holds, its rows as they are now."""
+        attachment, past = forward.attachment, forward.past
+        if past == 0:
+            return empty_record(attachment.fingerprint, forward.batch, forward.position_ids_BL.device)
+        if isinstance(self.tables, StaticDecodeTables) and self.record is not None:
+            self.record = self.tables.absorb_decoded_tokens(self.record, attachment.planner)
+        record = checked_record(self.record, past, attachment.fingerprint)
+        if self.witness is None:
+            return record
+        return self.witness.check(forward.cache, record, past - record.dropped, forward.batch)
+
+    def _rotated_keys(self, forward: Forward, past: int) -> RotatedKeys | None:
+        """The checked copies for a decoding forward; prompts get none, and drop those there were."""
+        if forward.cache is None:
+            return None
+        if past == 0 or forward.new > FEW_TOKENS:
+            self.rotated = None
+            return None
+        if self.rotated is None:
+            self.rotated = RotatedKeys()
+        self.rotated.check(forward.cache, past)
+        return self.rotated

@@ -20,8 +20,6 @@ from torch import Tensor
 from posenc.errors import CacheMismatchError
 from posenc.hf.cache.record import CacheRecord
 
-ATTRIBUTE = "_posenc_witness"
-
 HEADS = 4
 """Heads that are copied, at most."""
 

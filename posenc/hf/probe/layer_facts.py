@@ -8,14 +8,12 @@ Shape letters: R rows (cases x tokens), H heads, L tokens of a row, D head_dim.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from posenc.adapter import LayerFacts, RotarySource
 from posenc.errors import UnsupportedModelError
+from posenc.hf.layer_call import LayerCall
 from posenc.hf.probe.masks import NotedMask, measured_window
 from posenc.rope import Arithmetic, Rotary, Style
 
@@ -30,19 +28,6 @@ STYLES: tuple[Style, ...] = ("half", "interleaved")
 
 Kinds = dict[RotarySource, tuple[Rotary, tuple[Arithmetic, ...]]]
 """Frequencies that may feed a layer, likeliest first, and how the model may round with them."""
-
-
-@dataclass
-class Call:
-    """One call of the attention function during the probe."""
-
-    module: nn.Module
-    q_RHLD: Tensor
-    k_RHLD: Tensor
-    v_RHLD: Tensor
-    mask: Tensor | None
-    scaling: float | None
-    options: dict[str, Any]
 
 
 def by_case(x_RX: Tensor) -> Tensor:
@@ -67,7 +52,7 @@ def _error(got: Tensor, expected: Tensor) -> float:
     return float((got.float() - expected.float()).abs().max()) / scale
 
 
-def layer_facts(call: Call, kinds: Kinds, masks: list[NotedMask], where: str) -> LayerFacts:
+def layer_facts(call: LayerCall, kinds: Kinds, masks: list[NotedMask], where: str) -> LayerFacts:
     """What one call of the attention function reveals about its layer.
 
     Raises
@@ -77,9 +62,9 @@ def layer_facts(call: Call, kinds: Kinds, masks: list[NotedMask], where: str) ->
     """
     window = measured_window(call.mask, masks, call.options.get("sliding_window"), where)
     widths = {2 * len(base.inv_freq) for base, _ in kinds.values()}
-    layouts_q, layouts_k = (_layouts(x, widths, where) for x in (call.q_RHLD, call.k_RHLD))
+    layouts_q, layouts_k = (_layouts(x, widths, where) for x in (call.q_BHLD, call.k_BHKD))
     if layouts_q is None and layouts_k is None:
-        return LayerFacts(None, window=window)
+        return LayerFacts(None, sliding_window=window)
     if layouts_q is None or layouts_k is None:
         raise UnsupportedModelError(f"{where}: only its {'keys' if layouts_q is None else 'queries'} are rotated.")
     fits = [
@@ -93,7 +78,7 @@ def layer_facts(call: Call, kinds: Kinds, masks: list[NotedMask], where: str) ->
     if not fits:
         raise UnsupportedModelError(f"{where}: queries and keys are rotated differently ({layouts_q}, {layouts_k}).")
     best, error = min(fits, key=lambda fit: fit[1])
-    if error > _tolerance(call.q_RHLD):
+    if error > _tolerance(call.q_BHLD):
         raise UnsupportedModelError(
             f"{where}: the model's rotation at position {POSITION} differs by {error:.2g} from that of every rotary "
             f"module ({', '.join(f'{s.prefix}{s.module}' for s in kinds)})."
@@ -146,10 +131,10 @@ def _quarter_turn(x: Tensor, style: Style) -> Tensor:
     return torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
 
 
-def _own_error(call: Call, rotary: Rotary) -> float:
+def _own_error(call: LayerCall, rotary: Rotary) -> float:
     """Largest relative difference between the model's own rotation and ours of its raw tensors."""
     worst = 0.0
-    for x_RHLD in (call.q_RHLD, call.k_RHLD):
+    for x_RHLD in (call.q_BHLD, call.k_BHKD):
         cases = by_case(x_RHLD)
         position = torch.full((TOKENS, 1), POSITION, device=x_RHLD.device)
         worst = max(worst, _error(cases[3], rotary.rotate_as_stock(cases[0], position)))

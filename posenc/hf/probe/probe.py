@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from posenc.adapter import ArchitectureAdapter, LayerFacts, RotarySource
 from posenc.errors import UnsupportedModelError
-from posenc.hf.probe.layer_facts import CASES, POSITION, TOKENS, Call, Kinds, alike, layer_facts
+from posenc.hf.layer_call import LayerCall
+from posenc.hf.probe.layer_facts import CASES, POSITION, TOKENS, Kinds, alike, layer_facts
 from posenc.hf.probe.masks import NotedMask, logged_masks
-from posenc.hf.step_forwarding import install_relays
+from posenc.hf.step_forwarding import install_step_forwarding
 from posenc.hf.transformers_names import CACHE_NAMES, returns_cache, version
-from posenc.hf.unstepped import logged_strays
+from posenc.hf.unstepped import unstepped_modules
 from posenc.rope import Arithmetic
 
 Facts = dict[nn.Module, LayerFacts]
@@ -38,22 +39,12 @@ ARITHMETICS: tuple[Arithmetic, ...] = ("native", "mixed", "float32")
 class Recorder:
     """Stands in for a Step: records what reaches the attention function and returns the values."""
 
-    calls: list[Call] = field(default_factory=list)
+    calls: list[LayerCall] = field(default_factory=list)
 
-    def attend(
-        self,
-        module: nn.Module,
-        q_RHLD: Tensor,
-        k_RHLD: Tensor,
-        v_RHLD: Tensor,
-        mask: Tensor | None,
-        *,
-        scaling: float | None,
-        dropout: float,
-        options: dict[str, Any],
-    ) -> tuple[Tensor, None]:
+    def attend(self, call: LayerCall) -> tuple[Tensor, None]:
         """Values of the one key, for every query head."""
-        self.calls.append(Call(module, q_RHLD, k_RHLD, v_RHLD, mask, scaling, options))
+        self.calls.append(call)
+        q_RHLD, v_RHLD = call.q_BHLD, call.v_BHKD
         groups = q_RHLD.shape[1] // v_RHLD.shape[1]
         return v_RHLD[:, :, -q_RHLD.shape[2] :].repeat_interleave(groups, 1).transpose(1, 2).contiguous(), None
 
@@ -96,7 +87,7 @@ class Findings:
 
     Parameters
     ----------
-    calls : list of Call
+    calls : list of LayerCall
         Every call of the attention function, with the options it was given.
     facts : dict of LayerFacts
         By attention module.
@@ -106,7 +97,7 @@ class Findings:
         Attention modules whose layer drops keyword arguments.
     """
 
-    calls: list[Call]
+    calls: list[LayerCall]
     facts: Facts
     rotaries: tuple[str, ...]
     relayed: list[nn.Module]
@@ -124,15 +115,17 @@ def probe(model: nn.Module, decoder: Any, adapter: ArchitectureAdapter, step_nam
     sources: dict[RotarySource, Any] = {}
     handles = [m.register_forward_hook(CaseHook(n, sources), with_kwargs=True) for n, m in rotaries.items()]
     try:
-        with logged_strays() as relayed:
+        with unstepped_modules() as relayed:
             run = _run(decoder, step_name)
         if relayed:
             known = set(decoder.modules())
-            install_relays(decoder, [module for module in dict.fromkeys(relayed) if module in known], step_name)
+            install_step_forwarding(
+                decoder, [module for module in dict.fromkeys(relayed) if module in known], step_name
+            )
             sources.clear()
-            with logged_strays() as strays:
+            with unstepped_modules() as unreached:
                 run = _run(decoder, step_name)
-            _check_strays(decoder, strays)
+            _check_unreached(decoder, unreached)
     finally:
         for handle in handles:
             handle.remove()
@@ -154,15 +147,15 @@ def probe(model: nn.Module, decoder: Any, adapter: ArchitectureAdapter, step_nam
 
 
 @dataclass
-class Run:
+class ProbeRun:
     """One forward of the probe's rows."""
 
-    calls: list[Call]
+    calls: list[LayerCall]
     masks: list[NotedMask]
     output: Tensor
 
 
-def _run(decoder: Any, step_name: str) -> Run:
+def _run(decoder: Any, step_name: str) -> ProbeRun:
     recorder = Recorder()
     embeddings = decoder.get_input_embeddings()
     device = execution_device(embeddings)
@@ -186,7 +179,7 @@ def _run(decoder: Any, step_name: str) -> Run:
         raise UnsupportedModelError(
             f"{_named(decoder)} returns no KV cache: its cache is its own, and posenc could not follow it."
         )
-    return Run(recorder.calls, masks, output[0])
+    return ProbeRun(recorder.calls, masks, output[0])
 
 
 @contextmanager
@@ -271,7 +264,7 @@ def check_structure(model: nn.Module, decoder: Any) -> None:
             )
 
 
-def _check_calls(decoder: Any, run: Run, sources: dict[RotarySource, Any]) -> None:
+def _check_calls(decoder: Any, run: ProbeRun, sources: dict[RotarySource, Any]) -> None:
     if not run.calls:
         raise UnsupportedModelError(
             f"no attention layer of {_named(decoder)} hands its queries and keys to transformers' AttentionInterface, "
@@ -283,12 +276,12 @@ def _check_calls(decoder: Any, run: Run, sources: dict[RotarySource, Any]) -> No
         )
     for call in run.calls:
         where = name_of(decoder, call.module)
-        if call.k_RHLD.shape[2] != 1 or call.q_RHLD.shape[0] != TOKENS * len(CASES):
+        if call.k_BHKD.shape[2] != 1 or call.q_BHLD.shape[0] != TOKENS * len(CASES):
             raise UnsupportedModelError(
-                f"{_named(decoder)}, layer {where}: attention sees {tuple(call.k_RHLD.shape)} keys for one token of "
+                f"{_named(decoder)}, layer {where}: attention sees {tuple(call.k_BHKD.shape)} keys for one token of "
                 f"{TOKENS * len(CASES)} rows; its keys are not the tokens."
             )
-        if not alike(call.v_RHLD):
+        if not alike(call.v_BHKD):
             raise UnsupportedModelError(f"{_named(decoder)}, layer {where}: the values depend on the rotation.")
     if not alike(run.output):
         raise UnsupportedModelError(
@@ -297,11 +290,11 @@ def _check_calls(decoder: Any, run: Run, sources: dict[RotarySource, Any]) -> No
         )
 
 
-def _check_strays(decoder: Any, strays: list[nn.Module]) -> None:
-    if strays:
+def _check_unreached(decoder: Any, unreached: list[nn.Module]) -> None:
+    if unreached:
         raise UnsupportedModelError(
-            f"{_named(decoder)}: {name_of(decoder, strays[0])} attends without the keyword arguments of the forward, "
-            "and no layer above it gets them either, so posenc cannot tell it the positions."
+            f"{_named(decoder)}: {name_of(decoder, unreached[0])} attends without the keyword arguments of the "
+            "forward, and no layer above it gets them either, so posenc cannot tell it the positions."
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from posenc.adapter import ArchitectureAdapter
 from posenc.errors import UnsupportedModelError
-from posenc.hf.probe.layer_facts import Call
+from posenc.hf.layer_call import LayerCall
 from posenc.hf.probe.probe import as_measured, execution_device, name_of
 from posenc.hf.stock import stock_attention
 from posenc.hf.transformers_names import cache_argument, output_cache, version
@@ -90,7 +90,7 @@ def check_identity(decoder: Any, expected: Tensor, adapter: ArchitectureAdapter)
         )
 
 
-def check_attention(decoder: nn.Module, calls: list[Call], implementation: str) -> None:
+def check_attention(decoder: nn.Module, calls: list[LayerCall], implementation: str) -> None:
     """Every layer's own attention function must be the softmax (with softcap and sinks) that plans compute.
 
     Raises
@@ -105,7 +105,7 @@ def check_attention(decoder: nn.Module, calls: list[Call], implementation: str) 
         q, k, v = (
             torch.randn(1, x.shape[1], TOKENS, x.shape[3], generator=generator, dtype=torch.float32).to(x.device)
             * scale
-            for x, scale in ((call.q_RHLD, LOUD), (call.k_RHLD, LOUD), (call.v_RHLD, 1.0))
+            for x, scale in ((call.q_BHLD, LOUD), (call.k_BHKD, LOUD), (call.v_BHKD, 1.0))
         )
         expected = _stock(call, (q, k, v), implementation, where)
         got = _plain(call, q, k, v, plan)
@@ -116,7 +116,7 @@ def check_attention(decoder: nn.Module, calls: list[Call], implementation: str) 
             )
 
 
-def _stock(call: Call, qkv: tuple[Tensor, Tensor, Tensor], implementation: str, where: str) -> Tensor:
+def _stock(call: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], implementation: str, where: str) -> Tensor:
     try:
         with as_measured(call.module, qkv[0].device):
             out: Tensor = stock_attention(implementation, call.module)(
@@ -128,7 +128,7 @@ def _stock(call: Call, qkv: tuple[Tensor, Tensor, Tensor], implementation: str, 
     return out.float()
 
 
-def _plain(call: Call, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, plan: PositionPlan) -> Tensor:
+def _plain(call: LayerCall, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, plan: PositionPlan) -> Tensor:
     still = Rotary(torch.zeros(1, dtype=torch.float32))
     with as_measured(call.module, q_BHLD.device):
         out = attention(
@@ -145,5 +145,5 @@ def _plain(call: Call, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, plan: Pos
     return out.transpose(1, 2)
 
 
-def _given(call: Call) -> list[str]:
+def _given(call: LayerCall) -> list[str]:
     return [name for name, value in call.options.items() if value is not None]

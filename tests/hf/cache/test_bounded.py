@@ -1,4 +1,4 @@
-"""A cache that drops keys gives what a cache of all tokens gives, and stays small."""
+"""A bounded cache gives the same logits as a cache of all tokens, and stays small."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers import DynamicCache, SmolLM3Config, SmolLM3ForCausalLM
 
 import posenc
 from posenc import Lengths, Retention, Segment
+from posenc.hf.cache.state import CacheState
 from posenc.kernels.rotated_key_cache import ROOM
 from tests.hf import tiny
 
@@ -23,7 +24,7 @@ STRATEGIES: list[tuple[str, dict[str, Any]]] = [
 
 
 class NearestOnly(posenc.PositionStrategy):
-    """What a third party might write: no sinks, every other distance."""
+    """A strategy as a third party might write it: no sinks, doubled distances."""
 
     name = "nearest_only"
     summary = "the nearest 9 keys at double distance"
@@ -40,9 +41,9 @@ class NearestOnly(posenc.PositionStrategy):
 
 
 def held(cache: Any) -> int:
-    """Most slots in any tensor of the cache or of its record."""
+    """Return the largest number of slots in any tensor of the cache or of its record."""
     sizes = [x.shape[2] for layer in cache.layers for x in (layer.keys, layer.values)]
-    return max([*sizes, cache._posenc_record.slots])
+    return max([*sizes, CacheState.of(cache).record.slots])
 
 
 def left_padded(rows: int, width: int, seed: int) -> dict[str, torch.Tensor]:
@@ -54,7 +55,7 @@ def left_padded(rows: int, width: int, seed: int) -> dict[str, torch.Tensor]:
 
 
 def both(model: Any, handle: posenc.Handle, turns: list[dict[str, torch.Tensor]], decoded: int, slack: int) -> int:
-    """Run turns and decoding on both caches, compare every logit, and return the most the bounded one held."""
+    """Run turns and decoding on both caches, compare every logit, and return the largest size of the bounded one."""
     bounded, whole = handle.bounded_cache(slack=slack), DynamicCache(config=model.config)
     mask, most = turns[0]["attention_mask"][:, :0], 0
     seed = 0
@@ -87,12 +88,12 @@ def test_logits_are_those_of_a_cache_of_all_tokens(family: str, name: str, param
     turns[1]["attention_mask"][:] = 1
     with torch.no_grad(), posenc.apply(model, name, **params) as handle:
         most = both(model, handle, turns, decoded=40, slack=10)
-    last = 24 if family == "qwen2_sliding" else 20  # the model's own window is larger
+    last = 24 if family == "qwen2_sliding" else 20  # the model's sliding window is larger
     assert most == params["sinks"] + last + 10
 
 
 @pytest.mark.parametrize(("cache", "slack"), [("rotated", 0), ("rotated", 7), ("raw", 7)])
-def test_short_rows_and_long_generation(cache: str, slack: int) -> None:
+def test_short_rows_stay_exact_in_long_generation(cache: str, slack: int) -> None:
     model = tiny.make("llama")
     with torch.no_grad(), posenc.apply(model, "streaming_llm", cache=cache, window_size=8, sinks=2) as handle:
         assert both(model, handle, [left_padded(4, 12, 1)], decoded=120, slack=slack) == 10 + slack
@@ -103,24 +104,24 @@ def test_padding_inside_a_row_is_dropped_too() -> None:
     right = left_padded(3, 80, 1)
     right["attention_mask"][:, :] = 1
     right["attention_mask"][:2, 20:] = 0
-    right["attention_mask"][2, 35:] = 0  # the plans of all rows are still the identity
+    right["attention_mask"][2, 35:] = 0  # the plans of all rows are the identity
     with torch.no_grad(), posenc.apply(model, "streaming_llm", window_size=60, sinks=4) as handle:
         assert both(model, handle, [right, left_padded(3, 10, 2)], decoded=40, slack=0) <= 80
 
 
-def test_a_window_inside_the_kept_keys() -> None:
+def test_a_sliding_window_inside_the_retained_keys_is_exact() -> None:
     model = tiny.make("qwen2_sliding")
     with torch.no_grad(), posenc.apply(model, "streaming_llm", window_size=30, sinks=2) as handle:
         assert both(model, handle, [left_padded(3, 50, 1)], decoded=60, slack=3) == 35
 
 
-def test_a_strategy_of_a_third_party() -> None:
+def test_a_strategy_of_a_third_party_is_bounded() -> None:
     model = tiny.make("llama")
     with torch.no_grad(), posenc.apply(model, NearestOnly()) as handle:
         assert both(model, handle, [left_padded(2, 30, 1)], decoded=60, slack=5) == 14
 
 
-def test_generate_and_chunked_prefill() -> None:
+def test_generate_and_chunked_prefill_equal_a_cache_of_all_tokens() -> None:
     model = tiny.make("llama")
     inputs = left_padded(3, 50, 4)
     with torch.no_grad(), posenc.apply(model, "streaming_llm", window_size=16, sinks=2) as handle:
@@ -130,7 +131,7 @@ def test_generate_and_chunked_prefill() -> None:
             got = model.generate(**inputs, **options, past_key_values=cache, do_sample=False, max_new_tokens=100)
             assert torch.equal(got, expected)
             assert held(cache) <= 2 + 16 + 64
-        with handle.prompt_length(30):  # an announced length has no part in plans that know none
+        with handle.prompt_length(30):  # an announced length does not change plans that do not depend on it
             first = handle.bounded_cache()
             chunks = [model(tiny.tokens(1, 30)[:, i : i + 10], past_key_values=first).logits for i in (0, 10, 20)]
         whole = model(tiny.tokens(1, 30)).logits
@@ -140,7 +141,7 @@ def test_generate_and_chunked_prefill() -> None:
         assert torch.equal(model.generate(**inputs, **beams, past_key_values=handle.bounded_cache(slack=0)), expected)
 
 
-def test_nothing_of_ours_grows_with_the_text() -> None:
+def test_no_state_of_posenc_grows_with_the_text() -> None:
     model = tiny.make("llama")
     with torch.no_grad(), posenc.apply(model, "streaming_llm", window_size=8, sinks=2, replan=7) as handle:
         cache = handle.bounded_cache(slack=4)
@@ -149,18 +150,18 @@ def test_nothing_of_ours_grows_with_the_text() -> None:
         copies = 0
         for i in range(300):
             model(tiny.tokens(2, 1, seed=i), past_key_values=cache)
-            copies = max(copies, cache._posenc_kept.bytes)
-        record, planner = cache._posenc_record, handle._attachment.planner
+            copies = max(copies, CacheState.of(cache).rotated.bytes)
+        record, planner = CacheState.of(cache).record, handle._attachment.planner
     assert cache.get_seq_length() == 2400
     assert record.rows[0].dropped + record.rows[0].length == 2400
     assert record.position_ids_BT.shape[1] <= 14
     assert max(len(row.schedule.entries) for row in record.rows) <= 14
     assert max(plan.total for plan in planner._plans.values()) < 400
-    one_copy = 14 + ROOM  # slots of a buffer of rotated keys
+    one_copy = 14 + ROOM  # slots in a buffer of rotated keys
     assert 0 < copies <= 2 * 2 * one_copy * cache.layers[0].keys[:, :, :1].nbytes
 
 
-def test_copies_and_padding_that_changes() -> None:
+def test_copies_work_and_changed_padding_is_refused() -> None:
     model = tiny.make("llama")
     inputs = left_padded(2, 50, 4)
     with torch.no_grad(), posenc.apply(model, "streaming_llm", window_size=16, sinks=2) as handle:

@@ -1,4 +1,4 @@
-"""Between two forwards on a cache: ids that jump, keys seen through another view, another future than laid out."""
+"""Changes between two forwards on a cache: position ids that jump, keys in another view, another announced plan."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ JUMPS: dict[str, tuple[int, ...]] = {
 
 
 def after_prompt(model: Any, ids: tuple[int, ...], rows: int = 1, own: int | None = None) -> Tensor:
-    """Logits of tokens after a prompt of every row, with these position ids in row ``own``, or in all."""
+    """Return logits of tokens after a prompt, with these position ids in row ``own``, or in all rows."""
     cache, new = DynamicCache(config=model.config), len(ids)
     tokens = tiny.tokens(rows, PROMPT + new)
     position_ids = torch.arange(PROMPT, PROMPT + new).expand(rows, -1).clone()
@@ -38,7 +38,7 @@ def after_prompt(model: Any, ids: tuple[int, ...], rows: int = 1, own: int | Non
 
 @pytest.mark.parametrize("jump", JUMPS)
 @pytest.mark.parametrize("name", ["lampe", "rerope"])
-def test_ids_that_jump_between_two_forwards_are_refused(name: str, jump: str) -> None:
+def test_position_ids_that_jump_between_two_forwards_are_refused(name: str, jump: str) -> None:
     model = tiny.make("llama")
     with posenc.apply(model, name, **(LAMPE if name == "lampe" else {"window_size": 12})):
         for rows, own in ((1, None), (3, None), (3, 1)):
@@ -49,7 +49,7 @@ def test_ids_that_jump_between_two_forwards_are_refused(name: str, jump: str) ->
 
 @pytest.mark.parametrize("jump", JUMPS)
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_the_identity_rotates_by_the_ids_it_is_given(family: str, jump: str) -> None:
+def test_the_identity_uses_the_given_position_ids(family: str, jump: str) -> None:
     model = tiny.make(family)
     for rows, own in ((1, None), (3, 1)):
         stock = after_prompt(model, JUMPS[jump], rows, own)
@@ -71,8 +71,10 @@ def first_head_for_all(keys: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("seen_as", [heads_for_rows, first_row_for_all, first_head_for_all])
 @pytest.mark.parametrize("layer", [0, 1])
-def test_the_same_memory_with_other_strides_is_other_keys(seen_as: Callable[[Tensor], Tensor], layer: int) -> None:
-    """Rotated copies of the keys are made anew: what follows is what it is without any, or refused either way."""
+def test_the_same_memory_with_other_strides_counts_as_other_keys(
+    seen_as: Callable[[Tensor], Tensor], layer: int
+) -> None:
+    """Rotated copies are made again: the results equal those without copies, or both modes refuse."""
     model, ids = tiny.make("llama"), tiny.tokens(2, PROMPT + 4)
     outcomes = []
     for mode in ("rotated", "raw"):
@@ -93,7 +95,7 @@ def test_the_same_memory_with_other_strides_is_other_keys(seen_as: Callable[[Ten
 
 
 def decoded(model: Any, handle: posenc.Handle, step: Any, cache: Any, ids: Tensor, announced: int) -> Tensor:
-    """Logits of tokens after a prompt whose length is announced with its last token only."""
+    """Return logits of tokens after a prompt whose length is announced only with its last token."""
     with torch.no_grad():
         model(ids[:, : PROMPT - 1], past_key_values=cache)
         with handle.prompt_length(announced):
@@ -102,7 +104,7 @@ def decoded(model: Any, handle: posenc.Handle, step: Any, cache: Any, ids: Tenso
     return torch.cat(parts, 1)
 
 
-def test_a_compiled_step_sees_the_plan_that_was_announced_last() -> None:
+def test_a_compiled_step_uses_the_plan_that_was_announced_last() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, PROMPT + 5)
     torch._dynamo.reset()
     step = torch.compile(model, backend="eager", fullgraph=True)

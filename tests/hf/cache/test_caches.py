@@ -1,4 +1,4 @@
-"""Caches that keep keys and values in another form: quantized, offloaded."""
+"""Caches that store keys and values in another form: quantized or offloaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STRATEGIES = [("rope", {}), ("lampe", {"head": 8, "tail": 5, "mapping": 30})]
 
 
 class EightBitLayer(QuantizedLayer):
-    """transformers' group-wise quantized layer (residual window and all) with the plainest quantizer."""
+    """transformers' quantized cache layer, including its residual window, with the simplest quantizer."""
 
     def __init__(self) -> None:
         super().__init__(residual_length=4)
@@ -32,21 +32,21 @@ class EightBitLayer(QuantizedLayer):
 
 
 def held(layer: Any, what: str) -> Tensor:
-    """The keys or values that a quantized layer hands back before anything new is added."""
+    """Return the keys or values that a quantized layer returns before anything new is added."""
     stored: Tensor = layer._dequantize(getattr(layer, f"_quantized_{what}"))
     rest = getattr(layer, what)
     return torch.cat((stored, rest), 2) if rest.numel() else stored
 
 
 @pytest.mark.parametrize(("name", "params"), STRATEGIES)
-def test_a_quantized_cache_loses_what_its_quantizer_loses(name: str, params: dict[str, Any]) -> None:
+def test_a_quantized_cache_loses_only_what_its_quantizer_loses(name: str, params: dict[str, Any]) -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, 100)
     with torch.no_grad(), posenc.apply(model, name, **params):
         cache, plain = Cache(layers=[EightBitLayer() for _ in model.model.layers]), DynamicCache(config=model.config)
         for filled in (cache, plain):
             model(ids[:, :90], past_key_values=filled)
         for i in range(90, 100):
-            # what the quantizer makes of the raw keys so far, in an ordinary cache: the very same step
+            # the same step on an ordinary cache that holds the quantized raw keys
             twin = copy.deepcopy(plain)
             for ours, theirs in zip(twin.layers, cache.layers, strict=True):
                 ours.keys, ours.values = held(theirs, "keys"), held(theirs, "values")
@@ -57,7 +57,9 @@ def test_a_quantized_cache_loses_what_its_quantizer_loses(name: str, params: dic
             assert 0 < (got - exact).abs().max() < 0.2 * exact.abs().max()
 
 
-@pytest.mark.skipif(not hasattr(cache_utils, "Fp8QuantizedLayer"), reason="this transformers has no fp8 cache")
+@pytest.mark.skipif(
+    not hasattr(cache_utils, "Fp8QuantizedLayer"), reason="this version of transformers has no fp8 cache"
+)
 @pytest.mark.parametrize(("name", "params"), STRATEGIES)
 def test_generate_with_the_quantized_cache_of_transformers(name: str, params: dict[str, Any]) -> None:
     model, ids = tiny.make("llama"), tiny.tokens(2, 80)
@@ -74,13 +76,13 @@ def test_generate_with_the_quantized_cache_of_transformers(name: str, params: di
         with torch.no_grad():
             model(out.sequences[:, :-1], past_key_values=plain)
     assert out.sequences.shape == (2, 86)
-    for ours, exact in zip(out.past_key_values.layers[:1], plain.layers[:1], strict=True):  # raw keys, once, rounded
+    for ours, exact in zip(out.past_key_values.layers[:1], plain.layers[:1], strict=True):  # raw keys, rounded once
         assert ours._quantized_keys[0].dtype == torch.float8_e4m3fn
         assert (held(ours, "keys") - exact.keys).abs().max() < 0.07 * exact.keys.abs().max()
 
 
 class Stream:
-    """Stands in for a CUDA stream where there is no CUDA: everything is in order anyway."""
+    """Stands in for a CUDA stream without CUDA, where everything runs in order anyway."""
 
     def wait_stream(self, other: Any) -> None:
         pass
@@ -93,8 +95,8 @@ class Stream:
 
 
 @pytest.mark.parametrize(("name", "params"), STRATEGIES)
-def test_offloaded_caches(name: str, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    # transformers offloads through CUDA streams; with them replaced, layers come and go on the CPU just the same
+def test_an_offloaded_cache_changes_nothing(name: str, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    # transformers offloads through CUDA streams; with these replaced, layers are offloaded and fetched on the CPU
     if not torch.cuda.is_available():
         monkeypatch.setattr(torch, "Stream", Stream)
         monkeypatch.setattr(torch.cuda, "default_stream", lambda device: Stream())

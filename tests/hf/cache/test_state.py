@@ -1,4 +1,4 @@
-"""What happens to a cache between two forwards is told apart: served where it is harmless, refused where it is not."""
+"""Changes to a cache between two forwards: harmless ones are served, the others are refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(model: Any, ids: Tensor, cache: Any, **kwargs: Any) -> Tensor:
 
 
 def turn(model: Any, ids: Tensor, cache: Any) -> None:
-    """A prompt of 50 tokens, and the others decoded one by one."""
+    """Run a prompt of 50 tokens, and decode the others one by one."""
     run(model, ids[:, :50], cache)
     for index in range(50, ids.shape[1]):
         run(model, ids[:, index : index + 1], cache)
@@ -46,7 +46,7 @@ def dropped(cache: Any, keep: Tensor) -> None:
 
 @EVERY
 @pytest.mark.parametrize("gone", [range(10, 40), range(0, 1), range(74, 79), range(2, 79)])
-def test_keys_dropped_from_the_middle(name: str, gone: range) -> None:
+def test_keys_dropped_from_the_middle_are_refused(name: str, gone: range) -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, PROMPT)
     keep = torch.tensor([slot for slot in range(PROMPT) if slot not in gone])
     with posenc.apply(model, name, **STRATEGIES[name]):
@@ -57,7 +57,7 @@ def test_keys_dropped_from_the_middle(name: str, gone: range) -> None:
             run(model, ids[:, :1], cache)
 
 
-def test_keys_dropped_while_the_forward_runs() -> None:
+def test_keys_dropped_while_the_forward_runs_are_refused() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, PROMPT)
 
     def compress(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -75,7 +75,7 @@ def test_keys_dropped_while_the_forward_runs() -> None:
             run(model, ids[:, :1], cache)
 
 
-def test_keys_dropped_from_one_layer() -> None:
+def test_keys_dropped_from_one_layer_are_refused() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, PROMPT)
     with posenc.apply(model, "rerope", **STRATEGIES["rerope"]):
         for layer in (0, 1):
@@ -96,7 +96,7 @@ def test_a_crop_is_served(name: str) -> None:
             run(model, ids[:, :70], cache)
         run(model, ids[:, 70:71], cut)
         cut.crop(-1)
-        twin = copy.deepcopy(cut)  # tells nobody what its keys were, but they are the same
+        twin = copy.deepcopy(cut)  # a copy has no record of its keys, but they are the same
         expected = run(model, ids[:, 70:71], whole)
         for cache in (cut, twin):
             assert (run(model, ids[:, 70:71], cache) - expected).abs().max() < 1e-4
@@ -112,7 +112,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], list[int]]] = {
 @EVERY
 @pytest.mark.parametrize("change", list(CHANGES))
 @pytest.mark.parametrize("unequal", ["padding", "position ids"])
-def test_rows_that_were_moved_keep_what_is_theirs(name: str, change: str, unequal: str) -> None:
+def test_moved_rows_keep_their_own_state(name: str, change: str, unequal: str) -> None:
     model, ids = tiny.make("llama"), tiny.tokens(3, 70)
     mask = torch.ones_like(ids)
     at = torch.arange(70).repeat(3, 1)
@@ -137,7 +137,7 @@ def test_rows_that_were_moved_keep_what_is_theirs(name: str, change: str, unequa
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 @pytest.mark.parametrize("same_tokens", [True, False])
 @pytest.mark.parametrize("inference", [True, False])
-def test_a_cache_that_an_unpatched_model_filled(kind: str, same_tokens: bool, inference: bool) -> None:
+def test_a_cache_filled_by_an_unpatched_model_is_refused(kind: str, same_tokens: bool, inference: bool) -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, 50)
     other = ids if same_tokens else tiny.tokens(1, 50, seed=9)
     with torch.inference_mode(inference):
@@ -155,7 +155,7 @@ def test_a_cache_that_an_unpatched_model_filled(kind: str, same_tokens: bool, in
 
 @pytest.mark.parametrize("kind", ["dynamic", "static", "bounded"])
 @pytest.mark.parametrize("where", [0, 1])
-def test_a_forward_that_breaks_off_between_layers(kind: str, where: int) -> None:
+def test_a_cache_is_refused_after_a_forward_that_failed_between_layers(kind: str, where: int) -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, 60)
 
     def stop(module: Any, args: Any) -> None:
@@ -176,7 +176,7 @@ def test_a_forward_that_breaks_off_between_layers(kind: str, where: int) -> None
         with pytest.raises(KeyboardInterrupt):
             run(model, ids[:, 40:41], broken)
         hook.remove()
-        if where == 0:  # no layer had begun: the token is simply run again
+        if where == 0:  # no layer had started, so the token can be run again
             expected = run(model, ids[:, 40:41], whole)
             assert (run(model, ids[:, 40:41], broken) - expected).abs().max() < 1e-5
         else:
@@ -187,7 +187,7 @@ def test_a_forward_that_breaks_off_between_layers(kind: str, where: int) -> None
 @EVERY
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_padding_of_the_first_turn_is_hidden_in_the_second(name: str, kind: str) -> None:
-    """Row 0 ended early, and ``generate`` went on with padding that counted as tokens until the next turn."""
+    """Row 0 ended early, and ``generate`` continued it with padding that counted as tokens until the next turn."""
     model, ids = tiny.make("llama"), tiny.tokens(2, 90)
     with posenc.apply(model, name, **STRATEGIES[name]):
         cache = DynamicCache() if kind == "dynamic" else StaticCache(config=model.config, max_cache_len=99)
@@ -205,7 +205,7 @@ def test_padding_of_the_first_turn_is_hidden_in_the_second(name: str, kind: str)
             assert (last[row : row + 1] - run(model, ids[row : row + 1, 89:], alone)).abs().max() < 1e-4
 
 
-def test_padding_is_not_revealed_later() -> None:
+def test_revealing_padding_later_is_refused() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(2, 40)
     mask = torch.ones_like(ids)
     mask[0, :7] = 0

@@ -1,4 +1,4 @@
-"""What a forward asks of its mask is obeyed or refused under a remap, and the model's own affair under the identity."""
+"""Masks of a forward are obeyed or refused under a remap, and left to the model under the identity."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def model_of(family: str) -> Any:
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_a_remap_refuses_what_it_would_ignore(case: str) -> None:
+def test_a_remap_refuses_arguments_that_it_would_ignore(case: str) -> None:
     family, kwargs, reason = CASES[case]
     model = model_of(family)
     with (
@@ -120,7 +120,7 @@ def test_a_remap_refuses_what_it_would_ignore(case: str) -> None:
 
 @pytest.mark.parametrize("case", list(CASES))
 @pytest.mark.parametrize("name", ["rope", "yarn"])
-def test_the_identity_obeys_as_the_model_does(case: str, name: str) -> None:
+def test_the_identity_obeys_the_arguments_like_the_model(case: str, name: str) -> None:
     family, kwargs, _ = CASES[case]
     model = model_of(family)
     expected = logits(model, **kwargs)
@@ -130,13 +130,13 @@ def test_the_identity_obeys_as_the_model_does(case: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("blocked", [float("-inf"), torch.finfo(torch.float32).min, -65504.0, -1e9, -1e4])
-def test_masks_that_are_added_to_the_logits(blocked: float) -> None:
+def test_additive_masks_are_understood(blocked: float) -> None:
     model, added = tiny.make("llama"), soft(blocked)
     with posenc.apply(model, "self_extend", **REMAP):
         assert torch.equal(logits(model, attention_mask=added), logits(model))
 
 
-def test_a_square_mask_of_one_row_for_a_padded_batch() -> None:
+def test_a_square_mask_of_one_row_applies_to_a_padded_batch() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(3, LENGTH)
     padded = TRIANGLE.clone()
     padded[:, :6] = False
@@ -149,7 +149,7 @@ def test_a_square_mask_of_one_row_for_a_padded_batch() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 1, LENGTH, LENGTH), (1, 1, 3, LENGTH), (1, 1, LENGTH, 7)])
-def test_square_masks_of_the_wrong_shape(shape: tuple[int, ...]) -> None:
+def test_square_masks_of_the_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
     model = tiny.make("llama")
     with (
         posenc.apply(model, "self_extend", **REMAP),
@@ -158,7 +158,7 @@ def test_square_masks_of_the_wrong_shape(shape: tuple[int, ...]) -> None:
         logits(model, attention_mask=torch.ones(shape, dtype=torch.bool))
 
 
-def test_attention_in_both_directions_by_configuration() -> None:
+def test_attention_in_both_directions_is_refused() -> None:
     model = LlamaModel(tiny.make("llama").config).eval()
     with torch.no_grad(), posenc.apply(model, "self_extend", **REMAP):
         model.config.is_causal = False
@@ -169,7 +169,7 @@ def test_attention_in_both_directions_by_configuration() -> None:
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"is_causal": False}])
-def test_gemma2_as_it_is(kwargs: dict[str, Any]) -> None:
+def test_the_identity_is_bit_equal_on_gemma2(kwargs: dict[str, Any]) -> None:
     torch.manual_seed(0)
     config = Gemma2Config(**tiny.SHAPE, sliding_window=12, query_pre_attn_scalar=16, layer_types=TYPES)
     config._attn_implementation = "eager"
@@ -199,7 +199,7 @@ def with_image() -> tuple[Any, dict[str, Any]]:
     return model, {"input_ids": ids, "pixel_values": pixels, "token_type_ids": types}
 
 
-def test_images_under_the_identity_and_under_a_remap() -> None:
+def test_images_are_served_under_the_identity_and_refused_under_a_remap() -> None:
     model, inputs = with_image()
     with torch.no_grad():
         expected = model(**inputs).logits
@@ -209,7 +209,7 @@ def test_images_under_the_identity_and_under_a_remap() -> None:
             model(**inputs)
 
 
-def test_packed_sequences_under_the_identity_and_under_a_remap() -> None:
+def test_packed_sequences_are_served_under_the_identity_and_refused_under_a_remap() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, 40)
     mask = torch.block_diag(torch.ones(15, 15), torch.ones(25, 25)).tril().bool()[None, None]
     positions = torch.cat((torch.arange(15), torch.arange(25)))[None]
@@ -222,7 +222,7 @@ def test_packed_sequences_under_the_identity_and_under_a_remap() -> None:
 
 
 @pytest.mark.parametrize("name", ["rope", "self_extend"])
-def test_a_chunk_that_is_padding_in_every_row(name: str) -> None:
+def test_a_chunk_of_padding_in_every_row_changes_nothing(name: str) -> None:
     model, params = tiny.make("llama"), {} if name == "rope" else REMAP
     ids, mask = tiny.tokens(2, 48), torch.zeros(2, 48).long()
     mask[0, -30:], mask[1, -20:] = 1, 1
@@ -233,7 +233,7 @@ def test_a_chunk_that_is_padding_in_every_row(name: str) -> None:
         assert torch.equal(model.generate(ids, prefill_chunk_size=12, **settings), whole)
 
 
-def test_a_decoded_token_that_is_padding_in_every_row() -> None:
+def test_a_decoded_padding_token_changes_nothing() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, 60)
     with torch.no_grad(), posenc.apply(model, "self_extend", **REMAP):
         caches = DynamicCache(), DynamicCache()
@@ -248,7 +248,7 @@ def test_a_decoded_token_that_is_padding_in_every_row() -> None:
     assert (got - expected).abs().max() < 1e-4
 
 
-def test_attention_weights_asked_for_in_the_configuration() -> None:
+def test_attention_weights_requested_in_the_configuration_are_refused_under_a_remap() -> None:
     model = tiny.make("llama")
     model.set_attn_implementation("eager")
     model.config.output_attentions = True
@@ -265,9 +265,9 @@ def test_attention_weights_asked_for_in_the_configuration() -> None:
         (lambda i, j: (j <= i) & (j > i - 5), 5),
         (lambda i, j: (j <= i) & (j != i - 3), None),  # a hole
         (lambda i, j: j <= i + 1, None),  # the next token
-        (lambda i, j: (j <= i) & (j >= i // 4 * 4), None),  # chunks: another width at another query
-        (lambda i, j: j < i, None),  # not the query's own
+        (lambda i, j: (j <= i) & (j >= i // 4 * 4), None),  # chunks: the width differs by query
+        (lambda i, j: j < i, None),  # excludes the query itself
     ],
 )
-def test_the_reach_of_a_mask_is_that_of_its_function(sees: Callable[[Any, Any], Any], reach: int | None) -> None:
+def test_the_reach_of_a_mask_is_read_from_its_function(sees: Callable[[Any, Any], Any], reach: int | None) -> None:
     assert NotedMask(torch.zeros(1), lambda _row, _head, i, j: sees(i, j)).reach == reach

@@ -1,4 +1,4 @@
-"""Frequency strategies on checkpoints that declare rope scaling of their own: they start from what the model has."""
+"""Frequency strategies on checkpoints that declare rope scaling start from the model's own frequencies."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, Llama
 import posenc
 from posenc import Rotary
 from posenc.evaluate.models import Loaded
+from posenc.hf.apply import find_adapter
 from posenc.hf.fingerprint import fingerprint
-from posenc.hf.handle import find_adapter
 from tests.hf import tiny
 
 FACTORS = ("linear", "ntk", "dynamic", "yarn", "llama3")
@@ -39,7 +39,7 @@ def llama(rope_type: str) -> Any:
 
 
 def gemma() -> Any:
-    """The rotary parameters of Gemma 3 from 4B up, which differ by layer type."""
+    """Return a model with the rotary parameters of Gemma 3 from 4B up, which differ by layer type."""
     torch.manual_seed(0)
     rope = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
@@ -76,19 +76,19 @@ def test_a_factor_of_one_changes_no_bit(name: str) -> None:
 
 @pytest.mark.parametrize("name", ROPE)
 def test_linear_divides_the_frequencies_of_the_checkpoint(name: str) -> None:
-    """The judge is the model itself with its own buffer divided."""
+    """The reference is the model itself with its own buffer divided."""
     model = llama(name)
     with posenc.apply(model, "linear", factor=2.0):
         found = logits(model, 30)
     module = model.model.rotary_emb
-    for own in {id(own): own for own in (module.inv_freq, module.original_inv_freq)}.values():  # maybe one tensor
+    for own in {id(own): own for own in (module.inv_freq, module.original_inv_freq)}.values():  # they may be one tensor
         own /= 2
     assert (found - logits(model, 30)).abs().max() < 2e-5
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("strategy", ["yarn", "longrope"])
-def test_formulas_for_unscaled_frequencies_refuse_and_name_both(name: str, strategy: str) -> None:
+def test_formulas_for_unscaled_frequencies_refuse_and_name_both_scalings(name: str, strategy: str) -> None:
     model = MODELS[name]()
     stock = logits(model)
     own = "linear" if name == "gemma3" else name
@@ -96,7 +96,7 @@ def test_formulas_for_unscaled_frequencies_refuse_and_name_both(name: str, strat
     for asked in ({"strategy": strategy}, {"strategy": "lampe", "mapping": 20, "frequencies": strategy}):
         with pytest.raises(posenc.InvalidConfigError, match=says):
             posenc.apply(model, **asked)
-        assert torch.equal(logits(model), stock)  # left as it was
+        assert torch.equal(logits(model), stock)  # left unchanged
     picks: list[dict[str, Any]] = [
         {"up_to": 50, "pick": {"strategy": "rope", "because": "short"}},
         {"up_to": 5000, "pick": {"strategy": strategy, "because": "long"}},
@@ -117,7 +117,7 @@ def test_replace_starts_from_theta(name: str) -> None:
         assert torch.equal(found, logits(plain, 30))
 
 
-def test_the_attention_factor_of_the_checkpoint_multiplies() -> None:
+def test_the_attention_factor_of_the_checkpoint_is_multiplied() -> None:
     base = Rotary.from_theta(1e4, 16, attention_scaling=1.5)
     assert posenc.strategy("yarn", window=64, factor=4.0, attention_factor=1.2).rotary(base, 9).attention_scaling == (
         1.5 * 1.2
@@ -131,8 +131,8 @@ def test_the_attention_factor_of_the_checkpoint_multiplies() -> None:
         assert [handle.strategy.rotary(base.stock, 9).attention_scaling for base in bases] == [own]
 
 
-def test_every_part_takes_the_window_that_the_checkpoint_was_trained_for() -> None:
-    """64 is what the llama3 scaling of this model was trained to read; 32 is where its scaling starts."""
+def test_every_part_uses_the_window_that_the_checkpoint_was_trained_for() -> None:
+    """With its llama3 scaling this model was trained to read 64 tokens; the scaling starts at 32."""
     model = llama("llama3")
     assert Loaded("a model", model, None).window == tiny.WINDOW
     assert fingerprint(model, find_adapter(model)).window == tiny.WINDOW

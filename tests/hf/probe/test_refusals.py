@@ -1,4 +1,4 @@
-"""Bad input on models: one clear message each, and the model is left as it was."""
+"""Bad input on models gives one clear message each, and leaves the model unchanged."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def small(config: type, model: type, **kwargs: Any) -> Any:
         (lambda: torch.nn.Linear(2, 2), "posenc.attention"),
     ],
 )
-def test_families_that_are_not_served(make: Any, message: str) -> None:
+def test_unsupported_families_are_refused(make: Any, message: str) -> None:
     with pytest.raises(posenc.UnsupportedModelError, match=message):
         posenc.apply(make(), "lampe", mapping=30)
 
 
-def test_model_without_rotary_module() -> None:
+def test_a_model_without_a_rotary_module_is_refused() -> None:
     model = tiny.make("llama")
     model.model.rotary_emb = torch.nn.Identity()
     with pytest.raises(posenc.UnsupportedModelError, match="rotary"):
@@ -58,7 +58,7 @@ def test_model_without_rotary_module() -> None:
 
 
 class NormAfterRotation(modeling_llama.LlamaAttention):
-    """An attention with a learned norm behind the rotation: the raw-key design cannot serve it."""
+    """An attention with a learned norm after the rotation, which a cache of raw keys cannot serve."""
 
     def forward(self, hidden_states: Any, position_embeddings: Any = None, **kwargs: Any) -> Any:
         original = modeling_llama.apply_rotary_pos_emb
@@ -71,7 +71,7 @@ class NormAfterRotation(modeling_llama.LlamaAttention):
 
 
 class OwnAttention(modeling_llama.LlamaAttention):
-    """An attention that never asks transformers' interface."""
+    """An attention that never uses transformers' interface."""
 
     def forward(self, hidden_states: Any, position_embeddings: Any = None, **kwargs: Any) -> Any:
         name, self.config._attn_implementation_internal = self.config._attn_implementation, "sdpa"
@@ -82,7 +82,7 @@ class OwnAttention(modeling_llama.LlamaAttention):
 
 
 @pytest.mark.parametrize("attention", [NormAfterRotation, OwnAttention])
-def test_attention_that_is_not_what_the_adapter_declares(attention: type) -> None:
+def test_attention_that_deviates_from_the_adapter_is_refused(attention: type) -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, 30)
     for layer in model.model.layers:
         layer.self_attn.__class__ = attention
@@ -95,7 +95,7 @@ def test_attention_that_is_not_what_the_adapter_declares(attention: type) -> Non
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_an_implementation_that_cannot_be_replaced() -> None:
+def test_an_attention_implementation_that_cannot_be_replaced_is_refused() -> None:
     class Stubborn(LlamaModel):
         def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
             pass
@@ -107,14 +107,14 @@ def test_an_implementation_that_cannot_be_replaced() -> None:
     assert posenc.attached(model) is None
 
 
-def test_other_attention_kernels_are_named() -> None:
+def test_an_unsupported_attention_implementation_is_named() -> None:
     model = tiny.make("llama")
     model.set_attn_implementation("flex_attention")
     with pytest.raises(posenc.UnsupportedModelError, match="flex_attention"):
         posenc.apply(model, "lampe", mapping=30)
 
 
-def test_attach_twice_and_detach_twice() -> None:
+def test_a_second_apply_is_refused_and_a_second_remove_is_harmless() -> None:
     model = tiny.make("llama")
     handle = posenc.apply(model, "lampe", mapping=30)
     with pytest.raises(posenc.UnsupportedModelError, match="already"):
@@ -125,7 +125,7 @@ def test_attach_twice_and_detach_twice() -> None:
     handle.remove()
     assert not handle.is_active
     second = posenc.apply(model, "rerope")
-    handle.remove()  # an old handle does not take off a newer one
+    handle.remove()  # an old handle does not remove a newer one
     assert second.is_active
     second.remove()
 
@@ -138,14 +138,14 @@ def test_a_part_of_a_model_is_refused(part: str) -> None:
         with pytest.raises(posenc.UnsupportedModelError, match="Pass the whole model"):
             posenc.apply(model.get_submodule(part), "rerope", window_size=8)
         assert torch.equal(model(ids).logits, stock)
-        with posenc.apply(model.model, "rerope", window_size=8) as handle:  # its decoder is a model of its own
+        with posenc.apply(model.model, "rerope", window_size=8) as handle:  # its decoder is a model in its own right
             assert not torch.equal(model(ids).logits, stock)
             assert handle.is_active
         assert torch.equal(model(ids).logits, stock)
 
 
 class Int8Linear(torch.nn.Module):
-    """A linear layer with 8-bit weights, as weight-only quantization makes them: no float weight to be found."""
+    """A linear layer with 8-bit weights, as weight-only quantization makes it, without any float weight."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class Int8Linear(torch.nn.Module):
         return x @ (self.weight * self.step).T
 
 
-def test_a_model_with_quantized_weights() -> None:
+def test_a_model_with_quantized_weights_is_served() -> None:
     model, twin, ids = tiny.make("llama"), tiny.make("llama"), tiny.tokens(1, 80)
     for layer, plain in zip(model.model.layers, twin.model.layers, strict=True):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
@@ -189,7 +189,7 @@ def test_a_model_with_quantized_weights() -> None:
         (("missing.yaml",), posenc.InvalidConfigError, "missing.yaml"),
     ],
 )
-def test_wrong_strategies(arguments: Any, error: type[Exception], message: str) -> None:
+def test_wrong_strategies_are_refused(arguments: Any, error: type[Exception], message: str) -> None:
     model = tiny.make("llama")
     params = arguments[1] if len(arguments) > 1 else {}
     if params.get("frequencies") == "ntk":
@@ -199,7 +199,7 @@ def test_wrong_strategies(arguments: Any, error: type[Exception], message: str) 
     assert posenc.attached(model) is None
 
 
-def test_caches_of_others() -> None:
+def test_caches_of_other_strategies_are_refused() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, 30)
     with torch.no_grad():
         stock, own = DynamicCache(config=model.config), DynamicCache(config=model.config)
@@ -210,12 +210,12 @@ def test_caches_of_others() -> None:
             model(ids, past_key_values=own)
         with posenc.apply(model, "rerope", window_size=8), pytest.raises(posenc.CacheMismatchError, match="lampe"):
             model(ids, past_key_values=own)
-        model(ids, past_key_values=own)  # grown without posenc: it no longer knows these tokens
+        model(ids, past_key_values=own)  # filled without posenc, which does not know these tokens
         with posenc.apply(model, "lampe", mapping=30), pytest.raises(posenc.CacheMismatchError, match="saw only 30"):
             model(ids, past_key_values=own)
 
 
-def test_masks_that_are_not_padding() -> None:
+def test_masks_that_are_not_padding_are_refused() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(2, 30)
     square = torch.ones(30, 30, dtype=torch.bool).tril()[None, None].repeat(2, 1, 1, 1)
     with torch.no_grad(), posenc.apply(model, "rerope", window_size=8):
@@ -243,7 +243,7 @@ def test_packed_sequences_are_refused_under_a_remap() -> None:
         assert torch.allclose(shifted, model(ids).logits, atol=1e-5)
 
 
-def test_things_that_a_remapped_forward_refuses() -> None:
+def test_a_remapped_forward_refuses_what_it_cannot_do() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, 30)
     with posenc.apply(model, "rerope", window_size=8) as handle:
         with pytest.raises(posenc.BackendError, match="output_attentions"):
@@ -275,7 +275,7 @@ def test_a_row_of_padding_only_is_harmless() -> None:
         assert torch.allclose(logits[1], model(ids[1:]).logits[0], atol=1e-5)
 
 
-def test_nan_in_one_row_stays_there() -> None:
+def test_a_nan_stays_in_its_row() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(2, 60)
     embeddings = model.get_input_embeddings()(ids).detach()
     with torch.no_grad(), posenc.apply(model, "rerope", window_size=8):
@@ -286,7 +286,7 @@ def test_nan_in_one_row_stays_there() -> None:
     assert torch.equal(spoilt[1], clean[1])
 
 
-def test_model_paths_that_do_not_exist(tmp_path: Path) -> None:
+def test_bad_model_paths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(posenc.InvalidConfigError, match="no such model folder"):
         posenc.from_pretrained(tmp_path / "nowhere", "lampe")
     with pytest.raises(posenc.InvalidConfigError, match=r"no posenc\.json"):

@@ -1,4 +1,4 @@
-"""cpu_flash at lengths where triangles have levels, bands have blocks and heads come in chunks."""
+"""cpu_flash at lengths where triangles have levels, bands have blocks and heads are split into chunks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def qkv(batch: int, q_len: int = LENGTH) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize(("leaf", "band", "wide"), [(16, 8, 64), (128, 32, 2048)])
 @pytest.mark.parametrize("q_len", [LENGTH, 333])
-def test_output_at_every_size_of_tile(name: str, leaf: int, band: int, wide: int, q_len: int) -> None:
+def test_the_output_is_exact_at_every_tile_size(name: str, leaf: int, band: int, wide: int, q_len: int) -> None:
     q, k, v = qkv(1, q_len)
     with mock.patch.multiple(tiles, LEAF=leaf, BAND_ROWS=band, WIDE_BAND=wide):
         got, lse = posenc.attention(q, k, v, plan_of(name), ROTARY, backend="cpu_flash", return_lse=True)
@@ -56,13 +56,13 @@ def test_output_at_every_size_of_tile(name: str, leaf: int, band: int, wide: int
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("heads_at_once", [1, 2, 100])
-def test_chunks_of_heads_and_rows(batch: int, masked: bool, heads_at_once: int) -> None:
+def test_chunks_of_heads_and_rows_are_exact(batch: int, masked: bool, heads_at_once: int) -> None:
     q, k, v = qkv(batch, 300)
     mask = None
     if masked:
         mask = torch.rand(batch, 1, 300, LENGTH) < 0.6
         mask[..., -1, 9:] = False
-        mask[0, :, 17] = False  # a query that attends nothing
+        mask[0, :, 17] = False  # a query that attends no key
     chunk = heads_at_once * 3 * 300 * 16 * 4
     with mock.patch.multiple(cpu_flash, CHUNK_BYTES=chunk, BLOCK_BYTES=chunk // 3):
         got = posenc.attention(q, k, v, plan_of("lampe"), ROTARY, backend="cpu_flash", mask=mask, return_lse=True)
@@ -74,7 +74,7 @@ def test_chunks_of_heads_and_rows(batch: int, masked: bool, heads_at_once: int) 
 
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("wide", [64, 2048])
-def test_gradients_of_overlapping_blocks(name: str, wide: int) -> None:
+def test_gradients_of_overlapping_blocks_are_exact(name: str, wide: int) -> None:
     gradients = []
     for backend in ("cpu_flash", "reference"):
         leaves = [x.double().requires_grad_() for x in qkv(2, 300)]
@@ -87,7 +87,7 @@ def test_gradients_of_overlapping_blocks(name: str, wide: int) -> None:
 
 
 class NoOverlap(TorchDispatchMode):
-    """Fails where an addition in place writes to one place twice, which is right only until threads share it."""
+    """Fails if an in-place addition writes to one place twice, which is wrong once threads share the work."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,8 +115,8 @@ def test_gradients_of_overlapping_blocks_are_not_added_at_once(name: str) -> Non
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("value_dim", [7, 16, 24])
 @pytest.mark.parametrize("loss", ["both", "lse", "sum"])
-def test_gradients_through_the_logsumexp(name: str, masked: bool, value_dim: int, loss: str) -> None:
-    """Also where the output has none, where its gradient is expanded from one number, and beside hidden queries."""
+def test_gradients_through_the_logsumexp_are_exact(name: str, masked: bool, value_dim: int, loss: str) -> None:
+    """Also if the output has no gradient, if its gradient is expanded from one number, and with hidden queries."""
     gradients = []
     mask = torch.rand(2, 1, 150, LENGTH, generator=torch.Generator().manual_seed(0)) < 0.6 if masked else None
     if mask is not None:
@@ -135,8 +135,8 @@ def test_gradients_through_the_logsumexp(name: str, masked: bool, value_dim: int
         assert (got - expected).abs().max() < 1e-6  # the logsumexp itself is float32
 
 
-def test_the_layout_of_the_gradient_itself() -> None:
-    """The slice of the channels hands on a copy; the backward pass does not rely on it."""
+def test_the_gradient_may_have_any_layout() -> None:
+    """Slicing the channels passes a contiguous copy, but the backward pass does not rely on that."""
     for layout in ("expanded over channels", "with tokens inside of channels"):
         q, k, v = (x.double().requires_grad_() for x in qkv(2, 150))
         out, _ = cpu_flash._with_gradients(q, k, v, plan_of("dca"), ROTARY, 0.25, None)
@@ -148,7 +148,7 @@ def test_the_layout_of_the_gradient_itself() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_gradients_through_the_logsumexp_of_every_dtype(dtype: torch.dtype) -> None:
+def test_gradients_through_the_logsumexp_are_exact_in_every_dtype(dtype: torch.dtype) -> None:
     gradients = []
     for backend in ("cpu_flash", "reference"):
         leaves = [x.to(dtype).requires_grad_() for x in qkv(2, 300)]
@@ -162,8 +162,8 @@ def test_gradients_through_the_logsumexp_of_every_dtype(dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["lampe", "self_extend", "rerope"])
-def test_layouts_at_every_kind_of_call(layout: str, name: str) -> None:
-    """Tiles of full, triangular and masked blocks, one query in pieces, and keys that nothing rotates."""
+def test_every_kind_of_call_accepts_every_layout(layout: str, name: str) -> None:
+    """Tiles of full, triangular and masked blocks, one query in splits, and keys without rotation."""
     for q_len in (LENGTH, 9, 1):
         q, k, v = (LAYOUTS[layout](x) for x in qkv(2, q_len))
         expected = posenc.attention(q, k, v, plan_of(name), ROTARY, backend="reference")
@@ -175,7 +175,7 @@ def test_layouts_at_every_kind_of_call(layout: str, name: str) -> None:
 
 @pytest.mark.parametrize("scale", [0.0, -0.25, -3.0])
 @pytest.mark.parametrize("name", PLANS)
-def test_scales_that_are_not_positive(scale: float, name: str) -> None:
+def test_scales_of_zero_and_below_are_exact(scale: float, name: str) -> None:
     for q_len in (LENGTH, 1):
         q, k, v = qkv(1, q_len)
         got = posenc.attention(q, k, v, plan_of(name), ROTARY, backend="cpu_flash", scale=scale, return_lse=True)
@@ -187,7 +187,7 @@ def test_scales_that_are_not_positive(scale: float, name: str) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("name", ["lampe", "rope"])
-def test_one_query_in_pieces(threads: int, batch: int, name: str) -> None:
+def test_one_query_in_splits_is_exact(threads: int, batch: int, name: str) -> None:
     plan = posenc.strategy("rope").plan(LENGTH) if name == "rope" else plan_of(name)
     before = torch.get_num_threads()
     q, k, v = qkv(batch, 1)
@@ -204,7 +204,7 @@ def test_one_query_in_pieces(threads: int, batch: int, name: str) -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(random_plans(frequencies=8, interpolated=True), st.integers(0, 40), st.booleans())
-def test_short_segments_read_with_a_neighbour(plan: PositionPlan, few: int, whole: bool) -> None:
+def test_short_segments_computed_with_a_neighbour_are_exact(plan: PositionPlan, few: int, whole: bool) -> None:
     q, k, v = (torch.randn(1, 2, n, 20, generator=torch.Generator().manual_seed(n)).double() for n in (1, 70, 71))
     k, v = k[:, :, : plan.total], v[:, :, : plan.total]
     rotary = posenc.Rotary.from_theta(50.0, 16, channels=(2, 18))

@@ -1,4 +1,4 @@
-"""What is kept on plans: usable outside of the mode it was made in, and bounded."""
+"""Data derived from plans is usable outside the mode it was made in, and bounded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 
 def scaled(plan: posenc.PositionPlan) -> posenc.PositionPlan:
-    """With a factor on the logits of every query."""
+    """Return the plan with a factor on the logits of every query."""
     factors = 1.0 + torch.arange(plan.total).double().numpy() / 50
     return posenc.PositionPlan.build(posenc.Lengths(plan.prompt, plan.total), plan.segments, query_scale=factors)
 
@@ -47,8 +47,8 @@ def qkv(q_len: int, *, grad: bool = False, dtype: torch.dtype = torch.float32) -
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("first", [40, 1])
 @pytest.mark.parametrize("rotated", [(0, 16), (4, 12)])
-def test_evaluation_in_inference_mode_and_then_training(name: str, first: int, rotated: tuple[int, int]) -> None:
-    """One plan and one rotary, both of which may have been made in inference mode too."""
+def test_a_plan_used_in_inference_mode_works_in_training(name: str, first: int, rotated: tuple[int, int]) -> None:
+    """The plan and the rotary may both have been made in inference mode."""
     gradients = []
     for before in (False, True):
         with torch.inference_mode(before):
@@ -64,7 +64,7 @@ def test_evaluation_in_inference_mode_and_then_training(name: str, first: int, r
         assert all(torch.equal(a, b) for a, b in zip(unused, used, strict=True))
 
 
-def test_tensors_that_every_backend_keeps_are_ordinary_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_backend_stores_inference_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("posenc.kernels.windowed.torch_flash.forward", stand_ins.flash_forward)
     own = [posenc.backends()[name].backend for name in ("cpu_flash", "triton")]
     for backend in (stand_ins.SimulatedXformers(), stand_ins.SimulatedTorchFlash(), *own):
@@ -81,7 +81,7 @@ def test_tensors_that_every_backend_keeps_are_ordinary_ones(monkeypatch: pytest.
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
-    """All tensors that a memo holds."""
+    """Return all tensors in a memo."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, dict):
@@ -93,7 +93,7 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     return []
 
 
-def test_kept_keys_go_in_and_out_of_inference_mode() -> None:
+def test_cached_rotated_keys_work_in_and_out_of_inference_mode() -> None:
     whole, rotary = (
         posenc.strategy("lampe", window=32, **STRATEGIES["lampe"]).plan(30, 40),
         posenc.Rotary.from_theta(1e4, 16),
@@ -108,7 +108,7 @@ def test_kept_keys_go_in_and_out_of_inference_mode() -> None:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_a_model_is_evaluated_in_inference_mode_and_then_trained(name: str) -> None:
+def test_a_model_used_in_inference_mode_can_be_trained(name: str) -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, 50)
     gradients: list[torch.Tensor] = []
     with posenc.apply(model, name, window=32, **STRATEGIES[name]):
@@ -129,7 +129,7 @@ def test_a_model_is_evaluated_in_inference_mode_and_then_trained(name: str) -> N
 
 
 def used(planner: Planner, prompt: int) -> posenc.PositionPlan:
-    """The plan of a prompt, after a backend has derived tables from it."""
+    """Return the plan of a prompt, after a backend has derived tables from it."""
     plan = planner.plan(prompt, prompt)
     generator = torch.Generator().manual_seed(prompt)
     q, k, v = (torch.randn(1, heads, prompt, 16, generator=generator) for heads in (4, 2, 2))
@@ -137,10 +137,10 @@ def used(planner: Planner, prompt: int) -> posenc.PositionPlan:
     return plan
 
 
-def test_kept_plans_are_bounded_by_their_memory_and_not_by_their_number() -> None:
+def test_stored_plans_are_bounded_by_memory_and_not_by_number() -> None:
     planner = Planner(posenc.strategy("self_extend", window=32))
     one = held_bytes(used(planner, 100))
-    tables = 2 * 2 * 2 * 100 * 8 * 4  # of queries and keys, in two segments: cos and sin [100, 8]
+    tables = 2 * 2 * 2 * 100 * 8 * 4  # cos and sin [100, 8] of queries and keys, in two segments
     assert one > tables
     planner = Planner(posenc.strategy("self_extend", window=32))
     for prompt in range(100, 300):  # more than 64 short ones
@@ -148,7 +148,7 @@ def test_kept_plans_are_bounded_by_their_memory_and_not_by_their_number() -> Non
     assert list(planner._plans) == list(range(100, 300))
     planner._room = 40 * one
     for prompt in range(401, 413):
-        used(planner, 100)  # used again and again, so that it stays
+        used(planner, 100)  # used repeatedly, so that it stays
         used(planner, prompt)
         assert held_bytes({p: own for p, own in planner._plans.items() if p != prompt}) <= planner._room
     assert {100, 411, 412} <= planner._plans.keys()
@@ -174,7 +174,7 @@ def test_many_prompts_of_a_model_take_bounded_memory(monkeypatch: pytest.MonkeyP
     handle.remove()
 
 
-def test_layers_with_plans_of_their_own_share_the_memory() -> None:
+def test_layers_with_their_own_plans_share_the_memory() -> None:
     class ByLayer(type(posenc.strategy("self_extend", window=32))):  # type: ignore[misc]
         def for_layer(self, layer: int, layers: int) -> Any:
             return posenc.strategy("self_extend", window=32, group=2 + layer)
@@ -183,13 +183,13 @@ def test_layers_with_plans_of_their_own_share_the_memory() -> None:
     assert [planner.of(layer)._room for layer in range(4)] == [KEPT_BYTES // 4] * 4
 
 
-def test_memory_that_is_shared_counts_once() -> None:
+def test_shared_memory_counts_once() -> None:
     array, tensor = np.zeros(100), torch.zeros(50)
     assert held_bytes(array, array[3:], [array[::2]], {"a": (tensor, tensor[5:]), "b": tensor.view(5, 10)}) == 1000
 
 
-def test_equal_rotaries_share_what_is_kept() -> None:
-    """As a model does whose frequencies follow the length: it makes them anew in every forward."""
+def test_equal_rotaries_share_derived_data() -> None:
+    """A model whose frequencies follow the length makes a new rotary in every forward."""
     plan = posenc.strategy("self_extend", window=32).plan(40)
     entries = None
     for _ in range(20):
@@ -200,7 +200,7 @@ def test_equal_rotaries_share_what_is_kept() -> None:
         assert [len(memo) for memo in memos] == entries
 
 
-def test_a_model_with_dynamic_frequencies_keeps_bounded_tables() -> None:
+def test_a_model_with_dynamic_frequencies_stores_bounded_tables() -> None:
     config = LlamaConfig(
         vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=64, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
@@ -212,12 +212,12 @@ def test_a_model_with_dynamic_frequencies_keeps_bounded_tables() -> None:
             for prompt in (70, 90, 110):
                 model(tiny.tokens(1, prompt) % 61)
     for plan in handle._attachment.planner._plans.values():
-        assert len(plan.memo) <= 2 * 3  # the frequencies grow with the longest text so far, and then stay
+        assert len(plan.memo) <= 2 * 3  # frequencies follow the longest text so far, then stay
         assert all(len(segment.memo) <= 2 for segment in plan.segments)
     handle.remove()
 
 
-def test_rotaries_are_equal_by_their_numbers() -> None:
+def test_rotaries_are_compared_by_value() -> None:
     own, same = (posenc.Rotary.from_theta(1e4, 16) for _ in range(2))
     assert own == same
     assert hash(own) == hash(same)
@@ -233,7 +233,7 @@ def test_rotaries_are_equal_by_their_numbers() -> None:
         assert replace(own, **changes) != own  # type: ignore[arg-type]
     assert own != "a rotary"
     for _ in range(4):
-        for writes in range(4):  # whatever the count of writes that a copy starts with
+        for writes in range(4):  # whatever write count a copy starts with
             for other in (copy.deepcopy(own), pickle.loads(pickle.dumps(own))):
                 for _ in range(writes):
                     other.inv_freq.mul_(2.0)
@@ -259,7 +259,7 @@ def test_frequencies_changed_in_place_are_read_again(backend: str) -> None:
         rotary.inv_freq.mul_(0.7)
 
 
-def test_a_memo_is_bounded_and_makes_things_once() -> None:
+def test_a_memo_is_bounded_and_makes_every_value_once() -> None:
     memo: dict[Any, Any] = {}
     made: list[int] = []
 
@@ -268,7 +268,7 @@ def test_a_memo_is_bounded_and_makes_things_once() -> None:
 
     for number in range(3 * MOST):
         for _ in range(2):
-            assert remembered(memo, number, make(number)) is None  # what is made may be None
+            assert remembered(memo, number, make(number)) is None  # the value may be None
         assert len(memo) == min(number + 1, MOST)
     assert made == list(range(3 * MOST))
     assert list(memo) == list(range(2 * MOST, 3 * MOST))

@@ -1,4 +1,4 @@
-"""The merge, the tiles, the rotation and the dispatcher, each alone."""
+"""The merge, the tiles, the rotation and the dispatcher, each on its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from posenc.testing.generators import interpolating_plan
 
 
 def intervals(work: Work) -> np.ndarray:
-    """Pairs inside a segment's intervals, bool [rows, keys]."""
+    """Return the pairs inside a segment's intervals, bool [rows, keys]."""
     key = np.arange(int(work.key_stop.max()) + 1)
     return (key >= work.key_start[:, None]) & (key < work.key_stop[:, None])
 
@@ -81,7 +81,7 @@ def test_decoding_rotates_every_key_once() -> None:
 
 
 @pytest.mark.parametrize("shift", [0.5, 2.0])
-def test_a_shift_by_a_fraction_is_not_moved_to_interpolated_queries(shift: float) -> None:
+def test_a_fractional_shift_is_not_moved_to_interpolated_queries(shift: float) -> None:
     lengths = posenc.Lengths(40, 40)
     index = lengths.indices
     segments = [
@@ -103,7 +103,7 @@ def test_every_part_of_an_interpolating_plan_interpolates() -> None:
     for part, at in (
         (plan.prefix(70), slice(0, 70)),
         (plan.suffix(250), slice(250, 300)),
-        (plan.clipped(9), slice(0, 300)),  # and in blocks: the reference slices what is longer than a block
+        (plan.clipped(9), slice(0, 300)),  # and in blocks: the reference slices longer inputs
     ):
         own = [x[:, :, at] for x in (q, k, v)]
         expected, _ = attention_by_definition(*own, dense_part(plan, part, at), rotary)
@@ -112,14 +112,14 @@ def test_every_part_of_an_interpolating_plan_interpolates() -> None:
 
 
 def dense_part(plan: PositionPlan, part: PositionPlan, at: slice) -> PositionPlan:
-    """The part with the positions, and what they mean, written out of the whole plan."""
+    """Return the part with positions and interpolation taken from the whole plan."""
     (whole,), (own,) = plan.segments, part.segments
     positions = (whole.query_positions[at], whole.key_positions[at])
     segment = posenc.Segment("s", own.key_start, own.key_stop, *positions, interpolation="logits")
     return PositionPlan(part.prompt, part.total, (segment,))
 
 
-def test_equal_fractions_do_not_keep_the_distance_of_interpolated_logits() -> None:
+def test_equal_fractional_positions_are_not_plain_with_interpolated_logits() -> None:
     index = posenc.Lengths(9, 9).indices
     halves = [posenc.Segment.band("s", 9, 0, None, index + 0.5, index + 0.5, kind) for kind in ("positions", "logits")]
     assert [segment.keeps_distance for segment in halves] == [True, False]
@@ -152,7 +152,7 @@ def test_merge_is_associative_and_commutative(parts: list[tuple[float, float]]) 
         assert bool((left[1] == -math.inf).all())
 
 
-def test_rotation_depends_on_the_difference_alone() -> None:
+def test_rotation_depends_only_on_the_difference() -> None:
     rotary = posenc.Rotary.from_theta(1e4, 16)
     x, y = torch.randn(2, 1, 1, 1, 16).double()
     dots = []
@@ -163,7 +163,7 @@ def test_rotation_depends_on_the_difference_alone() -> None:
 
 
 @pytest.mark.parametrize("style", ["half", "interleaved"])
-def test_stock_rotation_agrees_with_ours(style: str) -> None:
+def test_stock_rotation_equals_ours(style: str) -> None:
     rotary = posenc.Rotary.from_theta(1e4, 8, style=style, channels=(2, 10), attention_scaling=1.2)
     x = torch.randn(2, 3, 20, 12)
     ids = torch.arange(20).expand(2, -1)
@@ -171,7 +171,7 @@ def test_stock_rotation_agrees_with_ours(style: str) -> None:
     assert (rotary.rotate_as_stock(x, ids) - rotary.rotate(x, cos, sin)).abs().max() < 1e-5
 
 
-def test_bad_rotary() -> None:
+def test_bad_rotaries_are_refused() -> None:
     with pytest.raises(posenc.InvalidInputError, match="channels"):
         posenc.Rotary.from_theta(1e4, 8, channels=(0, 6))
     with pytest.raises(posenc.InvalidInputError, match="style"):
@@ -189,8 +189,8 @@ def test_bad_rotary() -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu_flash", "triton"])
-def test_positions_per_frequency_are_counted_before_they_broadcast(backend: str) -> None:
-    """Also where a backend is asked directly, as the layers of a model ask it."""
+def test_the_number_of_position_columns_is_checked_before_broadcasting(backend: str) -> None:
+    """Also if a backend is called directly, as the layers of a model do."""
     rotary, x = posenc.Rotary.from_theta(1e4, 8), torch.randn(1, 2, 9, 8)
     own = posenc.backends()[backend].backend
     for columns, query in ((1, True), (1, False), (2, True), (8, False)):
@@ -218,7 +218,7 @@ LENGTH_9 = posenc.strategy("rope").plan(9)
 
 
 def per_column(columns: int, query: bool = True) -> PositionPlan:
-    """A plan whose query or key positions have so many columns."""
+    """Return a plan whose query or key positions have this many columns."""
     index = LENGTH_9.segments[0].query_positions
     wide = np.repeat(index[:, None], columns, 1)
     positions = (wide, index) if query else (index, wide)
@@ -281,12 +281,14 @@ def per_column(columns: int, query: bool = True) -> PositionPlan:
         ({"kept": {}}, "kept must be a KeptKeys"),
     ],
 )
-def test_arguments_that_cannot_be_used(changes: dict[str, object], message: str) -> None:
+def test_unusable_arguments_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(posenc.InvalidInputError, match=message):
         call(**changes)
 
 
-def test_backend_choice(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_best_backend_that_can_run_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(posenc.UnknownNameError, match="Did you mean 'cpu_flash'"):
         call(backend="cpu_flsh")
     monkeypatch.setenv("POSENC_TRACE", "1")
@@ -302,10 +304,10 @@ def test_backend_choice(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
     monkeypatch.setattr(CpuFlashBackend, "refuses", lambda *a: "it is out of order")
     with pytest.raises(posenc.BackendError, match="out of order"):
         call(backend="cpu_flash")
-    call()  # auto goes on to the next one
+    call()  # auto tries the next one
 
 
-def test_the_trace_says_what_was_chosen_and_why_nothing_better_was(
+def test_the_trace_names_the_choice_and_why_better_backends_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     logging.getLogger("posenc").setLevel(logging.NOTSET)
@@ -326,13 +328,13 @@ def test_the_trace_says_what_was_chosen_and_why_nothing_better_was(
     call()
     assert "backend reference, as asked" in capsys.readouterr().err
     with caplog.at_level(logging.INFO, logger="posenc"):
-        call()  # an application that shows INFO gets it there, and once
+        call()  # an application that shows INFO gets it once, through its own handler
     assert "as asked" in caplog.text
     assert capsys.readouterr().err == ""
 
 
-def test_a_third_backend_needs_no_more_than_its_priority(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written against the seam as it was published: attend, capabilities and a priority."""
+def test_a_third_party_backend_needs_only_attend_capabilities_and_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend is written against the published interface: attend, capabilities and a priority."""
     from posenc.kernels.reference import ReferenceBackend
     from posenc.testing.tensors import installed
 

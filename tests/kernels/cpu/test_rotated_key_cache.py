@@ -1,4 +1,4 @@
-"""Rotated keys kept between decoding steps: always those of the raw keys, and a step rotates new ones only."""
+"""Rotated keys cached between decoding steps always match the raw keys, and a step rotates only new ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import posenc
-from posenc.hf.cache.rotated_keys import ATTRIBUTE, KeptLayers
+from posenc.hf.cache.rotated_keys import RotatedKeys
+from posenc.hf.cache.state import CacheState
 from posenc.kernels.cpu import decode as one_query
 from posenc.kernels.rotated_key_cache import KeptKeys
 from posenc.rope import Rotary
@@ -48,7 +49,7 @@ def test_every_step_equals_the_reference(name: str, new: int) -> None:
         assert (got - expected).abs().max() < TOLERANCE, length
 
 
-def test_a_change_of_what_fractions_mean_is_noticed() -> None:
+def test_a_change_of_interpolation_is_detected() -> None:
     lengths = posenc.Lengths(60, 60)
     index = lengths.indices
     rotary, kept = Rotary.from_theta(1e4, 16), KeptKeys()
@@ -62,8 +63,8 @@ def test_a_change_of_what_fractions_mean_is_noticed() -> None:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("few", [0, 10, 30, 1000])
-def test_back_and_forth(name: str, few: int) -> None:
-    """Candidates of assisted generation are taken back; short segments use the memory of keys that come again."""
+def test_steps_back_and_forth_equal_the_reference(name: str, few: int) -> None:
+    """Assisted generation takes candidates back; short segments reuse the memory of keys that return."""
     strategy = posenc.strategy(name, window=WINDOW, **STRATEGIES[name])
     rotary, kept = Rotary.from_theta(1e4, 16), KeptKeys()
     generator = torch.Generator().manual_seed(0)
@@ -80,7 +81,7 @@ def test_back_and_forth(name: str, few: int) -> None:
 
 @pytest.fixture
 def rotated_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens each call of ``Rotary.rotate`` turns."""
+    """The number of tokens that each call of ``Rotary.rotate`` rotates."""
     counts: list[int] = []
     rotate = Rotary.rotate
 
@@ -94,7 +95,7 @@ def rotated_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("name", ["lampe", "self_extend", "rerope", "leaky_rerope", "dca", "string"])
 @pytest.mark.parametrize("few", [0, 16 * 20])
-def test_a_step_rotates_new_tokens_and_short_segments(name: str, few: int, rotated_tokens: list[int]) -> None:
+def test_a_step_rotates_only_new_tokens_and_short_segments(name: str, few: int, rotated_tokens: list[int]) -> None:
     strategy = posenc.strategy(name, window=WINDOW, **STRATEGIES[name])
     rotary, kept = Rotary.from_theta(1e4, 16), KeptKeys()
     x = torch.randn(1, 1, PROMPT + 9, 16)
@@ -107,12 +108,12 @@ def test_a_step_rotates_new_tokens_and_short_segments(name: str, few: int, rotat
             posenc.attention(keys[:, :, -1:], keys, keys, whole.prefix(length), rotary, kept=kept)
         counts.append(sum(rotated_tokens))
     assert counts[0] <= 2 * PROMPT
-    turned = 8 * 2 * few // 16  # at most, at the two ends
-    assert sum(counts[1:]) <= 60 + turned  # of at least 8 * 150 without anything kept; some are rotated ahead
+    turned = 8 * 2 * few // 16  # at most, at both ends
+    assert sum(counts[1:]) <= 60 + turned  # without a cache at least 8 * 150; some are rotated ahead
     assert kept.bytes >= (0 if name == "rerope" else PROMPT * 16 * 4)
 
 
-def test_another_plan_or_rotary_is_noticed() -> None:
+def test_another_plan_or_rotary_is_detected() -> None:
     x, kept = torch.randn(1, 1, 100, 16), KeptKeys()
     rotary, other = Rotary.from_theta(1e4, 16), Rotary.from_theta(1e5, 16)
     plans = [posenc.strategy("lampe", window=WINDOW, mapping=m, head=12, tail=6).plan(90, 100) for m in (40, 30)]
@@ -138,7 +139,7 @@ def test_truncated_keys_are_rotated_again() -> None:
 
 @pytest.fixture(params=["as it is", "no short segments"])
 def grain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nearly every segment of a tiny model is short and read with a neighbour; with a grain of 1 all have copies."""
+    """Most segments of a tiny model are short and computed with a neighbour; with a grain of 1 all have copies."""
     if request.param == "no short segments":
         monkeypatch.setattr(one_query, "GRAIN", 1)
 
@@ -167,7 +168,7 @@ def nothing(cache: Any) -> None:
 @pytest.mark.parametrize("change", [nothing, reorder, overwrite, replace])
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 @pytest.mark.parametrize("name", ["lampe", "rerope", "self_extend"])
-def test_a_changed_cache_is_noticed(change: Callable[[Any], None], kind: str, name: str) -> None:
+def test_a_changed_cache_is_detected(change: Callable[[Any], None], kind: str, name: str) -> None:
     model, ids = tiny.make("llama"), tiny.tokens(2, PROMPT)
     with torch.no_grad():
         outcomes = []
@@ -179,15 +180,15 @@ def test_a_changed_cache_is_noticed(change: Callable[[Any], None], kind: str, na
                 change(cache)
                 logits += [step(model, cache, 5, 2), step(model, cache, 6, 2)]
                 outcomes.append(torch.stack(logits))
-                assert hasattr(cache, ATTRIBUTE) == (mode == "rotated")
+                assert (CacheState.of(cache).rotated is not None) == (mode == "rotated")
     assert (outcomes[0] - outcomes[1]).abs().max() < 1e-4
 
 
 @pytest.mark.usefixtures("grain")
 @pytest.mark.parametrize("name", ["lampe", "rerope", "self_extend", "dca"])
 @pytest.mark.parametrize("left", [0, 17])
-def test_crops_of_padded_rows(name: str, left: int) -> None:
-    """Candidates that are taken back: copies leave the padding out, so they are cut to fewer tokens than the cache."""
+def test_crops_of_padded_rows_are_exact(name: str, left: int) -> None:
+    """Candidates are taken back; copies omit the padding, so they are cut to fewer tokens than the cache."""
     model, ids = tiny.make("llama"), tiny.tokens(2, PROMPT)
     mask = torch.ones(2, PROMPT + 40, dtype=torch.long)
     mask[0, :left] = 0
@@ -218,7 +219,7 @@ def test_crops_of_padded_rows(name: str, left: int) -> None:
 
 
 @pytest.mark.usefixtures("grain")
-def test_copies_and_crops_of_a_cache() -> None:
+def test_copies_and_crops_of_a_cache_are_exact() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, PROMPT)
     with torch.no_grad():
         outcomes = []
@@ -234,7 +235,7 @@ def test_copies_and_crops_of_a_cache() -> None:
     assert (outcomes[0] - outcomes[1]).abs().max() < 1e-4
 
 
-def test_a_crop_keeps_what_is_left(rotated_tokens: list[int]) -> None:
+def test_a_crop_keeps_the_remaining_rotated_keys(rotated_tokens: list[int]) -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, PROMPT)
     with torch.no_grad(), posenc.apply(model, "lampe", window=WINDOW, **STRATEGIES["lampe"]):
         cache = DynamicCache()
@@ -247,7 +248,7 @@ def test_a_crop_keeps_what_is_left(rotated_tokens: list[int]) -> None:
         assert sum(rotated_tokens) < PROMPT
 
 
-def test_memory_is_what_the_documentation_says() -> None:
+def test_memory_is_as_documented() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, 2000)
     with torch.no_grad():
         for mode in ("rotated", "raw"):
@@ -257,16 +258,16 @@ def test_memory_is_what_the_documentation_says() -> None:
                 step(model, cache, 3)
                 raw = sum(layer.keys.nbytes for layer in cache.layers)
                 if mode == "raw":
-                    assert not hasattr(cache, ATTRIBUTE)
+                    assert CacheState.of(cache).rotated is None
                     continue
-                held = getattr(cache, ATTRIBUTE).bytes
-                assert raw <= held <= 1.6 * raw  # room to grow is a large part of a short cache
+                held = CacheState.of(cache).rotated.bytes
+                assert raw <= held <= 1.6 * raw  # room for growth is a large part of a short cache
                 model(ids[:, :50], past_key_values=cache)  # a new turn
-                assert not hasattr(cache, ATTRIBUTE)
+                assert CacheState.of(cache).rotated is None
 
 
 @pytest.mark.usefixtures("grain")
-def test_nothing_is_kept_in_inference_mode() -> None:
+def test_nothing_is_cached_in_inference_mode() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, PROMPT)
     with torch.inference_mode(), posenc.apply(model, "lampe", window=WINDOW, **STRATEGIES["lampe"]):
         cache = DynamicCache()
@@ -287,19 +288,19 @@ def test_a_wrong_mode_is_refused() -> None:
         posenc.apply(tiny.make("llama"), "lampe", cache="rotten")  # type: ignore[arg-type]
 
 
-def test_layers_that_share_a_module_keep_nothing() -> None:
-    store = KeptLayers()
+def test_layers_that_share_a_module_cache_nothing() -> None:
+    store = RotatedKeys()
     store.check(None, 5)
     assert store.serves(0)
     store.of(0, (0,), padding=0)
-    assert not store.serves(0)  # the same number again, for other keys
+    assert not store.serves(0)  # the same layer number again, for other keys
     store.check(None, 6)
     assert not store.serves(0)
     assert store.serves(1)
 
 
-def test_raw_keys_that_are_written_to_unseen_need_a_cache_of_raw_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the documentation says of writes through ``.data``: unseen with copies, seen with ``cache="raw"``."""
+def test_untracked_writes_to_keys_are_seen_only_by_a_raw_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As documented, writes through ``.data`` go unnoticed with copies, but not with ``cache="raw"``."""
     monkeypatch.setattr(one_query, "GRAIN", 1)
     model, ids = tiny.make("llama"), tiny.tokens(1, PROMPT)
     found = {}
@@ -313,7 +314,7 @@ def test_raw_keys_that_are_written_to_unseen_need_a_cache_of_raw_keys(monkeypatc
                 keys = cache.layers[1].keys
                 (keys if way == "raw, seen" else keys.data)[0, :, 5] += 1.0
                 if way == "dropped":
-                    del cache._posenc_kept
+                    CacheState.of(cache).rotated = None
                 found[way] = step(model, cache, 4)
     assert torch.equal(found["raw"], found["raw, seen"])
     assert (found["dropped"] - found["raw"]).abs().max() < 1e-4

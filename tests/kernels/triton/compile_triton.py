@@ -1,9 +1,9 @@
-"""Compile the Triton kernels for a GPU that is not here, and print what became of them as JSON lines.
+"""Compile the Triton kernels for an absent GPU, and print facts about the result as JSON lines.
 
     python tests/kernels/triton/compile_triton.py 90                  # 128 channels, bfloat16
     python tests/kernels/triton/compile_triton.py 90 256 float32
 
-A program of its own, because a process either compiles kernels or interprets them, and compiles for one GPU alone.
+This is a separate program because a process either compiles or interprets kernels, and compiles for one GPU only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from posenc.kernels.triton import rotate as triton_rotate
 from posenc.kernels.triton.backend import TritonBackend
 
 SHARED = {80: 166_912, 90: 232_448, 100: 232_448, 120: 101_376}
-"""Bytes of shared memory that a block can have, by compute capability."""
+"""Bytes of shared memory available to a block, by compute capability."""
 
 KERNELS = (
     triton_rotate.rotate_kernel,
@@ -41,14 +41,14 @@ KERNELS = (
 PRODUCT = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)\b")
 LOCAL = re.compile(r"\b(LDL|STL)\b")
 BUFFERS = re.compile(r"local_alloc : \(\) -> !ttg\.memdesc<(\d+)x\d+(?:x\d+)*x(?:bf16|f16|f32|i32),")
-"""How many blocks a buffer in shared memory holds, of those that loops load ahead into."""
+"""Matches the number of blocks in each shared-memory buffer into which loops load ahead."""
 
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?);")
 JUMP = re.compile(r"\bBRA\b.*?0x([0-9a-f]+)")
 
 
 class Absent:
-    """What Triton asks its driver before it compiles."""
+    """Answers the questions that Triton asks its driver before it compiles."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -70,13 +70,13 @@ class Properties:
 
 
 def cuobjdump(*arguments: str) -> str:
-    """What the CUDA tool that Triton brings prints."""
+    """Return the output of the CUDA tool that ships with Triton."""
     command = [triton.knobs.nvidia.cuobjdump.path, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def spills_in_loops(sass: str) -> tuple[int, int]:
-    """Accesses of local memory inside innermost loops that multiply matrices, and how many such loops there are."""
+    """Count local memory accesses inside innermost loops that multiply matrices, and the number of such loops."""
     code = [(int(at, 16), text) for at, text in INSTRUCTION.findall(sass)]
     products = [at for at, text in code if PRODUCT.search(text)]
     jumps = ((at, JUMP.search(text)) for at, text in code)
@@ -88,7 +88,7 @@ def spills_in_loops(sass: str) -> tuple[int, int]:
 
 
 def compiled(kernel: JITFunction, case: str, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> None:
-    """Compile instead of launching."""
+    """Compile a kernel instead of launching it, and print the facts."""
     made = JITFunction.run(kernel, *args, grid=grid, warmup=True, **options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
@@ -114,7 +114,7 @@ def compiled(kernel: JITFunction, case: str, *args: Any, grid: tuple[int, ...], 
 
 
 def main(capability: int, dim: int = 128, dtype: str = "bfloat16") -> None:
-    """Every kernel as the backend launches it on a GPU of this capability, at 32/8 heads."""
+    """Compile every kernel as the backend launches it on a GPU of this capability, at 32/8 heads."""
     driver.set_active(Absent(capability))
     torch.cuda.get_device_properties = lambda device: Properties(capability)  # type: ignore[assignment, return-value]
     torch.cuda.get_device_capability = lambda device: divmod(capability, 10)  # type: ignore[assignment, return-value]

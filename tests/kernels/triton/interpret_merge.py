@@ -1,6 +1,7 @@
-"""xformers' own merge kernel under Triton's interpreter, against the formula of its stand-in.
+"""Compare xformers' own merge kernel, under Triton's interpreter, with the formula of its stand-in.
 
-Run in a process of its own, for the interpreter is chosen before Triton is imported: prints the largest differences.
+It runs in its own process, because the interpreter is chosen before Triton is imported. It prints the largest
+differences.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tests.kernels import stand_ins
 
 
 def differences(dtype: torch.dtype, count: int) -> tuple[float, float]:
-    """Of output and logsumexp, for slices of larger tensors as the backend hands them over."""
+    """Return the differences of output and logsumexp, for slices of larger tensors as the backend passes them."""
     generator = torch.Generator().manual_seed(count)
     outs = [torch.randn(2, 7 + n, 3, 24, generator=generator).to(dtype)[:, n:] for n in range(count)]
     lses = [10 * torch.randn(2, 3, 7 + n, generator=generator)[:, :, n:] for n in range(count)]
@@ -29,7 +30,7 @@ def differences(dtype: torch.dtype, count: int) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    # The operator is registered for CUDA alone; what it wraps is Python that launches the kernel.
+    # The operator is registered only for CUDA; it wraps Python that launches the kernel.
     fmha.triton_splitk.merge_attentions_varargs = fmha.triton_splitk.merge_attentions_varargs._init_fn
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     print(json.dumps({str(dtype): [differences(dtype, count) for count in (2, 3, 5)] for dtype in dtypes}))

@@ -1,4 +1,4 @@
-"""The Triton kernels compiled for GPUs that are not here: the interpreter accepts what the compiler refuses."""
+"""The Triton kernels compile for absent GPUs: the interpreter accepts code that the compiler refuses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("triton", reason="triton is made for Linux only")
+pytest.importorskip("triton", reason="triton is available for Linux only")
 
 from tests.kernels.triton.compile_triton import SHARED, spills_in_loops
 from tests.kernels.triton.test_triton import without_interpreter
@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).with_name("compile_triton.py")
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_the_kernels_compile(capability: int, tmp_path: Path) -> None:
-    """At 128 channels in bfloat16: registers, shared memory, matrix products, and loads ahead of their use."""
+    """With 128 channels in bfloat16, check registers, shared memory, matrix products, and loads ahead of their use."""
     lines = without_interpreter(str(SCRIPT), str(capability), TRITON_CACHE_DIR=str(tmp_path)).splitlines()
     found = [json.loads(line) for line in lines]
     assert {x["kernel"] for x in found} == {"rotate_kernel", "prefill_kernel", "decode_kernel", "merge_kernel"}
@@ -28,12 +28,12 @@ def test_the_kernels_compile(capability: int, tmp_path: Path) -> None:
         assert kernel["shared"] <= SHARED[capability], kernel
     (prefill,) = (x for x in found if x["kernel"] == "prefill_kernel")
     kept, raw, paged = (only(found, f"decode {keys}") for keys in ("kept", "raw", "paged"))
-    assert prefill["loops"] >= 3  # before, among and after the keys that all queries of a block attend
+    assert prefill["loops"] >= 3  # before, inside and after the keys that all queries of a block attend
     for kernel in (prefill, kept, raw, paged):
         assert kernel["products"] > 0, f"no tensor cores: {kernel}"
         assert kernel["buffers"] >= 2, f"the next block is not fetched while one is used: {kernel}"
     assert prefill["tma"] == (capability >= 90)
-    assert max(x["registers"] for x in (kept, raw, paged)) <= 200  # two programs share a processor
+    assert max(x["registers"] for x in (kept, raw, paged)) <= 200  # two programs share a multiprocessor
 
 
 def only(found: list[dict[str, Any]], case: str) -> dict[str, Any]:
@@ -41,8 +41,8 @@ def only(found: list[dict[str, Any]], case: str) -> dict[str, Any]:
     return kernel
 
 
-def test_spills_are_counted_inside_of_loops_only() -> None:
-    """A loop without products, spills before a loop, and a loop inside of another one."""
+def test_spills_are_counted_only_inside_loops() -> None:
+    """The cases are a loop without products, spills before a loop, and a nested loop."""
     code = """
         /*0000*/ STL [R1], R2 ;
         /*0010*/ LDL R2, [R1] ;

@@ -22,7 +22,7 @@ def entry(**changes: object) -> Entry:
 
 
 def test_the_shipped_table_fits_every_case() -> None:
-    """And says where its numbers are from: a committed result, or that nobody has measured them."""
+    """The table also names the source of its numbers: a committed result, or that they are not measured."""
     table = TileTable.shipped()
     capabilities = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0))
     dtypes = (torch.bfloat16, torch.float16, torch.float32)
@@ -49,8 +49,8 @@ def test_the_nearest_entry_is_chosen() -> None:
         choose((9, 0), 512)
 
 
-def test_a_file_comes_before_the_shipped_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the sweep writes it: read back equal, and used by the backend."""
+def test_a_file_takes_precedence_over_the_shipped_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file written by the sweep is read back equal, and used by the backend."""
     file = tmp_path / "tiles.json"
     table = TileTable((entry(keys=16, tma=True, source="docs/results/sweep.json"), entry(kernel="decode_kept")))
     table.write(file)
@@ -72,7 +72,7 @@ def test_a_file_comes_before_the_shipped_table(tmp_path: Path, monkeypatch: pyte
         (json.dumps({"format": "posenc-tiles", "version": 1, "tiles": [entry().model_dump() | {"rows": 65}]}), "rows"),
     ],
 )
-def test_a_wrong_file_says_what_is_wrong(text: str, message: str, tmp_path: Path) -> None:
+def test_a_wrong_file_is_refused_with_the_reason(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "tiles.json"
     file.write_text(text)
     with pytest.raises(posenc.InvalidConfigError, match=rf"tiles\.json.*{message}.*POSENC_TRITON_TILES"):
@@ -82,7 +82,7 @@ def test_a_wrong_file_says_what_is_wrong(text: str, message: str, tmp_path: Path
 
 
 def test_few_queries_go_to_the_fused_decode_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU: one launch costs the host a third of a call per segment and a merge."""
+    """On a GPU, one launch costs the host a third of what a call per segment and a merge cost."""
     from posenc.kernels.triton import backend as triton_backend
 
     backends = {name: info.backend for name, info in posenc.backends().items()}

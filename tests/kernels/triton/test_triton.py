@@ -1,4 +1,4 @@
-"""The Triton kernels beyond the public contract (tests/contract): on a GPU where there is one, else interpreted."""
+"""The Triton kernels beyond the public contract (tests/contract), on a GPU if there is one, else interpreted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from posenc.segment import Lengths, Segment
 from posenc.testing.generators import banded_plan
 from posenc.testing.tensors import AttentionCall, check_result, tensors
 
-pytest.importorskip("triton", reason="triton is made for Linux only")
+pytest.importorskip("triton", reason="triton is available for Linux only")
 
 from posenc.kernels.triton import backend as triton_backend
 from posenc.kernels.triton import decode as triton_decode
@@ -34,7 +34,7 @@ PARAMS = {
     "auto": {"calibration": {"ranges": [{"up_to": 999, "pick": {"strategy": "dca", "because": "a test"}}]}},
 }
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 3e-2}
-"""Three times the usual for bfloat16: the interpreter cuts off where a GPU rounds, queries and keys alike."""
+"""Three times the usual tolerance for bfloat16: the interpreter truncates queries and keys where a GPU rounds."""
 
 
 def check(plan: PositionPlan, q_len: int, heads: tuple[int, int], rotary: Rotary, dim: int, **options: object) -> None:
@@ -46,7 +46,7 @@ def check(plan: PositionPlan, q_len: int, heads: tuple[int, int], rotary: Rotary
 
 
 @pytest.mark.parametrize(("number", "name"), list(enumerate(STRATEGIES)))
-def test_every_strategy_in_half_precision(number: int, name: str) -> None:
+def test_every_strategy_is_exact_in_half_precision(number: int, name: str) -> None:
     plan = posenc.strategy(name, window=64, **PARAMS.get(name, {})).plan(150, 170)
     dtype = torch.bfloat16 if number % 3 == 2 else torch.float16
     for q_len in (170, 41, 3):
@@ -63,13 +63,13 @@ def test_queries_that_share_keys_are_packed(heads: tuple[int, int], q_len: int) 
 @pytest.mark.parametrize(
     ("dim", "channels"), [(32, (0, 32)), (80, (0, 32)), (80, (48, 80)), (96, (0, 96)), (40, (8, 24))]
 )
-def test_layouts_of_the_head(style: str, dim: int, channels: tuple[int, int]) -> None:
+def test_every_layout_of_the_rotated_channels_is_exact(style: str, dim: int, channels: tuple[int, int]) -> None:
     rotary = Rotary.from_theta(1e3, channels[1] - channels[0], style=style, channels=channels)
     for q_len in (40, 2):
         check(banded_plan(40), q_len, (4, 2), rotary, dim)
 
 
-def test_values_of_another_width_and_softcap() -> None:
+def test_values_of_another_width_and_softcaps_are_exact() -> None:
     plan, rotary = banded_plan(50), Rotary.from_theta(1e3, 16, channels=(32, 48), style="interleaved")
     for q_len in (50, 4):
         q, k, v = tensors(plan, q_len, (4, 2), 48, device=DEVICE)
@@ -77,8 +77,8 @@ def test_values_of_another_width_and_softcap() -> None:
         check_result("triton", call, *call.run("triton"), 2e-5)
 
 
-def test_tensors_are_taken_as_they_lie() -> None:
-    """Heads behind tokens, as projections make them, and keys in a longer cache."""
+def test_strided_tensors_are_read_in_place() -> None:
+    """Heads come after tokens, as from projections, and keys are part of a longer cache."""
     plan, rotary = banded_plan(45), Rotary.from_theta(1e3, 16)
     for q_len in (45, 3):
         q, k, v = tensors(plan, q_len, (4, 2), 16, device=DEVICE)
@@ -90,7 +90,7 @@ def test_tensors_are_taken_as_they_lie() -> None:
         check_result("triton", call, *call.run("triton"), 2e-5)
 
 
-def test_one_plan_per_row() -> None:
+def test_rows_may_have_their_own_plans() -> None:
     strategy, rotary = posenc.strategy("rerope", window=64, window_size=7), Rotary.from_theta(1e4, 8)
     plans = [strategy.plan(50, 60), strategy.plan(20, 60), posenc.strategy("streaming_llm", window=32).plan(60)]
     for q_len in (60, 2):
@@ -103,8 +103,8 @@ def test_one_plan_per_row() -> None:
 
 
 @pytest.mark.parametrize("q_len", [100, 9])
-def test_gaps_and_rows_without_keys(q_len: int) -> None:
-    """Intervals that jump, end early, or hold nothing for some queries of a block."""
+def test_gaps_and_rows_without_keys_are_exact(q_len: int) -> None:
+    """Intervals jump, end early, or are empty for some queries of a block."""
     index = np.arange(100)
     far = Segment("far", index * 0, np.where(index < 93, 0, 3), index / 3, index * 0.5)
     steps = Segment("steps", index // 20 * 20, np.where(index % 3 > 0, 0, index + 1), index, index + 9)
@@ -131,7 +131,7 @@ def test_splits_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 class _Counted:
-    """A kernel that notes its launches."""
+    """A kernel that records its launches."""
 
     def __init__(self, kernel: object, launches: list[int]) -> None:
         self.kernel, self.launches = kernel, launches
@@ -141,8 +141,8 @@ class _Counted:
         return self.kernel[grid]  # type: ignore[index]
 
 
-def test_backends_share_a_plan() -> None:
-    """What one backend keeps on a plan is not taken for what another one keeps there."""
+def test_backends_may_share_a_plan() -> None:
+    """Data that one backend stores on a plan is not mistaken for that of another."""
     for order in (("auto", "triton"), ("triton", "auto")):
         plan, rotary = banded_plan(30), Rotary.from_theta(1e3, 8)
         q, k, v = tensors(plan, 30, (4, 2), 8, device=DEVICE)
@@ -171,11 +171,11 @@ def test_a_decoding_step_makes_tables_for_its_queries_only(monkeypatch: pytest.M
         3,
         3,
         3,
-    ]  # one table by position serves every map; a step brings its queries in three segments
+    ]  # one table by position serves every map; a step adds its queries in three segments
     check(step, 30, (2, 1), rotary, 8)
 
 
-def test_what_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_cases_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, rotary = banded_plan(9), Rotary.from_theta(1e4, 8)
     q = torch.randn(1, 2, 9, 264, device=DEVICE)
     with pytest.raises(posenc.BackendError, match="at most 256 channels, not 264"):
@@ -192,8 +192,8 @@ def test_what_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     posenc.attention(q, q, q, plan, rotary)
 
 
-def test_an_older_interpreter_is_mended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton 3.6 makes integers of arrays of one element, which is an error from numpy 2.4 on."""
+def test_an_older_interpreter_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.6 converts arrays of one element to integers, which is an error from numpy 2.4 on."""
     for release, mended in (("3.6.0", True), ("3.7.1", False)):
         monkeypatch.setattr(triton_mode, "version", {"triton": release}.__getitem__)
         scope = SimpleNamespace(set_attr=setattr)
@@ -211,15 +211,15 @@ def test_an_older_interpreter_is_mended(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def without_interpreter(*arguments: str, **variables: str) -> str:
-    """What a Python process prints that compiles kernels instead of interpreting them."""
+    """Return what a Python process prints if it compiles kernels instead of interpreting them."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | variables
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="about machines without a GPU")
-def test_without_a_gpu_it_is_listed_and_refuses() -> None:
+@pytest.mark.skipif(DEVICE == "cuda", reason="this test is about machines without a GPU")
+def test_without_a_gpu_the_backend_is_listed_and_refuses() -> None:
     program = """
 import sys, torch, posenc
 assert "triton" in posenc.backends() and posenc.backends()["triton"].capabilities.devices == ("cuda",)

@@ -1,4 +1,4 @@
-"""The ways the Triton kernels can read their keys, beyond what the contract asks for: descriptors, kept keys, pages."""
+"""Further ways in which the Triton kernels read keys: descriptors, cached rotated keys, pages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from posenc.rope import Rotary
 from posenc.testing.generators import banded_plan
 from posenc.testing.tensors import AttentionCall, check_result, tensors
 
-pytest.importorskip("triton", reason="triton is made for Linux only")
+pytest.importorskip("triton", reason="triton is available for Linux only")
 
 from posenc.kernels.rotated_key_cache import KeptKeys
 from posenc.kernels.triton import decode as triton_decode
@@ -56,7 +56,7 @@ class TestDescriptors:
     """The variant for compute capability 9.0 and later."""
 
     @pytest.mark.parametrize("name", PLANS)
-    def test_plans(self, name: str, noted: list[bool]) -> None:
+    def test_plans_are_exact(self, name: str, noted: list[bool]) -> None:
         plan, rotary = PLANS[name].plan(100, 110), Rotary.from_theta(1e4, 16)
         for q_len in (110, 31):
             q, k, v = tensors(plan, q_len, (2, 1), 16, batch=1, device=DEVICE)
@@ -64,14 +64,14 @@ class TestDescriptors:
             check_result(name, call, *run(backend(tma=True), call), 2e-5)
         assert noted == [True, True]
 
-    def test_odd_shapes_and_softcap(self) -> None:
+    def test_odd_shapes_and_softcaps_are_exact(self) -> None:
         plan, rotary = banded_plan(60), Rotary.from_theta(1e3, 16, channels=(4, 20), style="interleaved")
         q, k, v = tensors(plan, 60, (4, 2), 24, batch=1, device=DEVICE)
         call = AttentionCall(q, k, v[..., :20], plan, rotary, 0.3, softcap=2.0)
         check_result("tma", call, *run(backend(tma=True), call), 2e-5)
 
-    def test_values_that_it_cannot_read_as_they_lie(self, noted: list[bool]) -> None:
-        """Steps between channels and unaligned rows are copied; rows that stay unaligned go through pointers."""
+    def test_values_that_descriptors_cannot_read_are_copied(self, noted: list[bool]) -> None:
+        """Values with steps between channels or unaligned rows are copied; rows that stay unaligned use pointers."""
         plan, rotary = banded_plan(40), Rotary.from_theta(1e3, 8)
         q, k, v = tensors(plan, 40, (2, 1), 8, batch=1, device=DEVICE)
         odd = torch.zeros(*v.shape[:3], 9, device=DEVICE)
@@ -102,8 +102,8 @@ class TestDescriptors:
         return seen
 
 
-def test_heads_in_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long inputs hold the rotated rows of some heads at a time."""
+def test_heads_in_several_launches_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For long inputs only the rotated rows of some heads are stored at a time."""
     monkeypatch.setattr(triton_prefill, "WAVES", 0.1)
     launches: list[object] = []
     real = triton_prefill._heads
@@ -116,7 +116,7 @@ def test_heads_in_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rotated_rows_take_about_one_copy_of_the_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LaMPE on an H100 at 32,768 tokens and 32/8 heads: two long segments, half of the heads at a time."""
+    """LaMPE on an H100 at 32,768 tokens and 32/8 heads has two long segments, and half of the heads run at a time."""
     monkeypatch.setattr(triton_prefill, "processors", lambda device: 132)
     plan, device = posenc.strategy("lampe", window=8192, mapping=6144).plan(32768), torch.device("cpu")
     tables = triton_plan.prefill_tables(plan, 32768, Rotary.from_theta(1e4, 16), device)
@@ -129,8 +129,8 @@ def test_rotated_rows_take_about_one_copy_of_the_queries(monkeypatch: pytest.Mon
     assert copies * at_once / 8 <= 1
 
 
-def test_heads_share_a_look_up_of_their_angles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three key heads and 18 query heads, in programs of eight."""
+def test_heads_that_share_a_look_up_of_angles_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three key heads and 18 query heads run in programs of eight."""
     monkeypatch.setattr(triton_rotate, "MANY_ROWS", 1)
     plan, rotary = PLANS["dca"].plan(40), Rotary.from_theta(1e4, 8)
     q, k, v = tensors(plan, 40, (18, 3), 8, batch=1, device=DEVICE)
@@ -140,8 +140,8 @@ def test_heads_share_a_look_up_of_their_angles(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("style", ["half", "interleaved"])
-def test_decoding_with_kept_keys(name: str, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps of one sequence read kept keys and rotate new ones only."""
+def test_decoding_with_cached_rotated_keys_is_exact(name: str, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of one sequence read cached keys and rotate only new ones."""
     rotary = Rotary.from_theta(1e4, 12, style=style, channels=(2, 14))  # type: ignore[arg-type]
     whole, kept, rotated = PLANS[name].plan(90, 110), KeptKeys(), []
     real = triton_rotate.rotate
@@ -161,7 +161,7 @@ def test_decoding_with_kept_keys(name: str, style: str, monkeypatch: pytest.Monk
     assert kept.bytes > 0
 
 
-def test_more_copies_than_a_launch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_copies_than_a_launch_takes_fall_back_to_raw_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_decode, "MOST_COPIES", 1)
     plan, rotary, kept = PLANS["lampe"].plan(150), Rotary.from_theta(1e4, 8), KeptKeys()
     q, k, v = tensors(plan, 2, (4, 2), 8, device=DEVICE)
@@ -187,15 +187,15 @@ def test_a_plan_for_every_row_is_one_launch(q_len: int, monkeypatch: pytest.Monk
 
 
 class TestPages:
-    """Requests of unequal length, each with its plan, over keys and values in shuffled pages."""
+    """Requests of unequal length, each with its own plan, read keys and values from shuffled pages."""
 
     @pytest.mark.parametrize("page", [4, 16])
-    def test_requests(self, page: int) -> None:
+    def test_requests_are_exact(self, page: int) -> None:
         totals, counts = (83, 1, 150, 40), (3, 1, 5, 1)
         plans = [s.plan(max(1, n - 4), n) for s, n in zip(PLANS.values(), totals, strict=True)]
         self.check(plans, counts, page, Rotary.from_theta(1e4, 12, channels=(2, 14)))
 
-    def test_a_request_that_is_not_at_work(self) -> None:
+    def test_a_request_without_new_tokens_is_skipped(self) -> None:
         plans = [PLANS["dca"].plan(70), PLANS["lampe"].plan(20), PLANS["rerope"].plan(90)]
         self.check(plans, (2, 0, 1), 8, Rotary.from_theta(1e4, 16))
 
@@ -203,7 +203,7 @@ class TestPages:
         generator = torch.Generator().manual_seed(0)
         needed = [-(-plan.total // page) for plan in plans]
         order = torch.randperm(sum(needed) + 3, generator=generator)
-        # Key and value of a slot lie side by side, as vLLM holds them; what no request owns is NaN.
+        # Key and value of a slot are adjacent, as in vLLM; slots that no request owns hold NaN.
         both = torch.full((len(order), 2, page, 32), torch.nan, device=DEVICE)
         table = torch.full((len(plans), max(needed)), 10**6, dtype=torch.int32)
         calls, done = [], 0
@@ -262,19 +262,19 @@ class TestAngles:
         assert torch.equal(found.cos_RF[found.rows_L.long()], rotary.tables(np.arange(9))[0])
 
     @pytest.mark.parametrize("positions", [np.arange(9) / 3, np.arange(9) * 10**7, np.ones((9, 4)) * 0.5])
-    def test_other_positions_have_a_table_by_token(self, positions: np.ndarray) -> None:
+    def test_fractional_or_distant_positions_have_a_table_by_token(self, positions: np.ndarray) -> None:
         rotary = Rotary.from_theta(1e4, 8)
         found = angles(positions, rotary, torch.device("cpu"))
         assert torch.equal(found.cos_RF, rotary.tables(positions)[0])
         assert found.rows_L.tolist() == list(range(9))
 
-    def test_whole_positions(self) -> None:
+    def test_integer_positions_are_recognized(self) -> None:
         assert whole_positions(np.array([0.0, 3.0])).tolist() == [0, 3]  # type: ignore[union-attr]
         assert whole_positions(np.array([0.5])) is None
         assert whole_positions(np.zeros((2, 3))) is None
 
     def test_memory_of_a_map_is_four_bytes_per_key(self) -> None:
-        """LaMPE at 8,192 tokens and head_dim 128: its maps share one table of 8 bytes per position and frequency."""
+        """For LaMPE at 8,192 tokens and head_dim 128 the maps share one table of 8 bytes per position and frequency."""
         plan, rotary = posenc.strategy("lampe", window=2048, mapping=1536).plan(8192), Rotary.from_theta(1e4, 128)
         found = [key_angles(segment, rotary, torch.device("cpu"))[0] for segment in plan.segments]
         tables = {x.cos_RF.data_ptr(): x.cos_RF.nbytes + x.sin_RF.nbytes for x in found}

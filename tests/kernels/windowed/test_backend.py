@@ -1,4 +1,4 @@
-"""The backends of the CUDA libraries, on a machine without one: their plans, and their calls computed densely."""
+"""The backends of the CUDA libraries on a machine without CUDA: their plans, and their calls computed densely."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class TestTorchFlash(posenc.testing.BackendContract):
 
 
 @pytest.mark.parametrize("backend", stand_ins.WINDOWED)
-def test_a_window_open_to_the_right(backend: WindowedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks whose queries see less and less of the chunk before."""
+def test_a_window_open_to_the_right_is_exact(backend: WindowedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries of a chunk see less and less of the chunk before."""
     monkeypatch.setattr("posenc.kernels.windowed.torch_flash.forward", stand_ins.flash_forward)
     lengths = posenc.Lengths(64, 64)
     index = lengths.indices
@@ -68,13 +68,13 @@ def test_a_window_open_to_the_right(backend: WindowedBackend, monkeypatch: pytes
 
 
 def shifted(x: torch.Tensor, by: int) -> torch.Tensor:
-    """The same numbers, beginning ``by`` elements into their memory."""
+    """Return the same numbers, starting ``by`` elements into their memory."""
     memory = x.new_empty(x.numel() + by)[by:].view(x.shape)
     return memory.copy_(x)
 
 
 def spread(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """The same numbers with a gap of one element after all that belongs to an index of a dimension."""
+    """Return the same numbers with a gap of one element after every index of a dimension."""
     strides, step = [0] * x.ndim, 1
     for n in reversed(range(x.ndim)):
         strides[n] = step
@@ -84,14 +84,14 @@ def spread(x: torch.Tensor, dim: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("backend", stand_ins.WINDOWED)
 @pytest.mark.parametrize("layout", ["shifted by 1", "shifted by 4", "spread 0", "spread 1", "spread 2"])
-def test_what_the_kernels_cannot_load_is_copied(
+def test_tensors_that_the_kernels_cannot_load_are_copied(
     backend: WindowedBackend, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Raw tensors reach the kernel as they are where a segment leaves the keys unturned: values always do."""
+    """Values, and keys that a segment does not rotate, would otherwise reach the kernel unchanged."""
     monkeypatch.setattr("posenc.kernels.windowed.torch_flash.forward", stand_ins.flash_forward)
     how, number = layout.rsplit(maxsplit=1)
     index = np.arange(20)
-    segments = [posenc.Segment("all", index * 0, index + 1, index, index * 0)]  # keys at 0 are not turned
+    segments = [posenc.Segment("all", index * 0, index + 1, index, index * 0)]  # keys at 0 are not rotated
     plan = PositionPlan.build(posenc.Lengths(20, 20), segments)
     made = {"shifted by": shifted, "spread": spread}[how]
     q, k, v = (made(x, int(number)) for x in tensors(plan, 20, (4, 2), 16, batch=1, dtype=torch.bfloat16))
@@ -101,7 +101,7 @@ def test_what_the_kernels_cannot_load_is_copied(
         check_result(name, call, *call.run(name), 2e-2)
 
 
-def test_what_the_kernels_can_load_is_not_copied() -> None:
+def test_tensors_that_the_kernels_can_load_are_not_copied() -> None:
     x = torch.randn(2, 3, 40, 16, dtype=torch.float16).transpose(1, 2)[:, ::2]
     assert _for_kernel(x, 16).data_ptr() == x.data_ptr()
     assert _for_kernel(x[..., :8], 8).data_ptr() == x.data_ptr()
@@ -149,7 +149,7 @@ def test_the_current_gpu_is_that_of_the_tensors() -> None:
 
 
 @pytest.mark.parametrize("backend", stand_ins.WINDOWED)
-def test_decoding_with_kept_keys(backend: WindowedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_with_cached_rotated_keys_is_exact(backend: WindowedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("posenc.kernels.windowed.torch_flash.forward", stand_ins.flash_forward)
     strategy = posenc.strategy("lampe", window=64, mapping=40, head=12, tail=6)
     whole, rotary, kept = strategy.plan(90, 100), posenc.Rotary.from_theta(1e4, 16), KeptKeys()
@@ -165,7 +165,7 @@ def test_decoding_with_kept_keys(backend: WindowedBackend, monkeypatch: pytest.M
 
 
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 12))
-def test_xformers_masks_mean_what_bands_mean(rows: int, keys: int, left: int) -> None:
+def test_xformers_masks_equal_our_bands(rows: int, keys: int, left: int) -> None:
     windows = [(None, 0), (left, 0), (left, None)]
     empty = np.zeros(0, dtype=np.int64)
     for window in windows:
@@ -175,7 +175,7 @@ def test_xformers_masks_mean_what_bands_mean(rows: int, keys: int, left: int) ->
     assert xformers_segments._bias(fmha.attn_bias, None, None, keys) is None
 
 
-def test_xformers_has_every_symbol_that_is_used() -> None:
+def test_xformers_has_every_symbol_that_we_use() -> None:
     module, problem = find_fmha()
     assert problem == ""
     for name in NEEDED:
@@ -192,12 +192,12 @@ def test_xformers_has_every_symbol_that_is_used() -> None:
     assert {type(bias) for bias in biases} <= set(module.flash.FwOp.SUPPORTED_ATTN_BIAS_TYPES)
     assert module.flash.FwOp.SUPPORTS_PARTIAL
     assert module.flash.FwOp.SUPPORTS_BMGHK
-    assert not module.cutlass.FwOp.SUPPORTS_PARTIAL  # else float32 could take the same path
+    assert not module.cutlass.FwOp.SUPPORTS_PARTIAL  # otherwise float32 could use the same path
     assert torch.float32 in module.cutlass.FwOp.SUPPORTED_DTYPES
 
 
 def test_this_torch_has_the_operators_that_xformers_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """xformers compares their schemas when it is imported beside a CUDA torch, and gives up where they differ."""
+    """When imported with a CUDA build of torch, xformers compares their schemas and gives up if they differ."""
     from xformers.ops.fmha import torch_attention_compat
 
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
@@ -205,8 +205,8 @@ def test_this_torch_has_the_operators_that_xformers_calls(monkeypatch: pytest.Mo
     assert torch_attention_compat.is_pt_cutlass_compatible(force=True)
 
 
-def test_the_merge_of_xformers_is_that_of_its_stand_in() -> None:
-    """Its Triton kernel under the interpreter."""
+def test_the_merge_of_xformers_equals_its_stand_in() -> None:
+    """The real merge is a Triton kernel, run under the interpreter."""
     ran = subprocess.run(
         [sys.executable, "-m", "tests.kernels.triton.interpret_merge"],
         cwd=Path(__file__).parents[3],
@@ -224,7 +224,7 @@ def test_the_merge_of_xformers_is_that_of_its_stand_in() -> None:
             assert lse <= 1e-5
 
 
-def test_a_package_without_the_symbols_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_without_the_symbols_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xformers_library, "HOMES", ("posenc.rope", "no.such.package", "xformers.ops.fmha"))
     assert find_fmha.__wrapped__() == (fmha, "")
     monkeypatch.setattr(xformers_library, "HOMES", ("posenc.rope", "no.such.package"))
@@ -233,7 +233,7 @@ def test_a_package_without_the_symbols_is_passed_over(monkeypatch: pytest.Monkey
     assert "posenc.rope has no memory_efficient_attention_partial; no.such.package: ModuleNotFoundError" in problem
 
 
-def test_an_absent_library_is_a_reason_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absent_library_is_refused_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xformers_segments, "find_fmha", lambda: (None, "no module"))
     reason = XformersBackend().unavailable(torch.zeros(1))
     assert reason is not None
@@ -248,12 +248,12 @@ def test_an_explicit_choice_that_cannot_run_here_raises(name: str) -> None:
         posenc.attention(q, q, q, plan, rotary, backend=name)
 
 
-def test_heads_wider_than_the_kernels_take_are_refused() -> None:
+def test_heads_wider_than_the_kernels_support_are_refused() -> None:
     q = torch.zeros(1, 1, 1, 264, dtype=torch.bfloat16)
     assert "up to 256 channels" in str(stand_ins.SimulatedTorchFlash().refuses(q, q, q, None))
 
 
-def test_torch_flash_names_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_flash_says_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     backend, q = TorchFlashBackend(), torch.zeros(1, dtype=torch.bfloat16)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
     assert "no flash attention" in str(backend.unavailable(q))

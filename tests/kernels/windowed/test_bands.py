@@ -1,4 +1,4 @@
-"""The cut of segments into windowed calls."""
+"""Splitting segments into windowed calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from posenc.testing import random_plans
 
 
 def seen(band: Band, key_start: np.ndarray, key_stop: np.ndarray) -> np.ndarray:
-    """What a band sees by its definition, bool [R, K]."""
+    """Return the pairs of a band by its definition, bool [R, K]."""
     row, key = np.arange(*band.rows)[:, None], np.arange(*band.keys)
     if band.irregular:
         return (key >= key_start[row]) & (key < key_stop[row])
@@ -26,7 +26,7 @@ def seen(band: Band, key_start: np.ndarray, key_stop: np.ndarray) -> np.ndarray:
 
 @st.composite
 def intervals(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds that move straight for a while, bend and jump."""
+    """Draw bounds that stay straight for a while, bend and jump."""
     steps: list[tuple[int, int]] = []
     for _ in range(draw(st.integers(1, 4))):
         steps.append((draw(st.integers(0, 3)), draw(st.integers(0, 3))))
@@ -36,7 +36,7 @@ def intervals(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 def jumping() -> tuple[np.ndarray, np.ndarray]:
-    """A causal run and then a band, whose far end jumps where they meet."""
+    """Draw a causal run followed by a band, whose far end jumps where they meet."""
     row = np.arange(24)
     return np.maximum(row - 11, 0), row + 1 + 5 * (row >= 12)
 
@@ -59,8 +59,8 @@ def test_bands_cover_every_pair_once(bounds: tuple[np.ndarray, np.ndarray]) -> N
 
 @settings(max_examples=100, deadline=None)
 @given(random_plans(), st.floats(0, 1))
-def test_a_schedule_is_the_plan(plan: PositionPlan, share: float) -> None:
-    """Every query is merged from exactly the calls that hold it, and every attended pair is in one call."""
+def test_a_schedule_covers_the_plan(plan: PositionPlan, share: float) -> None:
+    """Every query is merged from exactly the calls that contain it, and every attended pair is in one call."""
     q_len = max(1, round(share * plan.total))
     planned, first = schedule(plan, q_len), plan.total - q_len
     arranged = layout(plan, q_len)
@@ -89,11 +89,11 @@ def test_built_in_plans_need_few_calls() -> None:
         calls = schedule(plan, 16384).calls
         assert len(calls) <= limit, name
         assert all(call.allowed is None for call in calls), name
-        assert len(schedule(plan, 1).calls) == len(plan.segments), name  # decoding: one slice of keys per segment
+        assert len(schedule(plan, 1).calls) == len(plan.segments), name  # when decoding, one slice of keys per segment
 
 
-def test_a_long_causal_run_is_not_joined_with_the_few_windowed_queries_after_it() -> None:
-    """Flash attention would take the slow path of windows for 15,926 queries that have none."""
+def test_a_long_causal_run_is_not_joined_with_a_few_windowed_queries() -> None:
+    """Otherwise flash attention would use its slow path for windows on 15,926 queries that have none."""
     plan = posenc.strategy("lampe", window=4096, mapping=3000).plan(16384)
     middle = [call.band for call in schedule(plan, 16384).calls if call.work == 1]
     assert [(band.rows, band.left) for band in middle] == [((0, 15926), None), ((15926, 16128), 15925)]
@@ -107,13 +107,13 @@ def test_a_sliding_window_is_one_call() -> None:
 
 
 @pytest.mark.parametrize(("rows", "calls"), [(19, 2), (20, 1), (21, 1)])
-def test_calls_are_joined_from_as_many_windowed_queries_as_causal_ones_on(rows: int, calls: int) -> None:
+def test_calls_are_joined_if_windowed_queries_are_at_least_as_many_as_causal_ones(rows: int, calls: int) -> None:
     row = np.arange(20 + rows)
     assert len(bands(np.maximum(row - 19, 0), row + 1)) == calls
 
 
-def test_few_windowed_queries_alone_are_a_window() -> None:
-    """No dense band over every key of the segment: nothing else is pooled with them."""
+def test_a_few_windowed_queries_alone_are_a_window() -> None:
+    """They do not become a dense band over all keys of the segment, since nothing else is pooled with them."""
     row = np.arange(1000)
     assert bands(np.maximum(row - 994, 0), row + 1) == [
         Band((0, 995), (0, 995), right=0),

@@ -1,4 +1,4 @@
-"""FlashAttention-4: its stand-in under the contract, and the library itself where it is installed."""
+"""FlashAttention-4: its stand-in under the contract, and the library itself if it is installed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TestFlashAttention4(posenc.testing.BackendContract):
 
 
 @here
-def test_the_library_takes_what_its_stand_in_takes() -> None:
+def test_the_library_accepts_the_arguments_of_its_stand_in() -> None:
     function, problem = find_forward()
     assert problem == ""
     real, simulated = (inspect.signature(f).parameters for f in (function, stand_ins.flash_attn_func))
@@ -51,7 +51,7 @@ def test_the_library_takes_what_its_stand_in_takes() -> None:
 
 @here
 def test_every_kind_of_window_compiles_for_hopper() -> None:
-    """Without a GPU: a minute on one core."""
+    """This needs no GPU and takes a minute on one core."""
     target = {"FLASH_ATTENTION_ARCH": "sm_90", "CUTE_DSL_ARCH": "sm_90a", "FLASH_ATTENTION_NUM_SMS": "132"}
     command = [sys.executable, "-c", COMPILED]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=580, env=os.environ | target)
@@ -62,7 +62,7 @@ def test_every_kind_of_window_compiles_for_hopper() -> None:
 
 
 @here
-def test_the_library_knows_its_widths() -> None:
+def test_the_library_reports_supported_widths() -> None:
     fits = {(9, 128): True, (9, 192): True, (9, 256): True, (9, 264): False, (10, 128): True, (10, 160): False}
     assert {case: flash_attn_4._unfit.__wrapped__(case[0], 0, case[1]) is None for case in fits} == fits
 
@@ -71,7 +71,7 @@ def module_with(function: object) -> SimpleNamespace:
     return SimpleNamespace(flash_attn_func=function)
 
 
-def test_another_release_is_asked_for_its_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parameters_of_another_release_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     def without(q: object, k: object, v: object, softmax_scale: float, return_lse: bool) -> None: ...
 
     monkeypatch.setattr(flash_attn_4, "import_module", lambda name: module_with(without))
@@ -80,7 +80,7 @@ def test_another_release_is_asked_for_its_parameters(monkeypatch: pytest.MonkeyP
     assert find_forward.__wrapped__() == (stand_ins.flash_attn_func, "")
 
 
-def test_an_absent_library_is_a_reason_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absent_library_is_refused_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flash_attn_4, "HOME", "no_such.package")
     found = find_forward.__wrapped__()
     monkeypatch.setattr(flash_attn_4, "find_forward", lambda: found)

@@ -1,4 +1,4 @@
-"""Finding xformers, and the CUDA library that it is linked to."""
+"""Finding xformers and the CUDA library that it is linked to."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ except OSError as error:
     _cpp_library_load_exception.__cause__ = OSError("Could not load this library: /somewhere/_C.so")
     _cpp_library_load_exception.__cause__.__cause__ = error
 """
-"""What xformers does when it is imported, for a library that is linked to nothing but the runtime."""
+"""The import of xformers, with a library that is linked only to the CUDA runtime."""
 
 ASKED = """
 import sys, torch
@@ -43,7 +43,7 @@ print("loaded" if library.RUNTIME in open("/proc/self/maps").read() else "absent
 
 
 def asked(folder: Path, wheel: str) -> list[str]:
-    """What a fresh process says of an xformers that is linked to the runtime of CUDA 12."""
+    """Return what a fresh process reports about an xformers that is linked to the runtime of CUDA 12."""
     package = folder / "xformers"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -56,10 +56,10 @@ def asked(folder: Path, wheel: str) -> list[str]:
 
 @pytest.mark.skipif((platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="the wheel is for Linux")
 class TestLinkedToAnotherCuda:
-    def test_with_the_wheel(self, tmp_path: Path) -> None:
+    def test_the_library_loads_with_the_wheel(self, tmp_path: Path) -> None:
         assert asked(tmp_path, "with") == ["None", "loaded"]
 
-    def test_without_it(self, tmp_path: Path) -> None:
+    def test_the_library_fails_without_the_wheel(self, tmp_path: Path) -> None:
         problem, state = asked(tmp_path, "without")
         if state == "loaded":
             pytest.skip("CUDA 12 is installed on this machine itself")
@@ -71,7 +71,7 @@ class TestLinkedToAnotherCuda:
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the loader was asked for; it finds nothing."""
+    """The names that the loader was asked for; it finds none of them."""
     names: list[str] = []
 
     def loads(library: str) -> bool:
@@ -93,7 +93,7 @@ def test_the_runtime_is_taken_from_its_wheel(tried: list[str], monkeypatch: pyte
     assert tried == [RUNTIME, f"/site/nvidia/cuda_runtime/lib/{RUNTIME}"]
 
 
-def test_a_missing_wheel_is_no_error_yet(tried: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wheel_is_not_an_error_yet(tried: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def distribution(name: str) -> None:
         raise PackageNotFoundError(name)
 
@@ -103,10 +103,10 @@ def test_a_missing_wheel_is_no_error_yet(tried: list[str], monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("cuda", [None, "12.8"])
-def test_nothing_is_loaded_that_torch_has_or_cannot_use(monkeypatch: pytest.MonkeyPatch, cuda: str | None) -> None:
+def test_no_runtime_is_loaded_that_torch_has_or_cannot_use(monkeypatch: pytest.MonkeyPatch, cuda: str | None) -> None:
     tried: list[str] = []
     monkeypatch.setattr(xformers_library, "_loads", lambda name: tried.append(name) or True)
-    monkeypatch.setattr(xformers_library, "distribution", lambda name: pytest.fail("the wheel was looked for"))
+    monkeypatch.setattr(xformers_library, "distribution", lambda name: pytest.fail("the wheel was searched for"))
     monkeypatch.setattr(torch.version, "cuda", cuda)
     xformers_library.load_runtime.__wrapped__()
     assert tried == ([] if cuda is None else [RUNTIME])
@@ -146,8 +146,8 @@ def test_an_absent_xformers_has_no_problem(monkeypatch: pytest.MonkeyPatch) -> N
     assert xformers_library.operators_problem.__wrapped__() is None
 
 
-def test_the_backend_refuses_with_cause_and_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before it asks xformers, which would say that it was not built for CUDA."""
+def test_the_backend_refuses_with_a_cause_and_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses before it asks xformers, which would only say that it was not built for CUDA."""
     monkeypatch.setattr(xformers_segments, "find_fmha", lambda: (fmha, ""))
     monkeypatch.setattr(xformers_segments, "operators_problem", lambda: "no runtime; pip install it")
     q = torch.zeros(1, 1, 1, 8)
@@ -165,7 +165,7 @@ def test_the_backend_refuses_with_cause_and_cure(monkeypatch: pytest.MonkeyPatch
 def test_flash_attention_4_alone_is_hidden_from_xformers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: bool
 ) -> None:
-    """It shares the package with FlashAttention-2, which xformers takes it for."""
+    """It shares a package with FlashAttention-2, for which xformers mistakes it."""
     (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
     if second:
         (tmp_path / "flash_attn" / "flash_attn_interface.py").touch()

@@ -1,27 +1,27 @@
 "use strict";
-// Without this file the page works by its Draw button. With it, every change is drawn at once.
+// Without this file the page works with its Draw button. With it, every change is drawn at once.
 const form = document.getElementById("controls");
 const result = document.getElementById("result");
-let waiting = 0;
-let asked = 0;
+let timer = 0;
+let latest = 0;
 
 async function draw() {
-  const number = ++asked;
+  const number = ++latest;
   const address = "/?" + new URLSearchParams([...new FormData(form)].filter(([, value]) => value !== ""));
   result.setAttribute("aria-busy", "true");
   let page;
   try {
     page = new DOMParser().parseFromString(await (await fetch(address)).text(), "text/html");
   } catch {
-    if (number === asked) {
+    if (number === latest) {
       result.replaceChildren(Object.assign(document.createElement("p"), {
-        className: "error", textContent: "posenc explore does not answer: is it still running?",
+        className: "error", textContent: "posenc explore does not answer. Is it still running?",
       }));
       result.setAttribute("aria-busy", "false");
     }
     return;
   }
-  if (number !== asked) return; // a later change is on its way
+  if (number !== latest) return; // a later change is being drawn
   result.replaceChildren(...page.getElementById("result").childNodes);
   const fresh = page.getElementById("parameters");
   const shown = document.getElementById("parameters");
@@ -33,8 +33,8 @@ async function draw() {
 }
 
 function later() {
-  clearTimeout(waiting);
-  waiting = setTimeout(draw, 250);
+  clearTimeout(timer);
+  timer = setTimeout(draw, 250);
 }
 
 function offerCopy() {
@@ -43,13 +43,13 @@ function offerCopy() {
   button.hidden = false;
   button.addEventListener("click", async () => {
     const text = document.getElementById("yaml");
-    const said = document.getElementById("copied");
+    const status = document.getElementById("copied");
     try {
       await navigator.clipboard.writeText(text.textContent);
-      said.textContent = "Copied.";
+      status.textContent = "Copied.";
     } catch {
       getSelection().selectAllChildren(text);
-      said.textContent = "Selected: copy it with the keyboard.";
+      status.textContent = "Selected: copy it with the keyboard.";
     }
   });
 }
@@ -57,7 +57,7 @@ function offerCopy() {
 form.addEventListener("input", later);
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  clearTimeout(waiting);
+  clearTimeout(timer);
   const pressed = document.activeElement === event.submitter;
   draw().then(() => pressed && result.focus()); // on a phone the result is far below
 });
