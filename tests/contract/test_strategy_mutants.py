@@ -297,7 +297,7 @@ MUTANTS: list[tuple[type[Good], str, str]] = [
         "uses_prompt",
         r"uses_prompt=True\) is not declared, but the plan depends on the prompt at query \d+",
     ),
-    (KeepsState, "plans_do_not_depend_on_earlier_ones", "plans depend on the order they are asked for"),
+    (KeepsState, "plans_do_not_depend_on_earlier_ones", "plans depend on the order in which they are made"),
     (ReportsLess, "range", r"max_relative reports 5, but query \d+ sees a key at relative distance 6"),
     (AttendsWhatACacheDrops, "retention", r"pair \(i=8, j=2\) is attended, but retention\(first=2, last=6\)"),
     (RetainedKeysMove, "retention", r"pair \(i=9, j=0\) is seen at 9, and pair \(i=8, j=0\) seen at 8: with retention"),
@@ -305,10 +305,10 @@ MUTANTS: list[tuple[type[Good], str, str]] = [
     (ForgetsInDescribe, "describe_builds_it_again", r"describe\(\) builds ForgetsInDescribe\(window=\d+\)"),
     (AcceptsAnything, "unknown_parameters_are_refused", "an unknown parameter is accepted"),
     (TouchesFrequencies, "frequencies", r"returns other frequencies, but .*changes_frequencies=True\) is not declared"),
-    (StartsFromTheta, "frequencies", r"drops the scaling that the model has"),
+    (StartsFromTheta, "frequencies", r"drops the model's own scaling"),
     (ColumnsUndeclared, "positions_per_frequency", r"segment 'middle' has positions with columns.*per_frequency=True"),
     (ColumnsPerHead, "positions_per_frequency", r"query_positions have 16 columns, and the model has 4 rotary frequ"),
-    (DropsTheAttentionFactor, "frequencies", r"drops the scaling that the model has"),
+    (DropsTheAttentionFactor, "frequencies", r"drops the model's own scaling"),
 ]
 OTHER_SETTINGS = {ForgetsInDescribe: ({"near": 3},)}
 
