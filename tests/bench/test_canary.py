@@ -70,17 +70,17 @@ MISTAKES = {
 def as_a_kernel(plan: PositionPlan, *call: Any) -> list[tuple[Tensor, Tensor]]:
     """Compute every segment on its own: a key in two segments counts twice, as in a kernel."""
     q, k, v, rows = call
-    found = (
+    parts = (
         expected_rows(q, k, v, replace(plan, segments=(segment,), memo={}), ROTARY, rows, SCALE)
         for segment in plan.segments
     )
-    return [(out.nan_to_num(), lse) for out, lse in found]
+    return [(out.nan_to_num(), lse) for out, lse in parts]
 
 
 def merged(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Merge the outputs and logsumexps of all parts."""
     lse = torch.stack([lse for _, lse in parts]).logsumexp(0)
-    return torch.stack([out * (own - lse).exp()[..., None] for out, own in parts]).sum(0), lse
+    return torch.stack([out * (part_lse - lse).exp()[..., None] for out, part_lse in parts]).sum(0), lse
 
 
 @pytest.mark.parametrize("name", ["lampe", "dca"])
@@ -139,11 +139,11 @@ class PartlyUnwritten(CpuFlashBackend):
     part = 0
 
     def attend(self, q, *rest, **options):
-        found = list(super().attend(q, *rest, **options))
-        right = found[self.part]
-        found[self.part] = torch.empty_like(right)
-        found[self.part][:, :, :-1] = right[:, :, :-1]
-        return tuple(found)
+        result = list(super().attend(q, *rest, **options))
+        right = result[self.part]
+        result[self.part] = torch.empty_like(right)
+        result[self.part][:, :, :-1] = right[:, :, :-1]
+        return tuple(result)
 
 
 class LogsumexpUnwritten(PartlyUnwritten):
@@ -165,14 +165,14 @@ def test_poisoned_memory_is_nan():
 
 
 def test_cases_cover_everything_that_is_timed():
-    found = canary.cases("cpu_flash", "cpu", (64, 256), "4/2x16", ("bfloat16", "float16"))
-    assert {(c.kind, c.cache, c.strategy, c.length) for c in found if c.dtype == "bfloat16"} == {
+    cases = canary.cases("cpu_flash", "cpu", (64, 256), "4/2x16", ("bfloat16", "float16"))
+    assert {(c.kind, c.cache, c.strategy, c.length) for c in cases if c.dtype == "bfloat16"} == {
         (kind, cache, strategy, length)
         for kind, cache in (("attention", "rotated"), ("query", "raw"), ("query", "rotated"))
         for strategy in STRATEGIES
         for length in (64, 256)
     }
-    assert {c.length for c in found if c.dtype == "float16"} == {64}
-    assert len(found) == len(set(found)) == 45
+    assert {c.length for c in cases if c.dtype == "float16"} == {64}
+    assert len(cases) == len(set(cases)) == 45
     keeps_none = canary.cases("reference", "cpu", (64,), "4/2x16", ("float32",))
     assert {c.cache for c in keeps_none if c.kind == "query"} == {"raw"}

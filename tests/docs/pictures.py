@@ -43,8 +43,8 @@ CELL = 128
 
 def cells(shown: str) -> dict[int, list[str]]:
     """The rows of such a picture: first query, and the calls in every cell."""
-    found = re.findall(r"^ +(\d+) {2,}(\S.*)$", shown.split("\n\n")[1], re.MULTILINE)
-    return {int(query): row.split() for query, row in found}
+    rows = re.findall(r"^ +(\d+) {2,}(\S.*)$", shown.split("\n\n")[1], re.MULTILINE)
+    return {int(query): row.split() for query, row in rows}
 
 
 def cut(calls: list[tuple[str, Any, Any, Any]], total: int) -> dict[int, list[str]]:
