@@ -111,7 +111,7 @@ class Auto(PositionStrategy):
             return super().plan(prompt, total)
         chosen = self.chosen(prompt)
         trace("auto: %d tokens -> %s: %s", prompt, chosen.pick, chosen.pick.because)
-        return replace(chosen.strategy.plan(prompt, lengths.total), strategy=f"auto -> {chosen.pick}", memo={})
+        return replace(chosen.strategy.plan(prompt, lengths.total), strategy=f"auto -> {chosen.pick}")
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
         if self.table is None or prompt <= self.params.active_from:

@@ -6,16 +6,16 @@ overlap: the constant moves to the query side. Shape letters: B batch, H heads, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from posenc.derived import Derivable
 from posenc.errors import BackendError
 from posenc.kernels.devices import capturing
-from posenc.kernels.memo import remembered
 from posenc.kernels.rotated_key_cache import KeptKeys
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
@@ -23,11 +23,12 @@ from posenc.segment import IntArray, Positions, Segment
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class Work(Derivable):
     """One segment for the last ``Lq`` queries.
 
     ``key_start`` and ``key_stop`` are those queries' key intervals, int64 [rows], counted from the
-    first key of the copy; ``rows`` says which of the ``Lq`` queries they are.
+    first key of the copy; ``rows`` says which of the ``Lq`` queries they are; ``scale`` are their factors on the
+    logits, float64 [rows], or None.
     """
 
     segment: Segment
@@ -36,7 +37,7 @@ class Work:
     key_start: IntArray
     key_stop: IntArray
     query_positions: Positions
-    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+    scale: NDArray[np.float64] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ class Layout:
 
 def layout(plan: PositionPlan, q_len: int) -> Layout:
     """Work out (once per plan) the copies for the last ``q_len`` queries."""
-    return remembered(plan.memo, ("layout", q_len), lambda: _layout(plan, q_len))
+    return plan.derived(_layout, q_len)
 
 
 def _layout(plan: PositionPlan, q_len: int) -> Layout:
@@ -99,6 +100,7 @@ def _layout(plan: PositionPlan, q_len: int) -> Layout:
             segment.key_start[first + rows.start : first + rows.stop] - ranges[copy][0],
             segment.key_stop[first + rows.start : first + rows.stop] - ranges[copy][0],
             query,
+            None if plan.query_scale is None else plan.query_scale[first + rows.start : first + rows.stop],
         )
         for segment, rows, copy, query in drafts
     )
@@ -118,12 +120,10 @@ def _constant_shift(segment: Segment, owner: Segment) -> float | None:
         return 0.0
     if positions.shape != others.shape or np.any(positions[0] - others[0] != positions[-1] - others[-1]):
         return None
-    root, other_root = segment.origin or (segment, 0), owner.origin or (owner, 0)
-    if root[1] == other_root[1] and len(positions) < len(root[0].key_positions) == len(other_root[0].key_positions):
+    (root, offset), (other_root, other_offset) = segment.root, owner.root
+    if offset == other_offset and len(positions) < len(root.key_positions) == len(other_root.key_positions):
         # Slices of two longer maps: those are compared once, not at every step of a decoding.
-        shift = remembered(
-            root[0].memo, ("shift", id(other_root[0])), lambda: (other_root[0], _constant_shift(root[0], other_root[0]))
-        )[1]
+        shift = root.derived(_constant_shift, other_root)
         if shift is not None:
             return shift
     difference = positions - others
@@ -142,7 +142,7 @@ def rotated_keys(copy: KeyCopy, k_BHLD: Tensor, rotary: Rotary, kept: KeptKeys |
     """The keys of one copy, rotated. ``kept`` holds what earlier steps have rotated already."""
     if copy.is_raw(rotary):
         return k_BHLD[:, :, copy.keys]
-    cos_LF, sin_LF = key_tables(copy, k_BHLD, rotary)
+    cos_LF, sin_LF = key_tables(copy, rotary, compute_dtype(k_BHLD), k_BHLD.device)
 
     def rotate(keys: slice, out_BHLD: Tensor | None = None) -> Tensor:
         return checked(rotary.rotate(k_BHLD[:, :, keys], cos_LF[keys], sin_LF[keys], out=out_BHLD), k_BHLD, "key")
@@ -150,27 +150,25 @@ def rotated_keys(copy: KeyCopy, k_BHLD: Tensor, rotary: Rotary, kept: KeptKeys |
     return rotate(copy.keys) if kept is None else kept.rotated(copy.segment, copy.keys, k_BHLD, rotary, rotate)
 
 
-def key_tables(copy: KeyCopy, k_BHLD: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+def key_tables(copy: KeyCopy, rotary: Rotary, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """cos and sin of a copy's map, from the plan's first key on: shared by every layer and every later step."""
-    root, offset = copy.segment.origin or (copy.segment, 0)
-    dtype = compute_dtype(k_BHLD)
-
-    def tables() -> tuple[Tensor, Tensor]:
-        return rotary.tables(root.key_positions, interpolation=root.interpolation, dtype=dtype, device=k_BHLD.device)
-
-    cos_LF, sin_LF = remembered(root.memo, ("keys", rotary, dtype, str(k_BHLD.device)), tables)
+    root, offset = copy.segment.root
+    cos_LF, sin_LF = root.derived(_key_tables, rotary, dtype, device)
     return cos_LF[offset:], sin_LF[offset:]
 
 
-def rotated_queries(
-    work: Work, q_BHLD: Tensor, rotary: Rotary, plan: PositionPlan, out_BHLD: Tensor | None = None
-) -> Tensor:
+def _key_tables(segment: Segment, rotary: Rotary, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    return rotary.tables(segment.key_positions, interpolation=segment.interpolation, dtype=dtype, device=device)
+
+
+def rotated_queries(work: Work, q_BHLD: Tensor, rotary: Rotary, out_BHLD: Tensor | None = None) -> Tensor:
     """The queries of one segment, rotated and scaled by the plan's ``query_scale``.
 
     ``out_BHLD`` is memory of the shape of ``q_BHLD`` that may be used for the result.
     """
     rows = q_BHLD[:, :, work.rows]
-    cos_LF, sin_LF, factor_L1 = query_tables(work, q_BHLD, rotary, plan)
+    kind = compute_dtype(q_BHLD), q_BHLD.device, q_BHLD.shape[-1]
+    cos_LF, sin_LF, factor_L1 = work.derived(query_tables, rotary, *kind)
     if factor_L1 is not None:
         scaled = rotary.rotate(rows.to(cos_LF.dtype) * factor_L1, cos_LF, sin_LF)
         return checked(scaled.to(q_BHLD.dtype), rows, "query")
@@ -179,25 +177,21 @@ def rotated_queries(
 
 
 def query_tables(
-    work: Work, q_BHLD: Tensor, rotary: Rotary, plan: PositionPlan
+    work: Work, rotary: Rotary, dtype: torch.dtype, device: torch.device, head_dim: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """cos and sin [L, F] of a segment's queries, and their scale [L, 1] where cos and sin do not carry it."""
-    dtype, scale = compute_dtype(q_BHLD), plan.query_scale
+    """cos and sin [L, F] of a segment's queries, and their scale [L, 1] where cos and sin do not carry it.
 
-    def tables() -> tuple[Tensor, Tensor, Tensor | None]:
-        cos_LF, sin_LF = rotary.tables(
-            work.query_positions, interpolation=work.segment.interpolation, dtype=dtype, device=q_BHLD.device
-        )
-        factor_L1 = None
-        if scale is not None:
-            own = np.ascontiguousarray(scale[plan.total - q_BHLD.shape[2] :][work.rows])
-            factor_L1 = torch.as_tensor(own).to(q_BHLD.device, dtype)[:, None]
-            if rotary.rotated == (0, q_BHLD.shape[-1]):
-                cos_LF, sin_LF, factor_L1 = cos_LF * factor_L1, sin_LF * factor_L1, None
-        return cos_LF, sin_LF, factor_L1
-
-    # Whether the scale is in the tables depends on the width of the head.
-    return remembered(work.memo, (rotary, dtype, str(q_BHLD.device), q_BHLD.shape[-1]), tables)
+    They carry it where the whole head is rotated: other channels would miss it. Call it through ``work.derived``.
+    """
+    cos_LF, sin_LF = rotary.tables(
+        work.query_positions, interpolation=work.segment.interpolation, dtype=dtype, device=device
+    )
+    if work.scale is None:
+        return cos_LF, sin_LF, None
+    scale_L1 = torch.as_tensor(np.ascontiguousarray(work.scale)).to(device, dtype)[:, None]
+    if rotary.rotated == (0, head_dim):
+        return cos_LF * scale_L1, sin_LF * scale_L1, None
+    return cos_LF, sin_LF, scale_L1
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

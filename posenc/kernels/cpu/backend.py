@@ -110,7 +110,7 @@ def _many_queries(
         keys = [pad(rotated_keys(copy, k, rotary), width).flatten(0, 1) for copy in arranged.copies]
         space = torch.empty_like(q)
         for work, own_calls in zip(arranged.work, calls.by_work, strict=True):
-            queries = pad(rotated_queries(work, q, rotary, plan, space), width).flatten(0, 1)
+            queries = pad(rotated_queries(work, q, rotary, space), width).flatten(0, 1)
             for call in own_calls:
                 _run(call, queries, keys[call.copy], v, merged, lse, scale)
         if merged is not out:
@@ -166,7 +166,7 @@ def _with_gradients(
         return out, lse
     arranged, width = layout(plan, q_BHLD.shape[2]), v_BHLD.shape[-1]
     calls = plan_calls(plan, q_BHLD.shape[2]) if mask is None else masked_calls(plan, mask)
-    queries = [rotated_queries(work, q_BHLD, rotary, plan) for work in arranged.work]
+    queries = [rotated_queries(work, q_BHLD, rotary) for work in arranged.work]
     keys = [rotated_keys(copy, k_BHLD, rotary) for copy in arranged.copies]
     copies = [pad(x.flatten(0, 1), width) for x in (*queries, *keys)]
     run: Any = _FlashTiles.apply

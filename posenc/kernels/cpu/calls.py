@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from posenc.kernels.cpu.tiles import MASKED_ROWS, Tile, tile
-from posenc.kernels.memo import remembered
 from posenc.kernels.rotated import Work, layout
 from posenc.plan import PositionPlan
 
@@ -111,20 +110,20 @@ class _Draft:
 
 def plan_calls(plan: PositionPlan, q_len: int) -> Calls:
     """The calls for the last ``q_len`` queries, worked out once per plan and shared by every layer."""
+    return plan.derived(_plan_calls, q_len)
 
-    def calls() -> Calls:
-        draft, arranged = _Draft(q_len), layout(plan, q_len)
-        for work in arranged.work:
-            offset = arranged.copies[work.copy].keys.start
-            draft.by_work.append(
-                tuple(
-                    draft.call(work, piece, offset, _interval_mask(work, piece) if piece.kind == "masked" else None)
-                    for piece in tile(work.key_start, work.key_stop)
-                )
+
+def _plan_calls(plan: PositionPlan, q_len: int) -> Calls:
+    draft, arranged = _Draft(q_len), layout(plan, q_len)
+    for work in arranged.work:
+        offset = arranged.copies[work.copy].keys.start
+        draft.by_work.append(
+            tuple(
+                draft.call(work, piece, offset, _interval_mask(work, piece) if piece.kind == "masked" else None)
+                for piece in tile(work.key_start, work.key_stop)
             )
-        return draft.done()
-
-    return remembered(plan.memo, ("cpu_flash", q_len), calls)
+        )
+    return draft.done()
 
 
 def masked_calls(plan: PositionPlan, mask_11LL: Tensor) -> Calls:

@@ -17,16 +17,16 @@ D head_dim, F frequencies.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posenc.kernels.memo import remembered
+from posenc.derived import Derivable
 from posenc.kernels.merge import merge_all
 from posenc.kernels.rotated import KeyCopy, Layout, Work, checked, compute_dtype, key_tables, layout, query_tables
 from posenc.kernels.rotated_key_cache import KeptKeys
@@ -44,7 +44,7 @@ LEAST_KEYS = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class Frame(Derivable):
     """A rotated copy and, at its edges, the keys of short segments turned into its frame.
 
     Parameters
@@ -61,7 +61,6 @@ class Frame:
     before: Positions
     after: Positions
     rotary: Rotary
-    _tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @cached_property
     def span(self) -> slice:
@@ -77,30 +76,28 @@ class Frame:
 
         def rotate(keys: slice, out_BHLD: Tensor | None = None) -> Tensor:
             part = k_BHLD.narrow(2, keys.start, keys.stop - keys.start)
-            cos_LD, sin_LF = self._rows(keys, k_BHLD)
+            cos_LD, sin_LF = self.derived(_frame_tables, keys.start, keys.stop, compute_dtype(k_BHLD), k_BHLD.device)
             return checked(rotary.rotate(part, cos_LD, sin_LF, out=out_BHLD), part, "key")
 
         return rotate(span) if kept is None else kept.rotated(copy.segment, copy.keys, k_BHLD, rotary, rotate, span)
 
-    def _rows(self, keys: slice, k_BHLD: Tensor) -> tuple[Tensor, Tensor]:
-        """cos [L, D] and sin [L, F] of some of the keys: every layer of a step asks for the same."""
 
-        def tables() -> tuple[Tensor, Tensor]:
-            own, span = self.copy.keys, self.span
-            parts = []
-            for positions, first in ((self.before, span.start), (self.after, own.stop)):
-                wanted = positions[max(keys.start - first, 0) : max(keys.stop - first, 0)]
-                if len(wanted):
-                    dtype, device = compute_dtype(k_BHLD), k_BHLD.device
-                    parts.append(self.rotary.tables(wanted, dtype=dtype, device=device))
-            low, high = max(keys.start, own.start), min(keys.stop, own.stop) if len(self.after) else keys.stop
-            if low < high:
-                cos_LF, sin_LF = key_tables(self.copy, k_BHLD, self.rotary)
-                parts.insert(int(keys.start < own.start), (cos_LF[low:high], sin_LF[low:high]))
-            cos, sin = zip(*parts, strict=True)
-            return self.rotary.both(torch.cat(cos)), torch.cat(sin)
-
-        return remembered(self._tables, (keys.start, keys.stop), tables)
+def _frame_tables(
+    frame: Frame, start: int, stop: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """cos [L, D] and sin [L, F] of the keys ``start .. stop - 1``: every layer of a step asks for the same."""
+    own, span, rotary = frame.copy.keys, frame.span, frame.rotary
+    parts = []
+    for positions, first in ((frame.before, span.start), (frame.after, own.stop)):
+        wanted = positions[max(start - first, 0) : max(stop - first, 0)]
+        if len(wanted):
+            parts.append(rotary.tables(wanted, dtype=dtype, device=device))
+    low, high = max(start, own.start), min(stop, own.stop) if len(frame.after) else stop
+    if low < high:
+        cos_LF, sin_LF = key_tables(frame.copy, rotary, dtype, device)
+        parts.insert(int(start < own.start), (cos_LF[low:high], sin_LF[low:high]))
+    cos, sin = zip(*parts, strict=True)
+    return rotary.both(torch.cat(cos)), torch.cat(sin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,19 +161,26 @@ class QueryCalls:
 
 def query_calls(plan: PositionPlan, rotary: Rotary, q_BH1D: Tensor, k_BHLD: Tensor, scale: float) -> QueryCalls:
     """The calls for tensors of this kind, worked out once per plan."""
-    threads = torch.get_num_threads()
-    key = ("one query", rotary, scale, q_BH1D.dtype, q_BH1D.device, q_BH1D.shape, k_BHLD.shape, threads)
-    return remembered(plan.memo, key, lambda: _query_calls(plan, rotary, q_BH1D, k_BHLD, scale, threads))
+    case = _Case(q_BH1D.dtype, compute_dtype(q_BH1D), q_BH1D.device, q_BH1D.shape, k_BHLD.shape)
+    return plan.derived(_query_calls, rotary, scale, case, torch.get_num_threads())
 
 
-def _query_calls(
-    plan: PositionPlan, rotary: Rotary, q_BH1D: Tensor, k_BHLD: Tensor, scale: float, threads: int
-) -> QueryCalls:
+class _Case(NamedTuple):
+    """What the calls depend on of a layer's tensors; ``precise`` is the dtype that rotations are computed in."""
+
+    dtype: torch.dtype
+    precise: torch.dtype
+    device: torch.device
+    query_shape: torch.Size
+    key_shape: torch.Size
+
+
+def _query_calls(plan: PositionPlan, rotary: Rotary, scale: float, case: _Case, threads: int) -> QueryCalls:
     arranged = layout(plan, 1)
     if not arranged.work:
-        nothing = q_BH1D.new_empty(0)
+        nothing = torch.empty(0, dtype=case.dtype, device=case.device)
         return QueryCalls((), (), nothing, nothing, None)
-    batch, key_heads, _, dim = k_BHLD.shape
+    (batch, key_heads, _, dim), heads = case.key_shape, case.query_shape[1]
     calls = _hosts(arranged, GRAIN // (batch * key_heads * dim))
     edges: dict[int, list[Positions]] = {}
     for host, *sides in calls:
@@ -191,14 +195,14 @@ def _query_calls(
         pieces = threads // math.gcd(key_heads, threads)
         if batch > 1 or (stop - first) // pieces < LEAST_KEYS:  # several rows have heads for every thread
             pieces = 1
-        bias = _bias(stop - first, pieces, q_BH1D.shape[1] // key_heads, q_BH1D)
+        bias = _bias(stop - first, pieces, heads // key_heads, case.dtype, case.device)
         at = first - frames[host.copy].span.start
         reads.append(Read(order.index(host.copy), at, first, stop - first, pieces, bias))
-        tables.append(query_tables(host, q_BH1D, rotary, plan))
+        tables.append(host.derived(query_tables, rotary, case.precise, case.device, dim))
     cos = rotary.both(torch.stack([table[0] for table in tables])[:, None, None])
     sin = torch.stack([table[1] for table in tables])[:, None, None]
     factor = tables[0][2]  # the scale belongs to the query, not to the segment
-    if rotary.rotated == (0, q_BH1D.shape[-1]):
+    if rotary.rotated == (0, dim):
         cos, sin = cos * scale, sin * scale
     else:
         factor = torch.full((1,), scale, dtype=cos.dtype, device=cos.device) if factor is None else factor * scale
@@ -256,12 +260,12 @@ def _turned(arranged: Layout, host: Work, guest: Work) -> Positions:
     return moved
 
 
-def _bias(length: int, pieces: int, rows: int, like: Tensor) -> Tensor | None:
+def _bias(length: int, pieces: int, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
     """What hides the keys at the end of a piece that the next one reads too."""
     step, rest = divmod(length, pieces)
     if not rest:
         return None
-    bias = like.new_zeros((pieces, 1, 1, step + rest))
+    bias = torch.zeros((pieces, 1, 1, step + rest), dtype=dtype, device=device)
     bias[:-1, ..., step:] = -math.inf
     return bias.expand(-1, -1, rows, -1)
 

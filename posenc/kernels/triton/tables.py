@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from posenc.kernels.memo import remembered
 from posenc.kernels.rotated import KeyCopy, layout
 from posenc.kernels.triton.angles import Angles, angles, key_angles
 from posenc.plan import PositionPlan
@@ -128,8 +126,7 @@ class DecodeTables:
 
 def prefill_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch.device) -> PrefillTables | None:
     """Tables for the prefill kernel, worked out once; None where the queries attend nothing."""
-    key = ("triton prefill", q_len, rotary, str(device))
-    return remembered(plan.memo, key, lambda: _prefill_tables(plan, q_len, rotary, device))
+    return plan.derived(_prefill_tables, q_len, rotary, device)
 
 
 def decode_tables(
@@ -142,10 +139,18 @@ def decode_tables(
 ) -> DecodeTables:
     """Tables for the decode kernel, as :func:`request_tables` makes them, worked out once for all layers."""
     first, *others = plans
-    # The others are kept with the tables, so that no plan that comes later can have the identity of one of them.
-    key = ("triton decode", tuple(counts), rotary, str(device), ragged, tuple(map(id, others)))
-    make = partial(request_tables, plans, counts, rotary, device, ragged=ragged)
-    return remembered(first.memo, key, lambda: (make(), others))[0]
+    return first.derived(_decode_tables, tuple(others), tuple(counts), rotary, device, ragged)
+
+
+def _decode_tables(
+    first: PositionPlan,
+    others: tuple[PositionPlan, ...],
+    counts: tuple[int, ...],
+    rotary: Rotary,
+    device: torch.device,
+    ragged: bool,
+) -> DecodeTables:
+    return request_tables((first, *others), counts, rotary, device, ragged=ragged)
 
 
 def _prefill_tables(plan: PositionPlan, q_len: int, rotary: Rotary, device: torch.device) -> PrefillTables | None:
@@ -264,13 +269,13 @@ def _query_tables(positions: list[Positions], rotary: Rotary) -> tuple[NDArray[A
         for x in positions:
             rotary.check_positions(x.shape)
         positions = [np.broadcast_to(x if x.ndim > 1 else x[:, None], (len(x), count)) for x in positions]
-    cos_RF, sin_RF = _on_host(rotary).tables(np.concatenate(positions))
+    cos_RF, sin_RF = rotary.derived(_on_host).tables(np.concatenate(positions))
     return cos_RF.numpy(), sin_RF.numpy()
 
 
 def _on_host(rotary: Rotary) -> Rotary:
     """The rotary with its frequencies on the host: asking the device for them would wait for it."""
-    return remembered(rotary.memo, ("host", rotary.key), lambda: replace(rotary, inv_freq=rotary.inv_freq.cpu()))
+    return replace(rotary, inv_freq=rotary.inv_freq.cpu())
 
 
 def _factors(plan: PositionPlan, q_len: int) -> NDArray[np.float32]:

@@ -94,7 +94,7 @@ class WindowedBackend(AttentionBackend):
         arranged, planned = layout(plan, q_BHLD.shape[2]), schedule(plan, q_BHLD.shape[2])
         value_dim = v_BHLD.shape[-1]
         width = padded_width(q_BHLD, v_BHLD)
-        queries = [_for_kernel(rotated_queries(work, q_BHLD, rotary, plan), width) for work in arranged.work]
+        queries = [_for_kernel(rotated_queries(work, q_BHLD, rotary), width) for work in arranged.work]
         keys = [_for_kernel(rotated_keys(copy, k_BHLD, rotary, kept), width) for copy in arranged.copies]
         values = _for_kernel(v_BHLD, width)
         parts = [self._run(call, queries[call.work], keys[call.copy], values, scale) for call in planned.calls]

@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posenc.kernels.cpu.tiles import SHORT_RUN, blocks_of, runs
-from posenc.kernels.memo import remembered
 from posenc.kernels.rotated import layout
 from posenc.plan import PositionPlan
 from posenc.segment import IntArray
@@ -147,12 +146,12 @@ class Schedule:
 
 def schedule(plan: PositionPlan, q_len: int) -> Schedule:
     """The calls for the last ``q_len`` queries, worked out once per plan and shared by every layer."""
+    return plan.derived(_schedule, q_len)
 
-    def made() -> Schedule:
-        calls = _calls(plan, q_len)
-        return Schedule(calls, _merges(calls))
 
-    return remembered(plan.memo, ("bands", q_len), made)
+def _schedule(plan: PositionPlan, q_len: int) -> Schedule:
+    calls = _calls(plan, q_len)
+    return Schedule(calls, _merges(calls))
 
 
 def _calls(plan: PositionPlan, q_len: int) -> tuple[Call, ...]:

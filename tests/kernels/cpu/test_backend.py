@@ -216,6 +216,6 @@ def test_short_segments_read_with_a_neighbour(plan: PositionPlan, few: int, whol
     with mock.patch.object(one_query, "GRAIN", few * k.shape[1] * k.shape[3]):
         for own in (None, kept, kept):
             got = posenc.attention(q, k, v, plan, rotary, backend="cpu_flash", return_lse=True, kept=own)
-            plan.memo.clear()
+            plan._derived.clear()
             for mine, exact in zip(got, expected, strict=True):
                 assert (mine - exact).nan_to_num(0.0).abs().max() < 1e-9
