@@ -131,17 +131,22 @@ class PositionPlan(Derivable):
         """True when a segment has ``interpolation="logits"``: only some backends can run it."""
         return any(segment.interpolation == "logits" for segment in self.segments)
 
-    def is_stock(self, window: int | None) -> bool:
-        """True when a model's own attention computes this plan, clipped to its window if it has one.
+    def is_stock(self, sliding_window: int | None) -> bool:
+        """True when a model's own attention computes this plan, clipped to the layer's sliding window if it has one.
 
-        Where the window hides keys, positions may be shifted by a constant; no other key may be missing.
+        Where the sliding window hides keys, positions may be shifted by a constant; no other key may be missing.
+
+        Parameters
+        ----------
+        sliding_window : int or None
+            Tokens that a query of the layer sees, itself included; None where it sees all.
         """
-        if window is None or window >= self.total:
+        if sliding_window is None or sliding_window >= self.total:
             return self.is_identity
         if not self.keeps_distances:
             return False
         attended = sum(np.maximum(s.key_stop - s.key_start, 0) for s in self.segments)
-        return bool((attended == np.minimum(np.arange(1, self.total + 1), window)).all())
+        return bool((attended == np.minimum(np.arange(1, self.total + 1), sliding_window)).all())
 
     @cached_property
     def reach(self) -> NDArray[np.float64]:
@@ -174,11 +179,11 @@ class PositionPlan(Derivable):
         kept = tuple(s for s in (s._slice(start, self.total) for s in self.segments) if not s.is_empty)
         return replace(self, total=self.total - start, segments=kept, query_scale=scale)
 
-    def clipped(self, window: int) -> PositionPlan:
-        """The plan with pairs at ``i - j >= window`` dropped (a model's own sliding window)."""
-        if window >= self.total:
+    def clipped(self, sliding_window: int) -> PositionPlan:
+        """The plan with pairs at ``i - j >= sliding_window`` dropped, as a layer's own sliding window drops them."""
+        if sliding_window >= self.total:
             return self
-        floor = np.maximum(np.arange(self.total, dtype=np.int64) - (window - 1), 0)
+        floor = np.maximum(np.arange(self.total, dtype=np.int64) - (sliding_window - 1), 0)
         segments = (
             replace(
                 s,

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import posenc
 from posenc.bench.cases import Case, Heads
 from posenc.bench.timing import Pair
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 
 THETA = 1e4
 
@@ -106,7 +106,7 @@ def build(case: Case) -> Pair:
     base = posenc.Rotary.from_theta(THETA, heads.dim)
     strategy = case.make_strategy()
     plan = strategy.plan(case.length)
-    kept = KeptKeys() if one and case.cache == "rotated" else None
+    kept = RotatedKeyCache() if one and case.cache == "rotated" else None
     remapped = partial(_attention, q, k, v, plan, strategy.rotary(base, case.length), case.backend, kept)
     return Pair((PlainQuery if one else PlainAttention)(q, k, v), remapped)
 
@@ -118,7 +118,7 @@ def _attention(
     plan: posenc.PositionPlan,
     rotary: posenc.Rotary,
     backend: str,
-    kept: KeptKeys | None,
+    kept: RotatedKeyCache | None,
 ) -> Tensor:
     if kept is not None:
         kept.truncate(k.shape[2] - 1)  # as in decoding, the newest key is not rotated yet

@@ -22,7 +22,7 @@ import posenc
 from posenc.bench.attention import THETA
 from posenc.bench.cases import STRATEGIES, WINDOW_SHARE, Case, Heads, kind_shown
 from posenc.bench.sampled import Errors, aimed_queries, errors, expected_rows, sampled_rows
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.plan import PositionPlan
 from posenc.plugins import backends
 
@@ -104,7 +104,7 @@ def check(case: Case, seed: int = 0) -> Verdict:
     strategy = case.make_strategy()
     prompt = case.length - STEPS + 1 if one else case.length
     rotary = strategy.rotary(posenc.Rotary.from_theta(THETA, heads.dim), prompt)
-    kept = KeptKeys() if one and case.cache == "rotated" else None
+    kept = RotatedKeyCache() if one and case.cache == "rotated" else None
     found: list[Errors] = []
     seen = 0
     with torch.no_grad():
@@ -141,7 +141,11 @@ def report(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _poisoned(
-    case: Case, tensors: tuple[Tensor, Tensor, Tensor], plan: PositionPlan, rotary: posenc.Rotary, kept: KeptKeys | None
+    case: Case,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    plan: PositionPlan,
+    rotary: posenc.Rotary,
+    kept: RotatedKeyCache | None,
 ) -> tuple[Tensor, Tensor]:
     """The backend's output and logsumexp, where memory that it leaves unwritten is NaN."""
     with poisoned(case.device):

@@ -25,7 +25,7 @@ from posenc.bench.canary import LSE_TOLERANCES, ROWS, TOLERANCES, poisoned
 from posenc.bench.cases import WINDOW_SHARE, Heads
 from posenc.bench.sampled import aimed_queries, errors, expected_rows, sampled_rows
 from posenc.bench.timing import wall
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.kernels.triton.backend import TritonBackend
 from posenc.kernels.triton.tiles import Entry, Kernel, TileTable, Tiling
 from posenc.plugins import strategy
@@ -115,7 +115,7 @@ class Work:
     tensors: tuple[Tensor, Tensor, Tensor]
     plan: posenc.PositionPlan
     rotary: posenc.Rotary
-    kept: KeptKeys | None
+    kept: RotatedKeyCache | None
     rows: Any
     expected: tuple[Tensor, Tensor]
 
@@ -144,7 +144,7 @@ def work(setting: Setting) -> Work:
     rows, scale = sampled_rows(plan, q_len, ROWS, 0), heads.dim**-0.5
     aimed_queries(q, k, plan, rotary, rows, scale, 0)
     expected = expected_rows(q, k, v, plan, rotary, rows, scale)
-    kept = KeptKeys() if setting.kernel == "decode_kept" else None
+    kept = RotatedKeyCache() if setting.kernel == "decode_kept" else None
     return Work((q, k, v), plan, rotary, kept, rows, expected)
 
 

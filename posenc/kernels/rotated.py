@@ -16,7 +16,7 @@ from torch import Tensor
 from posenc.derived import Derivable
 from posenc.errors import BackendError
 from posenc.kernels.devices import capturing
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
 from posenc.segment import IntArray, Positions, Segment
@@ -138,7 +138,7 @@ def _all_zero(positions: Positions) -> bool:
     return not (np.any(positions[-1]) or positions.any())
 
 
-def rotated_keys(copy: KeyCopy, k_BHLD: Tensor, rotary: Rotary, kept: KeptKeys | None = None) -> Tensor:
+def rotated_keys(copy: KeyCopy, k_BHLD: Tensor, rotary: Rotary, kept: RotatedKeyCache | None = None) -> Tensor:
     """The keys of one copy, rotated. ``kept`` holds what earlier steps have rotated already."""
     if copy.is_raw(rotary):
         return k_BHLD[:, :, copy.keys]

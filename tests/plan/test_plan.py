@@ -90,14 +90,14 @@ def test_a_part_whose_scale_is_all_ones_has_none() -> None:
 
 
 @some
-@given(plan=random_plans(), window=st.integers(1, 45))
-def test_clipped_drops_exactly_the_far_pairs(plan: PositionPlan, window: int) -> None:
-    clipped = plan.clipped(window)
+@given(plan=random_plans(), sliding_window=st.integers(1, 45))
+def test_clipped_drops_exactly_the_far_pairs(plan: PositionPlan, sliding_window: int) -> None:
+    clipped = plan.clipped(sliding_window)
     index = np.arange(plan.total)
-    expected = np.where(index[:, None] - index < window, plan.relative_positions(), np.nan)
+    expected = np.where(index[:, None] - index < sliding_window, plan.relative_positions(), np.nan)
     np.testing.assert_array_equal(clipped.relative_positions(), expected)
     clipped.check(drops_keys=True)
-    if window < plan.total:
+    if sliding_window < plan.total:
         with pytest.raises(posenc.InvalidInputError, match="no segment"):
             clipped.check()
 

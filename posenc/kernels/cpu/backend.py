@@ -25,7 +25,7 @@ from posenc.kernels.cpu.calls import Call, Calls, masked_calls, plan_calls
 from posenc.kernels.cpu.decode import adjacent, attend_one, flash, pad
 from posenc.kernels.merge import merge_into
 from posenc.kernels.rotated import compute_dtype, layout, rotated_keys, rotated_queries
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
 
@@ -65,7 +65,7 @@ class CpuFlashBackend(AttentionBackend):
         *,
         scale: float,
         mask: Tensor | None,
-        kept: KeptKeys | None = None,
+        kept: RotatedKeyCache | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
         value_dim, width = v_BHLD.shape[-1], max(q_BHLD.shape[-1], v_BHLD.shape[-1])
@@ -136,14 +136,14 @@ def _run(call: Call, queries: Tensor, keys: Tensor, v: Tensor, out: Tensor, lse:
     """One tile, merged into the running output and logsumexp [G, L, D] and [G, L], some of its blocks at a time."""
     operands = call.own_rows(queries), call.keys(keys), call.values(v)
     target, target_lse = call.rows(out), call.rows(lse[..., None])[..., 0]
-    bias, hollow, causal = call.bias(queries.dtype), call.hollow(), call.tile.kind == "lower"
+    bias, empty_rows, causal = call.bias(queries.dtype), call.empty_rows(), call.tile.kind == "lower"
     together = max(1, BLOCK_BYTES // (operands[0][0].numel() * out.element_size()))
     for first in range(0, call.tile.count, together):
         blocks = slice(first, first + together)
         new_out, new_lse = flash(*(x[blocks] for x in operands), 0.0, causal, attn_mask=bias, scale=scale)
-        if hollow is not None:  # the operator reports 0 for rows that attend nothing
-            new_lse = new_lse.masked_fill(hollow, float("-inf"))
-            new_out = new_out.masked_fill(hollow[..., None], 0.0)
+        if empty_rows is not None:  # the operator reports 0 for rows that attend nothing
+            new_lse = new_lse.masked_fill(empty_rows, float("-inf"))
+            new_out = new_out.masked_fill(empty_rows[..., None], 0.0)
         merge_into(target[blocks], target_lse[blocks], new_out, new_lse, first=call.first)
 
 

@@ -72,12 +72,12 @@ class Call:
             return None
         return torch.zeros(self.mask.shape, dtype=dtype).masked_fill_(~self.mask, float("-inf"))
 
-    def hollow(self) -> Tensor | None:
+    def empty_rows(self) -> Tensor | None:
         """Rows of a block that attend nothing, bool [1, 1, rows], or None where there are none."""
         if self.mask is None:
             return None
-        hollow = ~self.mask.any(-1)
-        return hollow if bool(hollow.any()) else None
+        empty = ~self.mask.any(-1)
+        return empty if bool(empty.any()) else None
 
 
 @dataclass(frozen=True)

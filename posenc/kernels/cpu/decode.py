@@ -29,7 +29,7 @@ from torch import Tensor
 from posenc.derived import Derivable
 from posenc.kernels.merge import merge_all
 from posenc.kernels.rotated import KeyCopy, Layout, Work, checked, compute_dtype, key_tables, layout, query_tables
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
 from posenc.segment import Positions
@@ -68,7 +68,7 @@ class Frame(Derivable):
         keys = self.copy.keys
         return slice(keys.start - len(self.before), keys.stop + len(self.after))
 
-    def rotated(self, k_BHLD: Tensor, kept: KeptKeys | None) -> Tensor:
+    def rotated(self, k_BHLD: Tensor, kept: RotatedKeyCache | None) -> Tensor:
         """The keys of its span, rotated [B, H, L, D]."""
         span, copy, rotary = self.span, self.copy, self.rotary
         if copy.is_raw(rotary):
@@ -277,7 +277,7 @@ def attend_one(
     plan: PositionPlan,
     rotary: Rotary,
     scale: float,
-    kept: KeptKeys | None,
+    kept: RotatedKeyCache | None,
 ) -> tuple[Tensor, Tensor]:
     """The query heads of a key/value head are the rows of one call: keys are read once."""
     batch, heads, _, _ = q_BH1D.shape

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from posenc.backend import AttentionBackend, BackendCapabilities
 from posenc.kernels.devices import aligned, on_device
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.kernels.triton.mode import INTERPRETED
 from posenc.kernels.triton.tiles import Kernel, TileTable, Tiling, in_force
 from posenc.plan import PositionPlan
@@ -101,7 +101,7 @@ class TritonBackend(AttentionBackend):
         scale: float,
         mask: Tensor | None,
         softcap: float | None = None,
-        kept: KeptKeys | None = None,
+        kept: RotatedKeyCache | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
         rotary.check_width(q_BHLD.shape[-1])
@@ -216,7 +216,7 @@ class TritonBackend(AttentionBackend):
         tables: Any,
         rotary: Rotary,
         scales: Any,
-        kept: KeptKeys | None,
+        kept: RotatedKeyCache | None,
     ) -> None:
         from posenc.kernels.triton.decode import MOST_COPIES, decode
         from posenc.kernels.triton.rotate import kept_copies

@@ -17,7 +17,7 @@ from posenc.backend import AttentionBackend
 from posenc.kernels.devices import aligned, on_device
 from posenc.kernels.merge import merge
 from posenc.kernels.rotated import layout, rotated_keys, rotated_queries
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.kernels.windowed.bands import Call, schedule
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
@@ -75,7 +75,7 @@ class WindowedBackend(AttentionBackend):
         *,
         scale: float,
         mask: Tensor | None,
-        kept: KeptKeys | None = None,
+        kept: RotatedKeyCache | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
         with on_device(q_BHLD.device):
@@ -89,7 +89,7 @@ class WindowedBackend(AttentionBackend):
         plan: PositionPlan,
         rotary: Rotary,
         scale: float,
-        kept: KeptKeys | None,
+        kept: RotatedKeyCache | None,
     ) -> tuple[Tensor, Tensor]:
         arranged, planned = layout(plan, q_BHLD.shape[2]), schedule(plan, q_BHLD.shape[2])
         value_dim = v_BHLD.shape[-1]

@@ -15,7 +15,7 @@ import posenc
 from posenc.kernels.cpu import backend as cpu_flash
 from posenc.kernels.cpu import decode as one_query
 from posenc.kernels.cpu import tiles
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.plan import PositionPlan
 from posenc.testing import random_plans
 from posenc.testing.layouts import LAYOUTS
@@ -168,7 +168,7 @@ def test_layouts_at_every_kind_of_call(layout: str, name: str) -> None:
         q, k, v = (LAYOUTS[layout](x) for x in qkv(2, q_len))
         expected = posenc.attention(q, k, v, plan_of(name), ROTARY, backend="reference")
         with mock.patch.object(one_query, "LEAST_KEYS", 7):
-            for kept in (None, KeptKeys()):
+            for kept in (None, RotatedKeyCache()):
                 got = posenc.attention(q, k, v, plan_of(name), ROTARY, backend="cpu_flash", kept=kept)
                 assert (got - expected).abs().max() < 2e-5
 
@@ -212,7 +212,7 @@ def test_short_segments_read_with_a_neighbour(plan: PositionPlan, few: int, whol
         q, k, v = q[..., :16], k[..., :16], v[..., :16]
         rotary = posenc.Rotary.from_theta(50.0, 16, style="interleaved")
     expected = posenc.attention(q, k, v, plan, rotary, backend="reference", return_lse=True)
-    kept = KeptKeys()
+    kept = RotatedKeyCache()
     with mock.patch.object(one_query, "GRAIN", few * k.shape[1] * k.shape[3]):
         for own in (None, kept, kept):
             got = posenc.attention(q, k, v, plan, rotary, backend="cpu_flash", return_lse=True, kept=own)

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import posenc
 from posenc.kernels.cpu import decode as one_query
 from posenc.kernels.rotated import layout
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.planning.memory import held_bytes
 from posenc.planning.planner import KEPT_BYTES, Planner
 from posenc.testing.tensors import installed
@@ -99,7 +99,7 @@ def test_kept_keys_go_in_and_out_of_inference_mode() -> None:
         posenc.strategy("lampe", window=32, **STRATEGIES["lampe"]).plan(30, 40),
         posenc.Rotary.from_theta(1e4, 16),
     )
-    kept, (_, k, v) = KeptKeys(), qkv(1)
+    kept, (_, k, v) = RotatedKeyCache(), qkv(1)
     for length in range(31, 41):
         with torch.inference_mode(length % 2 == 1), torch.no_grad(), mock.patch.object(one_query, "GRAIN", 1):
             case = k[:, :, length - 1 : length], k[:, :, :length], v[:, :, :length], whole.prefix(length), rotary
@@ -250,7 +250,7 @@ def test_frequencies_changed_in_place_are_read_again(backend: str) -> None:
     plan, rotary, kept = (
         posenc.strategy("self_extend", window=32).plan(40),
         posenc.Rotary.from_theta(1e4, 16),
-        KeptKeys(),
+        RotatedKeyCache(),
     )
     for q_len in (40, 1, 40, 1):
         got = posenc.attention(*qkv(q_len), plan, rotary, backend=backend, kept=kept)

@@ -278,7 +278,7 @@ def per_column(columns: int, query: bool = True) -> PositionPlan:
         ({"sinks": torch.zeros(4, device="meta")}, "sinks must be on the device of q"),
         ({"backend": None}, "backend must be a name"),
         ({"backend": ["reference"]}, "backend must be a name"),
-        ({"kept": {}}, "kept must be a KeptKeys"),
+        ({"kept": {}}, "kept must be a RotatedKeyCache"),
     ],
 )
 def test_arguments_that_cannot_be_used(changes: dict[str, object], message: str) -> None:

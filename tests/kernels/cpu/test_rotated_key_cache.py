@@ -14,7 +14,7 @@ from transformers import DynamicCache, StaticCache
 import posenc
 from posenc.hf.cache.rotated_keys import ATTRIBUTE, KeptLayers
 from posenc.kernels.cpu import decode as one_query
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.rope import Rotary
 from tests.hf import tiny
 
@@ -36,7 +36,7 @@ TOLERANCE = 2e-5
 @pytest.mark.parametrize("new", [1, 3])
 def test_every_step_equals_the_reference(name: str, new: int) -> None:
     strategy = posenc.strategy(name, window=WINDOW, **STRATEGIES[name])
-    rotary, kept = Rotary.from_theta(1e4, 16), KeptKeys()
+    rotary, kept = Rotary.from_theta(1e4, 16), RotatedKeyCache()
     torch.manual_seed(0)
     total = PROMPT + new * STEPS
     q, k, v = torch.randn(2, 4, total, 16), torch.randn(2, 2, total, 16), torch.randn(2, 2, total, 16)
@@ -51,7 +51,7 @@ def test_every_step_equals_the_reference(name: str, new: int) -> None:
 def test_a_change_of_what_fractions_mean_is_noticed() -> None:
     lengths = posenc.Lengths(60, 60)
     index = lengths.indices
-    rotary, kept = Rotary.from_theta(1e4, 16), KeptKeys()
+    rotary, kept = Rotary.from_theta(1e4, 16), RotatedKeyCache()
     q, k, v = torch.randn(3, 1, 2, 60, 16, generator=torch.Generator().manual_seed(0))
     for kind in ("positions", "logits", "logits", "positions"):
         segment = posenc.Segment.band("all", 60, 0, None, index, index / 7, kind)
@@ -65,7 +65,7 @@ def test_a_change_of_what_fractions_mean_is_noticed() -> None:
 def test_back_and_forth(name: str, few: int) -> None:
     """Candidates of assisted generation are taken back; short segments use the memory of keys that come again."""
     strategy = posenc.strategy(name, window=WINDOW, **STRATEGIES[name])
-    rotary, kept = Rotary.from_theta(1e4, 16), KeptKeys()
+    rotary, kept = Rotary.from_theta(1e4, 16), RotatedKeyCache()
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, 400, 16, generator=generator) for heads in (4, 2, 2))
     whole = strategy.plan(PROMPT, 400)
@@ -96,7 +96,7 @@ def rotated_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("few", [0, 16 * 20])
 def test_a_step_rotates_new_tokens_and_short_segments(name: str, few: int, rotated_tokens: list[int]) -> None:
     strategy = posenc.strategy(name, window=WINDOW, **STRATEGIES[name])
-    rotary, kept = Rotary.from_theta(1e4, 16), KeptKeys()
+    rotary, kept = Rotary.from_theta(1e4, 16), RotatedKeyCache()
     x = torch.randn(1, 1, PROMPT + 9, 16)
     whole = strategy.plan(PROMPT, PROMPT + 9)
     counts = []
@@ -113,7 +113,7 @@ def test_a_step_rotates_new_tokens_and_short_segments(name: str, few: int, rotat
 
 
 def test_another_plan_or_rotary_is_noticed() -> None:
-    x, kept = torch.randn(1, 1, 100, 16), KeptKeys()
+    x, kept = torch.randn(1, 1, 100, 16), RotatedKeyCache()
     rotary, other = Rotary.from_theta(1e4, 16), Rotary.from_theta(1e5, 16)
     plans = [posenc.strategy("lampe", window=WINDOW, mapping=m, head=12, tail=6).plan(90, 100) for m in (40, 30)]
     for plan, own in ((plans[0], rotary), (plans[1], rotary), (plans[1], other), (plans[0], rotary)):
@@ -124,7 +124,7 @@ def test_another_plan_or_rotary_is_noticed() -> None:
 
 def test_truncated_keys_are_rotated_again() -> None:
     plan = posenc.strategy("lampe", window=WINDOW, mapping=40, head=12, tail=6).plan(90, 100)
-    rotary, kept = Rotary.from_theta(1e4, 16), KeptKeys()
+    rotary, kept = Rotary.from_theta(1e4, 16), RotatedKeyCache()
     x = torch.randn(1, 1, 100, 16)
     posenc.attention(x[:, :, -1:], x, x, plan, rotary, kept=kept)
     x[:, :, 95:] = torch.randn(1, 1, 5, 16)

@@ -16,7 +16,7 @@ from posenc.testing.tensors import Call, check_result, tensors
 
 pytest.importorskip("triton", reason="triton is made for Linux only")
 
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.kernels.triton import decode as triton_decode
 from posenc.kernels.triton import prefill as triton_prefill
 from posenc.kernels.triton import rotate as triton_rotate
@@ -143,7 +143,7 @@ def test_heads_share_a_look_up_of_their_angles(monkeypatch: pytest.MonkeyPatch) 
 def test_decoding_with_kept_keys(name: str, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of one sequence read kept keys and rotate new ones only."""
     rotary = Rotary.from_theta(1e4, 12, style=style, channels=(2, 14))  # type: ignore[arg-type]
-    whole, kept, rotated = PLANS[name].plan(90, 110), KeptKeys(), []
+    whole, kept, rotated = PLANS[name].plan(90, 110), RotatedKeyCache(), []
     real = triton_rotate.rotate
 
     def rotate(x: torch.Tensor, *rest: object) -> None:
@@ -163,7 +163,7 @@ def test_decoding_with_kept_keys(name: str, style: str, monkeypatch: pytest.Monk
 
 def test_more_copies_than_a_launch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_decode, "MOST_COPIES", 1)
-    plan, rotary, kept = PLANS["lampe"].plan(150), Rotary.from_theta(1e4, 8), KeptKeys()
+    plan, rotary, kept = PLANS["lampe"].plan(150), Rotary.from_theta(1e4, 8), RotatedKeyCache()
     q, k, v = tensors(plan, 2, (4, 2), 8, device=DEVICE)
     call = Call(q, k, v, plan, rotary, 0.25)
     check_result("raw", call, *run(backend(tma=False), call, kept=kept), 2e-5)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import posenc
 import posenc.testing
 from posenc.kernels.devices import loadable, on_device
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.kernels.windowed import backend as windowed
 from posenc.kernels.windowed import xformers as xformers_segments
 from posenc.kernels.windowed import xformers_library
@@ -152,7 +152,7 @@ def test_the_current_gpu_is_that_of_the_tensors() -> None:
 def test_decoding_with_kept_keys(backend: WindowedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("posenc.kernels.windowed.torch_flash.forward", stand_ins.flash_forward)
     strategy = posenc.strategy("lampe", window=64, mapping=40, head=12, tail=6)
-    whole, rotary, kept = strategy.plan(90, 100), posenc.Rotary.from_theta(1e4, 16), KeptKeys()
+    whole, rotary, kept = strategy.plan(90, 100), posenc.Rotary.from_theta(1e4, 16), RotatedKeyCache()
     q, k, v = tensors(whole, 100, (4, 2), 16, dtype=torch.bfloat16)
     for length in range(91, 101):
         new = q[:, :, length - 1 : length]
