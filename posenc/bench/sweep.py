@@ -27,7 +27,7 @@ from posenc.bench.sampled import aimed_queries, errors, expected_rows, sampled_r
 from posenc.bench.timing import wall
 from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.kernels.triton.backend import TritonBackend
-from posenc.kernels.triton.tiles import Entry, Kernel, TileTable, Tiling
+from posenc.kernels.triton.tiles import Kernel, TileEntry, TileTable, Tiling
 from posenc.plugins import strategy
 
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
@@ -71,10 +71,10 @@ class Setting:
         """Width of an element."""
         return 8 * cast("int", getattr(torch, self.dtype).itemsize)
 
-    def entry(self, tiling: Tiling, capability: tuple[int, int], source: str) -> Entry:
+    def entry(self, tiling: Tiling, capability: tuple[int, int], source: str) -> TileEntry:
         """The line of a table that has a tiling used here."""
         facts = {"kernel": self.kernel, "capability": capability, "bits": self.bits, "head_dim": self.head_dim}
-        return Entry.model_validate({**facts, **asdict(tiling), "source": source})
+        return TileEntry.model_validate({**facts, **asdict(tiling), "source": source})
 
 
 def shipped(setting: Setting, capability: tuple[int, int]) -> Tiling:

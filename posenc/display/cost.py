@@ -44,11 +44,11 @@ class Cost:
 
 def cost(plan: PositionPlan) -> Cost:
     """Count what a plan asks of a backend for all of its tokens at once (a prompt)."""
-    from posenc.kernels.rotated import layout
+    from posenc.kernels.rotated import rotation_layout
 
     causal = plan.total * (plan.total + 1) // 2
     counted = [(segment.name, segment_pairs(segment)) for segment in plan.segments]
-    copies = layout(plan, plan.total).copies
+    copies = rotation_layout(plan, plan.total).keys
     return Cost(
         tuple(SegmentCost(name, pairs, pairs / causal) for name, pairs in counted),
         sum(pairs for _, pairs in counted),

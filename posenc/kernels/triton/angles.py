@@ -11,7 +11,6 @@ Shape letters: L tokens, F rotary frequencies, R rows of a table.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from posenc.derived import ordinary_tensors
+from posenc.kernels.triton.upload import uploaded
 from posenc.rope import Rotary
 from posenc.segment import Interpolation, Positions, Segment
 
@@ -66,7 +66,7 @@ def angles(
         low, high = min(0, int(whole.min())), int(whole.max()) + 1
         if high - low <= max(LEAST, SPARSE * len(whole)):
             cos_RF, sin_RF, first = rotary.derived(_position_table, device).covering(low, high, rotary)
-            return Angles(cos_RF, sin_RF, _upload((whole - first).astype(np.int32), device))
+            return Angles(cos_RF, sin_RF, uploaded((whole - first).astype(np.int32), device))
     tables = rotary.tables(positions, interpolation=interpolation, device=device)
     return Angles(*tables, torch.arange(len(positions), dtype=torch.int32, device=device))
 
@@ -111,9 +111,3 @@ def _position_table(rotary: Rotary, device: torch.device) -> _PositionTable:
 def _roomy(count: int) -> int:
     """The next power of two from ``LEAST`` on, 0 for 0."""
     return max(LEAST, 1 << (count - 1).bit_length()) if count > 0 else 0
-
-
-def _upload(array: NDArray[Any], device: torch.device) -> Tensor:
-    """To the device, without waiting for what runs there."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

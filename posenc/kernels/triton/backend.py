@@ -108,7 +108,8 @@ class TritonBackend(AttentionBackend):
         q_len, device = q_BHLD.shape[2], q_BHLD.device
         out_BHLD, lse_BHL = _outputs(q_BHLD, v_BHLD)
         from posenc.kernels.triton.prefill import prefill, takes_descriptor
-        from posenc.kernels.triton.tables import Scales, decode_tables, prefill_tables
+        from posenc.kernels.triton.requests import decode_tables
+        from posenc.kernels.triton.tables import Scales, prefill_tables
 
         scales = Scales.of(scale, softcap)
         with on_device(device):
@@ -146,7 +147,8 @@ class TritonBackend(AttentionBackend):
             return super().attend_rows(q_BHLD, k_BHLD, v_BHLD, plans, rotary, scale=scale, mask=mask, **soft)
         rotary.check_width(q_BHLD.shape[-1])
         out_BHLD, lse_BHL = _outputs(q_BHLD, v_BHLD)
-        from posenc.kernels.triton.tables import Scales, decode_tables
+        from posenc.kernels.triton.requests import decode_tables
+        from posenc.kernels.triton.tables import Scales
 
         with on_device(q_BHLD.device):
             tables = decode_tables(plans, [q_len] * len(plans), rotary, q_BHLD.device)
@@ -196,7 +198,8 @@ class TritonBackend(AttentionBackend):
         q_1HTD = q_THD.transpose(0, 1)[None]
         out_1HTD, lse_1HT = _outputs(q_1HTD, v_PHKD)
         from posenc.kernels.triton.decode import decode
-        from posenc.kernels.triton.tables import Scales, decode_tables
+        from posenc.kernels.triton.requests import decode_tables
+        from posenc.kernels.triton.tables import Scales
 
         with on_device(q_THD.device):
             tables = decode_tables(plans, counts, rotary, q_THD.device, ragged=True)

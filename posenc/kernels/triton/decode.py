@@ -23,7 +23,8 @@ from torch import Tensor
 
 from posenc.kernels.triton.launch import launch_options, processors
 from posenc.kernels.triton.primitives import Shape, angles_of, finished, online_softmax_update, padded, rotated_rows
-from posenc.kernels.triton.tables import REQUEST, DecodeTables, Scales
+from posenc.kernels.triton.requests import REQUEST, DecodeTables
+from posenc.kernels.triton.tables import Scales
 from posenc.kernels.triton.tiles import Tiling
 from posenc.rope import Rotary
 

@@ -19,7 +19,7 @@ from posenc.kernels.devices import loadable
 from posenc.kernels.triton.launch import launch_options, processors
 from posenc.kernels.triton.primitives import Shape, finished, online_softmax_update
 from posenc.kernels.triton.rotate import rotate
-from posenc.kernels.triton.tables import Copied, PrefillTables, Scales
+from posenc.kernels.triton.tables import BufferRows, PrefillTables, Scales
 from posenc.kernels.triton.tiles import Tiling
 from posenc.rope import Rotary
 
@@ -53,7 +53,7 @@ def prefill(
 def _heads_at_once(q_BHLD: Tensor, kv_heads: int, tables: PrefillTables, tiling: Tiling) -> int:
     """Key/value heads of a launch: few enough that the buffers stay near the size of the queries."""
     batch, heads, q_len, _ = q_BHLD.shape
-    wanted = -(-sum(copied.count for copied in tables.queries) // q_len)  # copies of the queries
+    wanted = -(-sum(rows.count for rows in tables.queries) // q_len)  # copies of the queries
     programs = batch * heads * -(-q_len // tiling.rows)
     launches = max(1, min(wanted, programs // (WAVES * processors(q_BHLD.device)), kv_heads))
     return -(-kv_heads // launches)
@@ -86,7 +86,7 @@ def _heads(
     )  # fmt: skip
 
 
-def _rotated(x_BHLD: Tensor, parts: tuple[Copied, ...], shape: Shape) -> Tensor:
+def _rotated(x_BHLD: Tensor, parts: tuple[BufferRows, ...], shape: Shape) -> Tensor:
     """Runs of rows, each rotated by its own angles, one after the other: [B, H, T, W]."""
     buffer_BHTW = x_BHLD.new_empty(*x_BHLD.shape[:2], sum(part.count for part in parts), shape.width)
     place = 0

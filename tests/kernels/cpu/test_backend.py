@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import posenc
-from posenc.kernels.cpu import backend as cpu_flash
-from posenc.kernels.cpu import decode as one_query
-from posenc.kernels.cpu import tiles
+from posenc.kernels.cpu import decode_calls, prefill, tiles
+from posenc.kernels.cpu.training import attend_with_gradients
 from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.plan import PositionPlan
 from posenc.testing import random_plans
@@ -64,7 +63,7 @@ def test_chunks_of_heads_and_rows(batch: int, masked: bool, heads_at_once: int) 
         mask[..., -1, 9:] = False
         mask[0, :, 17] = False  # a query that attends nothing
     chunk = heads_at_once * 3 * 300 * 16 * 4
-    with mock.patch.multiple(cpu_flash, CHUNK_BYTES=chunk, BLOCK_BYTES=chunk // 3):
+    with mock.patch.multiple(prefill, CHUNK_BYTES=chunk, BLOCK_BYTES=chunk // 3):
         got = posenc.attention(q, k, v, plan_of("lampe"), ROTARY, backend="cpu_flash", mask=mask, return_lse=True)
     expected = posenc.attention(q, k, v, plan_of("lampe"), ROTARY, backend="reference", mask=mask, return_lse=True)
     assert (got[0] - expected[0]).abs().max() < 2e-5
@@ -139,7 +138,7 @@ def test_the_layout_of_the_gradient_itself() -> None:
     """The slice of the channels hands on a copy; the backward pass does not rely on it."""
     for layout in ("expanded over channels", "with tokens inside of channels"):
         q, k, v = (x.double().requires_grad_() for x in qkv(2, 150))
-        out, _ = cpu_flash._with_gradients(q, k, v, plan_of("dca"), ROTARY, 0.25, None)
+        out, _ = attend_with_gradients(q, k, v, plan_of("dca"), ROTARY, 0.25, None)
         right = posenc.attention(q, k, v, plan_of("dca"), ROTARY, backend="reference")
         weights = LAYOUTS[layout](torch.linspace(-1, 1, out.numel()).double().view(out.shape))
         gradients = [torch.autograd.grad(x, (q, k, v), weights) for x in (out, right)]
@@ -167,7 +166,7 @@ def test_layouts_at_every_kind_of_call(layout: str, name: str) -> None:
     for q_len in (LENGTH, 9, 1):
         q, k, v = (LAYOUTS[layout](x) for x in qkv(2, q_len))
         expected = posenc.attention(q, k, v, plan_of(name), ROTARY, backend="reference")
-        with mock.patch.object(one_query, "LEAST_KEYS", 7):
+        with mock.patch.object(decode_calls, "LEAST_KEYS", 7):
             for kept in (None, RotatedKeyCache()):
                 got = posenc.attention(q, k, v, plan_of(name), ROTARY, backend="cpu_flash", kept=kept)
                 assert (got - expected).abs().max() < 2e-5
@@ -187,13 +186,13 @@ def test_scales_that_are_not_positive(scale: float, name: str) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("name", ["lampe", "rope"])
-def test_one_query_in_pieces(threads: int, batch: int, name: str) -> None:
+def test_one_query_in_splits(threads: int, batch: int, name: str) -> None:
     plan = posenc.strategy("rope").plan(LENGTH) if name == "rope" else plan_of(name)
     before = torch.get_num_threads()
     q, k, v = qkv(batch, 1)
     try:
         torch.set_num_threads(threads)
-        with mock.patch.object(one_query, "LEAST_KEYS", 7):
+        with mock.patch.object(decode_calls, "LEAST_KEYS", 7):
             got = posenc.attention(q, k, v, plan, ROTARY, backend="cpu_flash", return_lse=True)
     finally:
         torch.set_num_threads(before)
@@ -213,7 +212,7 @@ def test_short_segments_read_with_a_neighbour(plan: PositionPlan, few: int, whol
         rotary = posenc.Rotary.from_theta(50.0, 16, style="interleaved")
     expected = posenc.attention(q, k, v, plan, rotary, backend="reference", return_lse=True)
     kept = RotatedKeyCache()
-    with mock.patch.object(one_query, "GRAIN", few * k.shape[1] * k.shape[3]):
+    with mock.patch.object(decode_calls, "GRAIN", few * k.shape[1] * k.shape[3]):
         for own in (None, kept, kept):
             got = posenc.attention(q, k, v, plan, rotary, backend="cpu_flash", return_lse=True, kept=own)
             plan._derived.clear()

@@ -14,8 +14,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import posenc
-from posenc.kernels.cpu import decode as one_query
-from posenc.kernels.rotated import layout
+from posenc.kernels.cpu import decode_calls
+from posenc.kernels.rotated import rotation_layout
 from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.planning.memory import held_bytes
 from posenc.planning.planner import KEPT_BYTES, Planner
@@ -101,7 +101,7 @@ def test_kept_keys_go_in_and_out_of_inference_mode() -> None:
     )
     kept, (_, k, v) = RotatedKeyCache(), qkv(1)
     for length in range(31, 41):
-        with torch.inference_mode(length % 2 == 1), torch.no_grad(), mock.patch.object(one_query, "GRAIN", 1):
+        with torch.inference_mode(length % 2 == 1), torch.no_grad(), mock.patch.object(decode_calls, "GRAIN", 1):
             case = k[:, :, length - 1 : length], k[:, :, :length], v[:, :, :length], whole.prefix(length), rotary
             got = posenc.attention(*case, kept=kept)
             assert (got - posenc.attention(*case, backend="reference")).abs().max() < 2e-5
@@ -196,7 +196,7 @@ def test_equal_rotaries_share_what_is_kept() -> None:
     for _ in range(20):
         for q_len in (40, 1):
             posenc.attention(*qkv(q_len), plan, posenc.Rotary.from_theta(1e4, 16))
-        counts = [len(own._derived) for own in (plan, *plan.segments, *layout(plan, 1).work)]
+        counts = [len(own._derived) for own in (plan, *plan.segments, *rotation_layout(plan, 1).queries)]
         entries = entries or counts
         assert counts == entries
 

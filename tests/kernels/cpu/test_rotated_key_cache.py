@@ -13,7 +13,7 @@ from transformers import DynamicCache, StaticCache
 
 import posenc
 from posenc.hf.cache.rotated_keys import ATTRIBUTE, KeptLayers
-from posenc.kernels.cpu import decode as one_query
+from posenc.kernels.cpu import decode_calls
 from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.rope import Rotary
 from tests.hf import tiny
@@ -73,7 +73,7 @@ def test_back_and_forth(name: str, few: int) -> None:
         kept.truncate(length - 1)
         k[:, :, length - 1 :] += 1.0
         case = q[:, :, length - 1 : length], k[:, :, :length], v[:, :, :length], whole.prefix(length), rotary
-        with mock.patch.object(one_query, "GRAIN", few * 2 * 16):
+        with mock.patch.object(decode_calls, "GRAIN", few * 2 * 16):
             got = posenc.attention(*case, backend="cpu_flash", kept=kept)
         assert (got - posenc.attention(*case, backend="reference")).abs().max() < TOLERANCE, length
 
@@ -103,7 +103,7 @@ def test_a_step_rotates_new_tokens_and_short_segments(name: str, few: int, rotat
     for length in range(PROMPT + 1, PROMPT + 10):
         rotated_tokens.clear()
         keys = x[:, :, :length]
-        with mock.patch.object(one_query, "GRAIN", few):
+        with mock.patch.object(decode_calls, "GRAIN", few):
             posenc.attention(keys[:, :, -1:], keys, keys, whole.prefix(length), rotary, kept=kept)
         counts.append(sum(rotated_tokens))
     assert counts[0] <= 2 * PROMPT
@@ -140,7 +140,7 @@ def test_truncated_keys_are_rotated_again() -> None:
 def grain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nearly every segment of a tiny model is short and read with a neighbour; with a grain of 1 all have copies."""
     if request.param == "no short segments":
-        monkeypatch.setattr(one_query, "GRAIN", 1)
+        monkeypatch.setattr(decode_calls, "GRAIN", 1)
 
 
 def step(model: Any, cache: Any, token: int, rows: int = 1) -> torch.Tensor:
@@ -300,7 +300,7 @@ def test_layers_that_share_a_module_keep_nothing() -> None:
 
 def test_raw_keys_that_are_written_to_unseen_need_a_cache_of_raw_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the documentation says of writes through ``.data``: unseen with copies, seen with ``cache="raw"``."""
-    monkeypatch.setattr(one_query, "GRAIN", 1)
+    monkeypatch.setattr(decode_calls, "GRAIN", 1)
     model, ids = tiny.make("llama"), tiny.tokens(1, PROMPT)
     found = {}
     with torch.no_grad():

@@ -25,7 +25,7 @@ from posenc.kernels.windowed import backend as windowed
 from posenc.kernels.windowed import xformers as xformers_segments
 from posenc.kernels.windowed import xformers_library
 from posenc.kernels.windowed.backend import WindowedBackend, _for_kernel
-from posenc.kernels.windowed.bands import Band, schedule
+from posenc.kernels.windowed.bands import Band, band_schedule
 from posenc.kernels.windowed.torch_flash import TorchFlashBackend
 from posenc.kernels.windowed.xformers import XformersBackend
 from posenc.kernels.windowed.xformers_library import NEEDED, find_fmha
@@ -59,7 +59,7 @@ def test_a_window_open_to_the_right(backend: WindowedBackend, monkeypatch: pytes
     bounds = {"far": (index * 0, cut), "before": (cut, chunk), "own": (chunk, index + 1)}
     segments = [posenc.Segment(name, *bound, index, index // (2 + n)) for n, (name, bound) in enumerate(bounds.items())]
     plan = PositionPlan.build(lengths, segments)
-    assert any(call.band.left is not None and call.band.right is None for call in schedule(plan, 64).calls)
+    assert any(call.band.left is not None and call.band.right is None for call in band_schedule(plan, 64).calls)
     for dtype in backend.capabilities.dtypes:
         q, k, v = tensors(plan, 64, (4, 2), 8, dtype=dtype)
         call = Call(q, k, v, plan, posenc.Rotary.from_theta(1e3, 8), 0.5)
