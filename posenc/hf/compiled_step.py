@@ -3,7 +3,7 @@
 :class:`CompiledStep` takes the place of :class:`~posenc.hf.step.Step` if the eager forward before it could build the
 cache's decode tables (``posenc/hf/cache/decode_tables.py``). For one query every key lies in one segment. So one table
 per step says by which angle each key is rotated relative to the query, and one softmax over raw queries and rotated
-keys is the result (``posenc/kernels/one_query.py``), whatever the number of segments.
+keys is the result (``posenc/kernels/traced_query.py``), whatever the number of segments.
 
 Shape letters: B batch, R rows (1 if all are alike), N plans, H heads, K cache slots handed to a layer, T cache slots, M
 slots of the mask, S segments, D head_dim, F frequencies.
@@ -25,8 +25,8 @@ from posenc.hf.cache.state import CacheState
 from posenc.hf.layer_call import LayerCall
 from posenc.hf.step import refuse_options
 from posenc.hf.transformers_names import cache_of
-from posenc.kernels.one_query import attend_one
 from posenc.kernels.rotated import compute_dtype
+from posenc.kernels.traced_query import attend_traced
 
 BROKEN = (
     "posenc: a compiled decode step does not continue from where its cache stands: another model or a detached one "
@@ -101,7 +101,7 @@ class CompiledStep:
             scale_R = tables.scale_NT[self.plan_R, self.query_R].to(q_BH1D.device, dtype)
             q_BH1D = (q_BH1D * scale_R[:, None, None, None]).to(q_BH1D.dtype)
         softcap, sinks = call.options.get("softcap"), call.options.get("s_aux")
-        out_BH1D = attend_one(q_BH1D, rotated_BHKD, call.v_BHKD, seen_RK, call.scaling, softcap, sinks)
+        out_BH1D = attend_traced(q_BH1D, rotated_BHKD, call.v_BHKD, seen_RK, call.scaling, softcap, sinks)
         return out_BH1D.transpose(1, 2), None
 
     def _slots(self, count: int) -> Tensor:

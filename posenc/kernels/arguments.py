@@ -15,7 +15,7 @@ from torch import Tensor
 
 from posenc.backend import needs_gradient
 from posenc.errors import InvalidInputError
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
 
@@ -72,9 +72,10 @@ def check_choice(backend: Any, kept: Any) -> None:
     """The name of a backend, and an object that keeps rotated keys or None."""
     if not isinstance(backend, str):
         raise InvalidInputError(f"backend must be a name from posenc.backends() or 'auto', not {_named(backend)}.")
-    if kept is not None and not isinstance(kept, KeptKeys):
+    if kept is not None and not isinstance(kept, RotatedKeyCache):
         raise InvalidInputError(
-            f"kept must be a KeptKeys or None, not {_named(kept)}: posenc.kernels.rotated_key_cache.KeptKeys()."
+            f"kept must be a RotatedKeyCache or None, not {_named(kept)}: make one with "
+            "posenc.kernels.rotated_key_cache.RotatedKeyCache()."
         )
 
 

@@ -22,7 +22,7 @@ from posenc.rope import Rotary
 from posenc.trace import trace, tracing
 
 if TYPE_CHECKING:
-    from posenc.kernels.rotated_key_cache import KeptKeys
+    from posenc.kernels.rotated_key_cache import RotatedKeyCache
 
 OUTSIDE = "posenc reads plans in Python: torch.compile breaks its graph around posenc.attention"
 """Why a compiled function that calls :func:`attention` is several graphs."""
@@ -41,7 +41,7 @@ def attention(
     return_lse: bool = False,
     softcap: float | None = None,
     sinks: Tensor | None = None,
-    kept: KeptKeys | None = None,
+    kept: RotatedKeyCache | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention with the positions of a plan.
 
@@ -67,7 +67,7 @@ def attention(
         Logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
     sinks : float [Hq], optional
         One more logit per head that every query attends to and that carries no value (GPT-OSS).
-    kept : KeptKeys, optional
+    kept : RotatedKeyCache, optional
         Rotated keys of the step before, for decoding: backends that can use them rotate new keys only.
         Ignored where every row has its own plan.
 
@@ -106,7 +106,7 @@ def _attention(
     return_lse: bool,
     softcap: float | None,
     sinks: Tensor | None,
-    kept: KeptKeys | None,
+    kept: RotatedKeyCache | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The same, never traced by torch.compile."""
     if all(isinstance(x, Tensor) for x in (q, k, v)):
@@ -140,7 +140,7 @@ def attend(
     *,
     softcap: float | None,
     sinks: Tensor | None,
-    kept: KeptKeys | None = None,
+    kept: RotatedKeyCache | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output and logsumexp of one plan, or one per row, on a backend that can run the case; sinks are added here.
 

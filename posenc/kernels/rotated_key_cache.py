@@ -72,7 +72,7 @@ class _Copy:
             self.slots(*known).copy_(held)
 
 
-class KeptKeys:
+class RotatedKeyCache:
     """The rotated copies of one layer's raw keys, for decoding with :func:`posenc.attention`.
 
     Hand the same object to every step of one sequence. Segments whose map of the keys does not change

@@ -202,17 +202,17 @@ def _explanation(call: AttentionCall, out: Tensor, lse: Tensor, at: tuple[int, i
     if call.softcap is not None:
         variants["softcap were ignored"] = {"softcap": None}
     if call.plan.query_scale is not None:
-        variants["query_scale were forgotten"] = {"plan": replace(call.plan, query_scale=None, memo={})}
+        variants["query_scale were forgotten"] = {"plan": replace(call.plan, query_scale=None)}
     if call.rotary.attention_scaling != 1:
         variants["attention_scaling were forgotten"] = {"rotary": replace(call.rotary, attention_scaling=1.0)}
     if call.plan.interpolates_logits:
-        whole = tuple(replace(s, interpolation="positions", memo={}) for s in call.plan.segments)
-        variants["positions were interpolated, not logits"] = {"plan": replace(call.plan, segments=whole, memo={})}
+        whole = tuple(replace(s, interpolation="positions") for s in call.plan.segments)
+        variants["positions were interpolated, not logits"] = {"plan": replace(call.plan, segments=whole)}
     variants["scale were head_dim ** -0.5"] = {"scale": call.q.shape[-1] ** -0.5}
     variants["scale were 1"] = {"scale": 1.0}
     for number, segment in enumerate(call.plan.segments):
         rest = call.plan.segments[:number] + call.plan.segments[number + 1 :]
-        variants[f"segment {segment.name!r} were left out"] = {"plan": replace(call.plan, segments=rest, memo={})}
+        variants[f"segment {segment.name!r} were left out"] = {"plan": replace(call.plan, segments=rest)}
     for what, changes in variants.items():
         if _fits(call.logits(**changes), call.v, out, lse, tolerance):
             return f" It is what it would be if {what}."

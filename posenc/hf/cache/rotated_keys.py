@@ -16,20 +16,20 @@ from typing import Any
 
 from torch import Tensor
 
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 
 FEW_TOKENS = 16
 """Forwards of more new tokens than this are prompts: their copies are made on the way and dropped."""
 
 
 class RotatedKeys:
-    """:class:`~posenc.kernels.rotated_key_cache.KeptKeys` of every layer and group of rows of one cache.
+    """:class:`~posenc.kernels.rotated_key_cache.RotatedKeyCache` of every layer and group of rows of one cache.
 
     Raw keys that are written to through ``.data`` or numpy are not noticed: see ``cache="raw"`` above.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, tuple[int, ...], int], KeptKeys] = {}
+        self._kept: dict[tuple[int, tuple[int, ...], int], RotatedKeyCache] = {}
         self._seen: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
         self._served: set[int] = set()
         self._shared: set[int] = set()
@@ -56,9 +56,9 @@ class RotatedKeys:
         self._served.add(layer)
         return layer not in self._shared
 
-    def of(self, layer: int, rows: tuple[int, ...], padding: int) -> KeptKeys:
+    def of(self, layer: int, rows: tuple[int, ...], padding: int) -> RotatedKeyCache:
         """The rotated keys of a group of rows in one layer, ``padding`` slots of theirs left out."""
-        return self._kept.setdefault((layer, rows, padding), KeptKeys())
+        return self._kept.setdefault((layer, rows, padding), RotatedKeyCache())
 
     def saw(self, layer: int, keys: Tensor, slots: int) -> None:
         """Note the raw keys that a layer's copies were made of, ``slots`` of them filled."""

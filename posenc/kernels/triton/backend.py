@@ -19,7 +19,7 @@ from torch import Tensor
 
 from posenc.backend import AttentionBackend, BackendCapabilities
 from posenc.kernels.devices import aligned, on_device
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.kernels.triton.mode import INTERPRETED
 from posenc.kernels.triton.tiles import Kernel, TileTable, Tiling, in_force
 from posenc.plan import PositionPlan
@@ -101,14 +101,15 @@ class TritonBackend(AttentionBackend):
         scale: float,
         mask: Tensor | None,
         softcap: float | None = None,
-        kept: KeptKeys | None = None,
+        kept: RotatedKeyCache | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
         rotary.check_width(q_BHLD.shape[-1])
         q_len, device = q_BHLD.shape[2], q_BHLD.device
         out_BHLD, lse_BHL = _outputs(q_BHLD, v_BHLD)
         from posenc.kernels.triton.prefill import prefill, takes_descriptor
-        from posenc.kernels.triton.tables import Scales, decode_tables, prefill_tables
+        from posenc.kernels.triton.requests import decode_tables
+        from posenc.kernels.triton.tables import Scales, prefill_tables
 
         scales = Scales.of(scale, softcap)
         with on_device(device):
@@ -146,7 +147,8 @@ class TritonBackend(AttentionBackend):
             return super().attend_rows(q_BHLD, k_BHLD, v_BHLD, plans, rotary, scale=scale, mask=mask, **soft)
         rotary.check_width(q_BHLD.shape[-1])
         out_BHLD, lse_BHL = _outputs(q_BHLD, v_BHLD)
-        from posenc.kernels.triton.tables import Scales, decode_tables
+        from posenc.kernels.triton.requests import decode_tables
+        from posenc.kernels.triton.tables import Scales
 
         with on_device(q_BHLD.device):
             tables = decode_tables(plans, [q_len] * len(plans), rotary, q_BHLD.device)
@@ -196,7 +198,8 @@ class TritonBackend(AttentionBackend):
         q_1HTD = q_THD.transpose(0, 1)[None]
         out_1HTD, lse_1HT = _outputs(q_1HTD, v_PHKD)
         from posenc.kernels.triton.decode import decode
-        from posenc.kernels.triton.tables import Scales, decode_tables
+        from posenc.kernels.triton.requests import decode_tables
+        from posenc.kernels.triton.tables import Scales
 
         with on_device(q_THD.device):
             tables = decode_tables(plans, counts, rotary, q_THD.device, ragged=True)
@@ -216,7 +219,7 @@ class TritonBackend(AttentionBackend):
         tables: Any,
         rotary: Rotary,
         scales: Any,
-        kept: KeptKeys | None,
+        kept: RotatedKeyCache | None,
     ) -> None:
         from posenc.kernels.triton.decode import MOST_COPIES, decode
         from posenc.kernels.triton.rotate import kept_copies

@@ -22,8 +22,9 @@ import triton.language as tl
 from torch import Tensor
 
 from posenc.kernels.triton.launch import launch_options, processors
-from posenc.kernels.triton.primitives import Shape, angles_of, finished, online_softmax, padded, rotated_rows
-from posenc.kernels.triton.tables import REQUEST, DecodeTables, Scales
+from posenc.kernels.triton.primitives import Shape, angles_of, finished, online_softmax_update, padded, rotated_rows
+from posenc.kernels.triton.requests import REQUEST, DecodeTables
+from posenc.kernels.triton.tables import Scales
 from posenc.kernels.triton.tiles import Tiling
 from posenc.rope import Rotary
 
@@ -126,8 +127,8 @@ def decode_kernel(
     if factors is not None:
         scale = scale * tl.load(factors + first_factor + token, mask=real, other=1.0)
     acc = tl.full([ROWS, S.value_tile], 0.0, tl.float32)
-    peak = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.full([ROWS], 0.0, tl.float32)
+    row_max = tl.full([ROWS], float("-inf"), tl.float32)
+    row_sum = tl.full([ROWS], 0.0, tl.float32)
     n = tl.arange(0, KEYS)
     d = tl.arange(0, S.width)[None, :]
     c = tl.arange(0, S.value_tile)[None, :]
@@ -148,12 +149,12 @@ def decode_kernel(
                 k, k_b, k_h, k_l = chosen(ks, k_strides, tl.load(place + 3))
                 k += number * k_b + kv_head * k_h - tl.load(place + 4) * k_l
             else:
-                q1, q2 = turned(q + at_query, q_d, cos, sin, own, real, S)
+                q1, q2 = rotated_pairs(q + at_query, q_d, cos, sin, own, real, S)
                 q1 = q1.to(S.dot)
                 q2 = q2.to(S.dot)
                 q3 = q1
                 if S.rest:
-                    q3 = unturned(q + at_query, q_d, real, S).to(S.dot)
+                    q3 = unrotated_channels(q + at_query, q_d, real, S).to(S.dot)
                 key_cos = tl.multiple_of(tl.load(place + 5).to(tl.pointer_type(tl.float32)), 16)
                 key_sin = tl.multiple_of(tl.load(place + 6).to(tl.pointer_type(tl.float32)), 16)
                 key_rows = tl.load(place + 7).to(tl.pointer_type(tl.int32))
@@ -177,18 +178,20 @@ def decode_kernel(
                     s = tl.dot(q1, tl.trans(tile.to(S.dot)), input_precision=S.precision)
                 else:
                     table_row = tl.load(key_rows + key, mask=there, other=0).to(tl.int64)
-                    k1, k2 = turned(k + at_key, k_d, key_cos, key_sin, table_row, there, S)
+                    k1, k2 = rotated_pairs(k + at_key, k_d, key_cos, key_sin, table_row, there, S)
                     kind = k.dtype.element_ty
                     s = tl.dot(q1, tl.trans(k1.to(kind).to(S.dot)), input_precision=S.precision)
                     s = tl.dot(q2, tl.trans(k2.to(kind).to(S.dot)), s, input_precision=S.precision)
                     if S.rest:
-                        k3 = unturned(k + at_key, k_d, there, S).to(S.dot)
+                        k3 = unrotated_channels(k + at_key, k_d, there, S).to(S.dot)
                         s = tl.dot(q3, tl.trans(k3), s, input_precision=S.precision)
                 known = there[:, None] & (c < S.value_dim)
                 values = tl.load(v + at_value[:, None] + c * v_d, mask=known, other=0.0)
                 allowed = (key[None, :] >= start[:, None]) & (key[None, :] < stop[:, None])
-                acc, peak, total = online_softmax(acc, peak, total, s, values, allowed, scale, cap, True, S)
-    result, logsumexp = finished(acc, peak, total)
+                acc, row_max, row_sum = online_softmax_update(
+                    acc, row_max, row_sum, s, values, allowed, scale, cap, True, S
+                )
+    result, logsumexp = finished(acc, row_max, row_sum)
     to = out + split.to(tl.int64) * o_p + at_out
     tl.store(to[:, None] + c, result.to(out.dtype.element_ty), mask=real[:, None] & (c < S.value_dim))
     tl.store(lse + split.to(tl.int64) * l_p + at_lse, logsumexp, mask=real)
@@ -207,7 +210,7 @@ def chosen(ks, strides, number):
 
 
 @triton.jit
-def turned(x, channel_stride, cos, sin, table_rows, live, S: tl.constexpr):
+def rotated_pairs(x, channel_stride, cos, sin, table_rows, live, S: tl.constexpr):
     """Both channels of every pair, rotated in float32; ``x`` points at the rows, ``live`` says which exist."""
     f = tl.arange(0, S.pair_tile)
     there = live[:, None] & (f < S.pairs)[None, :]
@@ -221,7 +224,7 @@ def turned(x, channel_stride, cos, sin, table_rows, live, S: tl.constexpr):
 
 
 @triton.jit
-def unturned(x, channel_stride, live, S: tl.constexpr):
+def unrotated_channels(x, channel_stride, live, S: tl.constexpr):
     """The channels before and after the rotated ones."""
     c = tl.arange(0, S.rest_tile)
     channel = tl.where(c < S.first, c, c + 2 * S.pairs)
@@ -239,14 +242,14 @@ def merge_kernel(
     p = tl.arange(0, SPLITS)
     d = tl.arange(0, VALUE_TILE)
     own = tl.load(part_lses + p * rows.to(tl.int64) + row, mask=p < splits, other=float("-inf"))
-    peak = tl.max(own, 0)
-    weight = tl.exp2((own - tl.where(peak == float("-inf"), 0.0, peak)) * 1.4426950408889634)
-    total = tl.sum(weight, 0)
-    divisor = tl.where(total == 0.0, 1.0, total)
+    row_max = tl.max(own, 0)
+    weight = tl.exp2((own - tl.where(row_max == float("-inf"), 0.0, row_max)) * 1.4426950408889634)
+    row_sum = tl.sum(weight, 0)
+    divisor = tl.where(row_sum == 0.0, 1.0, row_sum)
     at = (p[:, None] * rows.to(tl.int64) + row) * VALUE + d[None, :]
     part = tl.load(parts + at, mask=(p < splits)[:, None] & (d < VALUE)[None, :], other=0.0)
     result = tl.sum(part * weight[:, None], 0) / divisor
     batch, head, token = row // (heads * q_len), row // q_len % heads, row % q_len
     to = out + batch * o_b + head * o_h + token * o_l + d
     tl.store(to, result.to(out.dtype.element_ty), mask=d < VALUE)
-    tl.store(lse + batch * l_b + head * l_h + token * l_l, peak + tl.log2(divisor) * 0.6931471805599453)
+    tl.store(lse + batch * l_b + head * l_h + token * l_l, row_max + tl.log2(divisor) * 0.6931471805599453)

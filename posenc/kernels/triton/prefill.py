@@ -17,9 +17,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from posenc.kernels.devices import loadable
 from posenc.kernels.triton.launch import launch_options, processors
-from posenc.kernels.triton.primitives import Shape, finished, online_softmax
+from posenc.kernels.triton.primitives import Shape, finished, online_softmax_update
 from posenc.kernels.triton.rotate import rotate
-from posenc.kernels.triton.tables import Copied, PrefillTables, Scales
+from posenc.kernels.triton.tables import BufferRows, PrefillTables, Scales
 from posenc.kernels.triton.tiles import Tiling
 from posenc.rope import Rotary
 
@@ -53,7 +53,7 @@ def prefill(
 def _heads_at_once(q_BHLD: Tensor, kv_heads: int, tables: PrefillTables, tiling: Tiling) -> int:
     """Key/value heads of a launch: few enough that the buffers stay near the size of the queries."""
     batch, heads, q_len, _ = q_BHLD.shape
-    wanted = -(-sum(copied.count for copied in tables.queries) // q_len)  # copies of the queries
+    wanted = -(-sum(rows.count for rows in tables.queries) // q_len)  # copies of the queries
     programs = batch * heads * -(-q_len // tiling.rows)
     launches = max(1, min(wanted, programs // (WAVES * processors(q_BHLD.device)), kv_heads))
     return -(-kv_heads // launches)
@@ -86,7 +86,7 @@ def _heads(
     )  # fmt: skip
 
 
-def _rotated(x_BHLD: Tensor, parts: tuple[Copied, ...], shape: Shape) -> Tensor:
+def _rotated(x_BHLD: Tensor, parts: tuple[BufferRows, ...], shape: Shape) -> Tensor:
     """Runs of rows, each rotated by its own angles, one after the other: [B, H, T, W]."""
     buffer_BHTW = x_BHLD.new_empty(*x_BHLD.shape[:2], sum(part.count for part in parts), shape.width)
     place = 0
@@ -126,8 +126,8 @@ def prefill_kernel(
         k += (batch * (heads // group) + kv_head).to(tl.int64) * k_rows * S.width
         v += batch.to(tl.int64) * v_b + kv_head.to(tl.int64) * v_h
     acc = tl.full([ROWS, S.value_tile], 0.0, tl.float32)
-    peak = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.full([ROWS], 0.0, tl.float32)
+    row_max = tl.full([ROWS], float("-inf"), tl.float32)
+    row_sum = tl.full([ROWS], 0.0, tl.float32)
     for number in range(n_segments):
         at = intervals + 2 * number * q_len + row
         start = tl.load(at, mask=real, other=0)
@@ -152,16 +152,16 @@ def prefill_kernel(
                 own = (first + tl.arange(0, ROWS)).to(tl.int64)
                 tile = tl.load(q + own[:, None] * S.width + d, mask=live[:, None], other=0.0)
             tile = tile.to(S.dot)
-            acc, peak, total = over_keys(
-                acc, peak, total, tile, k, v, batch, kv_head, k_at, v_at, v_l, v_d, low, tl.minimum(whole, end), end,
-                start, stop, scale, cap, True, KEYS, TMA, S)  # fmt: skip
-            acc, peak, total = over_keys(
-                acc, peak, total, tile, k, v, batch, kv_head, k_at, v_at, v_l, v_d, whole, shared, end,
-                start, stop, scale, cap, False, KEYS, TMA, S)  # fmt: skip
-            acc, peak, total = over_keys(
-                acc, peak, total, tile, k, v, batch, kv_head, k_at, v_at, v_l, v_d, shared, end, end,
-                start, stop, scale, cap, True, KEYS, TMA, S)  # fmt: skip
-    result, logsumexp = finished(acc, peak, total)
+            acc, row_max, row_sum = over_keys(
+                acc, row_max, row_sum, tile, k, v, batch, kv_head, k_at, v_at, v_l, v_d,
+                low, tl.minimum(whole, end), end, start, stop, scale, cap, True, KEYS, TMA, S)  # fmt: skip
+            acc, row_max, row_sum = over_keys(
+                acc, row_max, row_sum, tile, k, v, batch, kv_head, k_at, v_at, v_l, v_d,
+                whole, shared, end, start, stop, scale, cap, False, KEYS, TMA, S)  # fmt: skip
+            acc, row_max, row_sum = over_keys(
+                acc, row_max, row_sum, tile, k, v, batch, kv_head, k_at, v_at, v_l, v_d,
+                shared, end, end, start, stop, scale, cap, True, KEYS, TMA, S)  # fmt: skip
+    result, logsumexp = finished(acc, row_max, row_sum)
     c = tl.arange(0, S.value_tile)[None, :]
     to = out + batch.to(tl.int64) * o_b + head.to(tl.int64) * o_h + row.to(tl.int64)[:, None] * o_l + c
     tl.store(to, result.to(out.dtype.element_ty), mask=real[:, None] & (c < S.value_dim))
@@ -170,7 +170,7 @@ def prefill_kernel(
 
 @triton.jit
 def over_keys(
-    acc, peak, total, q, k, v, batch, kv_head, k_at, v_at, v_l, v_d, first, last, end,
+    acc, row_max, row_sum, q, k, v, batch, kv_head, k_at, v_at, v_l, v_d, first, last, end,
     start, stop, scale, cap, MASKED: tl.constexpr, KEYS: tl.constexpr, TMA: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Key blocks from ``first`` to ``last``; where not masked, every query attends all of them."""
@@ -198,5 +198,5 @@ def over_keys(
             v_block += KEYS * v_l
         s = tl.dot(q, tl.trans(keys.to(S.dot)), input_precision=S.precision)
         allowed = (key[None, :] >= start[:, None]) & (key[None, :] < stop[:, None])
-        acc, peak, total = online_softmax(acc, peak, total, s, values, allowed, scale, cap, MASKED, S)
-    return acc, peak, total
+        acc, row_max, row_sum = online_softmax_update(acc, row_max, row_sum, s, values, allowed, scale, cap, MASKED, S)
+    return acc, row_max, row_sum

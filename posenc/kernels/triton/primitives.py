@@ -128,7 +128,7 @@ def rotated_rows(x, channel_stride, c, s, live, S: tl.constexpr):
 
 
 @triton.jit
-def online_softmax(acc, peak, total, s, v, allowed, factor, cap, MASKED: tl.constexpr, S: tl.constexpr):
+def online_softmax_update(acc, row_max, row_sum, s, v, allowed, factor, cap, MASKED: tl.constexpr, S: tl.constexpr):
     """One block of products into the online softmax, in base 2: ``factor`` holds each query's scale times log2(e)."""
     if S.softcap:  # tanh by way of exp2; the host has put a 2 / softcap into the factor
         s = cap * (1.0 - 2.0 / (1.0 + tl.exp2(s * factor[:, None])))
@@ -136,19 +136,19 @@ def online_softmax(acc, peak, total, s, v, allowed, factor, cap, MASKED: tl.cons
     if MASKED:
         s = tl.where(allowed, s, float("-inf"))
     # Factors are positive: the largest logit is the largest product, and the scaling fuses with the difference.
-    higher = tl.maximum(peak, tl.max(s, 1) * factor)
-    anchor = higher
+    new_max = tl.maximum(row_max, tl.max(s, 1) * factor)
+    anchor = new_max
     if MASKED:  # a query may have attended nothing yet
-        anchor = tl.where(higher == float("-inf"), 0.0, higher)
+        anchor = tl.where(new_max == float("-inf"), 0.0, new_max)
     p = tl.exp2(s * factor[:, None] - anchor[:, None])
-    fade = tl.exp2(peak - anchor)
-    total = total * fade + tl.sum(p, 1)
-    acc = tl.dot(p.to(S.dot), v.to(S.dot), acc * fade[:, None], input_precision=S.precision)
-    return acc, higher, total
+    rescale = tl.exp2(row_max - anchor)
+    row_sum = row_sum * rescale + tl.sum(p, 1)
+    acc = tl.dot(p.to(S.dot), v.to(S.dot), acc * rescale[:, None], input_precision=S.precision)
+    return acc, new_max, row_sum
 
 
 @triton.jit
-def finished(acc, peak, total):
+def finished(acc, row_max, row_sum):
     """Normalised output and natural-log logsumexp; zeros and ``-inf`` for a query that attended nothing."""
-    divisor = tl.where(total == 0.0, 1.0, total)
-    return acc / divisor[:, None], (peak + tl.log2(divisor)) * 0.6931471805599453
+    divisor = tl.where(row_sum == 0.0, 1.0, row_sum)
+    return acc / divisor[:, None], (row_max + tl.log2(divisor)) * 0.6931471805599453

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from posenc.kernels.rotated import KeyCopy
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.kernels.triton.angles import Angles, key_angles
 from posenc.kernels.triton.mode import INTERPRETED
 from posenc.kernels.triton.primitives import Shape, angles_of, rotated_rows
@@ -44,7 +44,7 @@ def rotate(x_BHLD: Tensor, out_BHLW: Tensor, angles: Angles, shape: Shape) -> No
     )  # fmt: skip
 
 
-def kept_copies(k_BHLD: Tensor, copies: Sequence[KeyCopy], rotary: Rotary, kept: KeptKeys) -> list[Tensor]:
+def kept_copies(k_BHLD: Tensor, copies: Sequence[KeyCopy], rotary: Rotary, kept: RotatedKeyCache) -> list[Tensor]:
     """The rotated copies of the keys, each from its first key on, channels contiguous: only what is new is rotated."""
     shape = Shape.of(k_BHLD, k_BHLD, rotary, softcap=False)
     found = []

@@ -48,7 +48,7 @@ class Tiling:
     tma: bool = False
 
 
-class Entry(BaseModel):
+class TileEntry(BaseModel):
     """One tiling and where it applies.
 
     Parameters
@@ -89,14 +89,14 @@ class _File(BaseModel):
 
     format: Literal["posenc-tiles"]
     version: Literal[1]
-    tiles: tuple[Entry, ...]
+    tiles: tuple[TileEntry, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class TileTable:
     """Entries in order of preference."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[TileEntry, ...]
 
     def tiling(self, kernel: Kernel, *, capability: tuple[int, int], dtype: torch.dtype, head_dim: int) -> Tiling:
         """The tiling of a case: the nearest older GPU, then the narrowest head that fits, then the first entry.
@@ -132,7 +132,7 @@ class TileTable:
         newest = max(entry.capability for entry in fitting)
         return min((e for e in fitting if e.capability == newest), key=lambda entry: entry.head_dim).tiling
 
-    def with_first(self, entries: Iterable[Entry]) -> TileTable:
+    def with_first(self, entries: Iterable[TileEntry]) -> TileTable:
         """The same with other entries before these."""
         return TileTable((*entries, *self.entries))
 

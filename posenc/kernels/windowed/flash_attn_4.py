@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posenc.backend import BackendCapabilities
-from posenc.kernels.windowed.backend import ALIGNMENT, Part, WindowedBackend, padded_width
+from posenc.kernels.windowed.backend import ALIGNMENT, OutLse, WindowedBackend, padded_width
 
 HOME = "flash_attn.cute"
 
@@ -46,13 +45,6 @@ class FlashAttention4Backend(WindowedBackend):
 
     name = "flash_attn_4"
     summary = "FlashAttention-4 on windows (Hopper, Blackwell), merged by logsumexp"
-    capabilities = BackendCapabilities(
-        devices=("cuda",),
-        dtypes=(torch.bfloat16, torch.float16),
-        gradients=False,
-        masks=False,
-        keeps_keys=True,
-    )
     priority = 4  # below all others on a GPU until one has measured it
 
     @property
@@ -76,7 +68,7 @@ class FlashAttention4Backend(WindowedBackend):
 
     def window(
         self, q_BRHD: Tensor, k_BKHD: Tensor, v_BKHD: Tensor, *, left: int | None, right: int | None, scale: float
-    ) -> Part:
+    ) -> OutLse:
         out, lse = self.forward(q_BRHD, k_BKHD, v_BKHD, softmax_scale=scale, window_size=(left, right), return_lse=True)
         return out, lse
 

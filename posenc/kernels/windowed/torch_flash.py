@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posenc.backend import BackendCapabilities
-from posenc.kernels.windowed.backend import Part, WindowedBackend
+from posenc.kernels.windowed.backend import OutLse, WindowedBackend
 
 OLDEST = (8, 0)
 """Least compute capability of the kernel: Ampere."""
@@ -30,13 +29,6 @@ class TorchFlashBackend(WindowedBackend):
 
     name = "torch_flash"
     summary = "torch's own CUDA flash kernel on windows, merged by logsumexp"
-    capabilities = BackendCapabilities(
-        devices=("cuda",),
-        dtypes=(torch.bfloat16, torch.float16),
-        gradients=False,
-        masks=False,
-        keeps_keys=True,
-    )
     priority = 15
 
     def unavailable(self, q_BHLD: Tensor) -> str | None:
@@ -49,7 +41,7 @@ class TorchFlashBackend(WindowedBackend):
 
     def window(
         self, q_BRHD: Tensor, k_BKHD: Tensor, v_BKHD: Tensor, *, left: int | None, right: int | None, scale: float
-    ) -> Part:
+    ) -> OutLse:
         q_len, k_len = q_BRHD.shape[1], k_BKHD.shape[1]
         out, lse, *_ = forward(
             q_BRHD,

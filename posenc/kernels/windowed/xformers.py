@@ -10,14 +10,14 @@ Shape letters: B batch, H heads, G key/value heads, R queries and K keys of one 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from posenc.backend import BackendCapabilities
-from posenc.kernels.windowed.backend import ALIGNMENT, Part, WindowedBackend
+from posenc.kernels.windowed.backend import ALIGNMENT, OutLse, WindowedBackend
 from posenc.kernels.windowed.xformers_library import find_fmha, operators_problem
 
 
@@ -26,13 +26,7 @@ class XformersBackend(WindowedBackend):
 
     name = "xformers"
     summary = "xformers' memory-efficient attention on windows, merged by its own kernel"
-    capabilities = BackendCapabilities(
-        devices=("cuda",),
-        dtypes=(torch.float32, torch.bfloat16, torch.float16),
-        gradients=False,
-        masks=False,
-        keeps_keys=True,
-    )
+    capabilities = replace(WindowedBackend.capabilities, dtypes=(torch.float32, torch.bfloat16, torch.float16))
     priority = 20
 
     @property
@@ -49,11 +43,11 @@ class XformersBackend(WindowedBackend):
 
     def window(
         self, q_BRHD: Tensor, k_BKHD: Tensor, v_BKHD: Tensor, *, left: int | None, right: int | None, scale: float
-    ) -> Part:
+    ) -> OutLse:
         if q_BRHD.dtype == torch.float32 and left is not None and right is None:
-            # CUTLASS knows no window that is open to the right: turned around, it is a causal one.
-            turned = (x.flip(1) for x in (q_BRHD, k_BKHD, v_BKHD))
-            out, lse = self.window(*turned, left=None, right=0, scale=scale)
+            # CUTLASS knows no window that is open to the right: in reverse order, it is a causal one.
+            reversed_tensors = (x.flip(1) for x in (q_BRHD, k_BKHD, v_BKHD))
+            out, lse = self.window(*reversed_tensors, left=None, right=0, scale=scale)
             return out.flip(1), lse.flip(2)
         groups = k_BKHD.shape[2]
         q = q_BRHD.view(*q_BRHD.shape[:2], groups, -1, q_BRHD.shape[3])
@@ -67,7 +61,7 @@ class XformersBackend(WindowedBackend):
             out, lse = self.fmha.memory_efficient_attention_partial(q, k, v, attn_bias=bias, scale=scale)
         return out.flatten(2, 3), lse.flatten(1, 2)[..., : q.shape[1]]  # CUTLASS rounds the logsumexp's length up
 
-    def merged(self, parts: Sequence[Part]) -> Part:
+    def merged(self, parts: Sequence[OutLse]) -> OutLse:
         outs, lses = zip(*parts, strict=True)
         out, lse = self.fmha.merge_attentions(list(outs), list(lses))
         return out, lse

@@ -12,7 +12,7 @@ from torch import Tensor
 from posenc.kernels.rotated import compute_dtype
 
 
-def attend_one(
+def attend_traced(
     q_BH1D: Tensor,
     k_BHKD: Tensor,
     v_BHKD: Tensor,
