@@ -16,7 +16,7 @@ from torch import Tensor
 
 from posenc.derived import Arguments, Derivable, Value
 from posenc.errors import InvalidInputError
-from posenc.rope_types import geometric
+from posenc.rope.types import geometric
 from posenc.segment import Interpolation
 
 Style = Literal["half", "interleaved"]
