@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import tempfile
@@ -25,6 +26,24 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise InvalidInputError(f"{path}: there is no such home folder here. Write the path without '~'.") from None
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder and its parents, and check that files can be written into it.
+
+    Raises
+    ------
+    InvalidInputError
+        If it cannot be made or written.
+    """
+    folder = expanded(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InvalidInputError(f"{folder}: cannot be written ({error.strerror or error}).") from None
+    return folder
 
 
 @contextmanager
@@ -61,6 +80,20 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_json(data: Any, path: str | Path, *, indent: int = 1) -> Path:
+    """Write plain data as strict JSON (NaN and infinities become null), whole or not at all; returns the file.
+
+    Raises
+    ------
+    InvalidInputError
+        If it cannot be written.
+    """
+    target = expanded(path)
+    with replacing(target) as temporary:
+        temporary.write_text(json.dumps(plain(data), indent=indent, allow_nan=False) + "\n", encoding="utf-8")
+    return target
 
 
 def read_yaml(path: str | Path) -> Any:

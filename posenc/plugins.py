@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ import pluggy
 from posenc import hookspecs
 from posenc.errors import InvalidConfigError, PluginError
 from posenc.hookspecs import GROUP
-from posenc.registry import AdapterInfo, BackendInfo, Registry, StrategyInfo
+from posenc.registry import AdapterInfo, BackendInfo, Registry, StrategyInfo, TaskInfo
 from posenc.trace import trace
 
 if TYPE_CHECKING:
@@ -113,10 +114,31 @@ def backend_info(backend: Any, distribution: str) -> BackendInfo:
     return BackendInfo(backend.name, backend.summary, backend.capabilities, distribution, backend)
 
 
+def task_info(factory: Any, distribution: str) -> TaskInfo:
+    """Describe a task class; raises PluginError when it is not one."""
+    if not _is_task(factory):
+        raise PluginError(f"register() got {factory!r}, not a subclass of posenc.evaluate.tasks.base.Task.")
+    _check_texts("task class", factory, ("name", "summary"))
+    if factory.metric not in ("loss", "accuracy"):
+        raise PluginError(f"task {factory.name!r}: metric must be 'loss' or 'accuracy', got {factory.metric!r}.")
+    if "task" in factory.model_fields:
+        raise PluginError(f"task {factory.name!r}: its setting 'task' has the name of a suite's own key. Rename it.")
+    if inspect.isabstract(factory):
+        todo = ", ".join(sorted(factory.__abstractmethods__))
+        raise PluginError(f"task {factory.name!r} does not implement: {todo}.")
+    return TaskInfo(factory.name, factory.summary, factory.metric, tuple(factory.model_fields), distribution, factory)
+
+
+def _is_task(factory: Any) -> bool:
+    base = import_module("posenc.evaluate.tasks.base").Task  # by name: the core imports no tool
+    return isinstance(factory, type) and issubclass(factory, base)
+
+
 HOOKS: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
     "posenc_register_strategies": ("strategy", strategy_info),
     "posenc_register_adapters": ("adapter", adapter_info),
     "posenc_register_backends": ("backend", backend_info),
+    "posenc_register_tasks": ("task", task_info),
 }
 
 
@@ -258,6 +280,11 @@ def adapters() -> Registry[AdapterInfo]:
 def backends() -> Registry[BackendInfo]:
     """Every registered attention backend by name."""
     return discover().registry("posenc_register_backends")
+
+
+def tasks() -> Registry[TaskInfo]:
+    """Every registered task of ``posenc eval`` by name."""
+    return discover().registry("posenc_register_tasks")
 
 
 def plugin_records() -> list[PluginRecord]:

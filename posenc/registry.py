@@ -58,6 +58,18 @@ class BackendInfo:
     backend: AttentionBackend
 
 
+@dataclass(frozen=True)
+class TaskInfo:
+    """A registered task of ``posenc eval`` and where it came from."""
+
+    name: str
+    summary: str
+    metric: str
+    settings: tuple[str, ...]
+    distribution: str
+    factory: type[Any]
+
+
 class Registry(dict[str, T]):
     """What is registered for one seam by name; an unknown or ambiguous name raises an error with a hint.
 
