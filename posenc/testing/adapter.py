@@ -203,8 +203,8 @@ class AdapterContract:
         for what in one:
             off = difference(one[what], other[what])
             if off > allowed:
-                wanted = "bit-equal" if not allowed else f"within {allowed:g}"
-                violated(f"{self._name}: {what} {when} differs from stock by {off:.2g}, and must be {wanted}.")
+                bound = f"within {allowed:g}" if allowed else "bit-equal"
+                violated(f"{self._name}: {what} {when} differs from stock by {off:.2g}, and must be {bound}.")
 
 
 @cache

@@ -37,8 +37,8 @@ class GoodBackend(ReferenceBackend):
 
 
 def backend(**members: Any) -> posenc.AttentionBackend:
-    made: type[GoodBackend] = type("Mutant", (GoodBackend,), members)
-    return made()
+    mutant: type[GoodBackend] = type("Mutant", (GoodBackend,), members)
+    return mutant()
 
 
 def mistaken(**changes: Callable[..., Any]) -> posenc.AttentionBackend:
@@ -52,9 +52,9 @@ def mistaken(**changes: Callable[..., Any]) -> posenc.AttentionBackend:
 
 def mistaken_in(dtype: torch.dtype, **changes: Callable[..., Any]) -> posenc.AttentionBackend:
     """Return such a backend that supports one dtype."""
-    made = mistaken(**changes)
-    type(made).capabilities = replace(ReferenceBackend.capabilities, dtypes=(dtype,))
-    return made
+    mutant = mistaken(**changes)
+    type(mutant).capabilities = replace(ReferenceBackend.capabilities, dtypes=(dtype,))
+    return mutant
 
 
 def drop_a_key(plan: PositionPlan, **call: Any) -> PositionPlan:
