@@ -1,6 +1,7 @@
 """Choose the backend that runs a case: the named one, or the one of highest priority that can.
 
-``POSENC_BACKEND`` names the default for ``"auto"``; ``POSENC_TRACE=1`` shows each choice, and why no other backend runs.
+``POSENC_BACKEND`` names the default for ``"auto"``; ``POSENC_TRACE=1`` shows each choice, and why no other backend
+was taken.
 """
 
 from __future__ import annotations
