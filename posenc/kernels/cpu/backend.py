@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from posenc.backend import AttentionBackend, BackendCapabilities, needs_gradient
-from posenc.kernels.cpu.decode import attend_one
+from posenc.kernels.cpu.decode import decode
 from posenc.kernels.cpu.flash_operator import adjacent, pad
-from posenc.kernels.cpu.prefill import attend_many
+from posenc.kernels.cpu.prefill import prefill
 from posenc.kernels.cpu.training import attend_with_gradients
 from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.plan import PositionPlan
@@ -56,7 +56,7 @@ class CpuFlashBackend(AttentionBackend):
         if needs_gradient(q_BHLD, k_BHLD, v_BHLD):
             out_BHLD, lse_BHL = attend_with_gradients(q_BHLD, k_BHLD, v_BHLD, plan, rotary, scale, mask)
         elif q_BHLD.shape[2] == 1 and mask is None:
-            out_BHLD, lse_BHL = attend_one(q_BHLD, k_BHLD, v_BHLD, plan, rotary, scale, kept)
+            out_BHLD, lse_BHL = decode(q_BHLD, k_BHLD, v_BHLD, plan, rotary, scale, kept)
         else:
-            out_BHLD, lse_BHL = attend_many(q_BHLD, k_BHLD, v_BHLD, plan, rotary, scale, mask)
+            out_BHLD, lse_BHL = prefill(q_BHLD, k_BHLD, v_BHLD, plan, rotary, scale, mask)
         return out_BHLD[..., :value_dim], lse_BHL.float()

@@ -19,7 +19,7 @@ from posenc.plan import PositionPlan
 from posenc.rope import Rotary
 
 
-def attend_one(
+def decode(
     q_BH1D: Tensor,
     k_BHLD: Tensor,
     v_BHLD: Tensor,

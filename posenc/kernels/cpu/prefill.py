@@ -28,7 +28,7 @@ BLOCK_BYTES = 4 * 2**20
 """Outputs of batched blocks that wait to be merged: few enough to be merged while they are in the cache."""
 
 
-def attend_many(
+def prefill(
     q_BHLD: Tensor,
     k_BHLD: Tensor,
     v_BHLD: Tensor,

@@ -1,9 +1,8 @@
 """cos and sin of positions on the device, as the Triton kernels look them up.
 
-Positions of all built-in strategies are whole numbers, so one table by position serves every segment, plan and
-request of the same frequencies: 8 F bytes per position (16 MB for 32,768 positions of a 128-wide head), and 4 bytes
-for every key of a map. Fractions, and positions of their own for every frequency, get a table by token: 8 F bytes for
-every key of a map.
+The positions of nearly all built-in strategies are whole numbers, so one table by position serves every segment, plan
+and request of the same frequencies: 8 F bytes per position (16 MB for 32,768 positions of a 128-wide head), and 4 bytes
+for every key of a map. Fractions, and positions per frequency, get a table by token: 8 F bytes for every key of a map.
 
 Shape letters: L tokens, F rotary frequencies, R rows of a table.
 """
@@ -23,10 +22,10 @@ from posenc.rope import Rotary
 from posenc.segment import Interpolation, Positions, Segment
 
 LEAST = 4096
-"""Positions that a table has at least: it is made anew when it is outgrown."""
+"""Fewest positions of a table; one that is too small is replaced by a larger one."""
 
 SPARSE = 4
-"""A table by position that has this many times the rows of a table by token is not worth it."""
+"""A table by position may have this many times the rows of a table by token; beyond that, the latter is made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +47,7 @@ class Angles:
 
 
 def key_angles(segment: Segment, rotary: Rotary, device: torch.device) -> tuple[Angles, int]:
-    """The angles of the keys of the segment that this one is a slice of, and where the slice starts."""
+    """The angles of the keys of the root that a segment is a slice of, and where the slice starts."""
     root, offset = segment.root
     return root.derived(_key_angles, rotary, device), offset
 

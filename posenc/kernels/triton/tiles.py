@@ -1,7 +1,7 @@
-"""Tile sizes of the Triton kernels: a table, which a measured sweep can write anew.
+"""The table of tile sizes of the Triton kernels.
 
 ``python -m scripts.gpu_sweep`` measures candidates on a GPU and writes such a table; ``POSENC_TRITON_TILES`` names a
-file whose entries come before those of the table that is shipped.
+file whose entries come before those of the shipped table.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Tiling:
 
 
 class TileEntry(BaseModel):
-    """One tiling and where it applies.
+    """A tiling, and the cases that it is for.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class TileEntry(BaseModel):
     head_dim : int
         The widest head it is for, in channels.
     source : str
-        Where it comes from: a result file, or what else it was chosen by.
+        Why it was chosen: a result file, or another reason.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -99,7 +99,7 @@ class TileTable:
     entries: tuple[TileEntry, ...]
 
     def tiling(self, kernel: Kernel, *, capability: tuple[int, int], dtype: torch.dtype, head_dim: int) -> Tiling:
-        """The tiling of a case: the nearest older GPU, then the narrowest head that fits, then the first entry.
+        """The tiling of a case: the newest capability up to this one, the narrowest head that fits, the first entry.
 
         Parameters
         ----------
@@ -133,7 +133,7 @@ class TileTable:
         return min((e for e in fitting if e.capability == newest), key=lambda entry: entry.head_dim).tiling
 
     def with_first(self, entries: Iterable[TileEntry]) -> TileTable:
-        """The same with other entries before these."""
+        """The same table with other entries before its own."""
         return TileTable((*entries, *self.entries))
 
     def write(self, path: Path) -> None:
@@ -147,12 +147,12 @@ class TileTable:
 
     @classmethod
     def read(cls, path: Path) -> TileTable:
-        """Read a table.
+        """Read a table from a file.
 
         Raises
         ------
         InvalidConfigError
-            If there is none; the message names the file and the first thing that is wrong.
+            If the file holds no table; the message names the file and the first thing that is wrong.
         """
         try:
             return cls(_File.model_validate_json(path.read_text(encoding="utf-8")).tiles)

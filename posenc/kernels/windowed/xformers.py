@@ -1,8 +1,9 @@
-"""Segments on xformers' memory-efficient attention: ``pip install 'posenc[gpu]'``.
+"""The backend ``xformers``: windowed calls of xformers' memory-efficient attention, merged by its own kernel.
 
-Half precision runs ``memory_efficient_attention_partial`` and ``merge_attentions``; float32, which partial does not
-take, runs the CUTLASS forward, which returns its logsumexp as well. Neither has a backward pass that knows of the
-merge. xformers 0.0.35 is the last release that holds this code; later ones take it from the package ``mslk``.
+Install it with ``pip install 'posenc[gpu]'``. Half precision runs ``memory_efficient_attention_partial`` and
+``merge_attentions``. float32, which partial does not take, runs the CUTLASS forward, which returns its logsumexp as
+well. Neither has a backward pass that knows of the merge. xformers 0.0.35 is the last release that holds this code;
+later ones take it from the package ``mslk``.
 
 Shape letters: B batch, H heads, G key/value heads, R queries and K keys of one call, D head_dim.
 """
@@ -35,6 +36,7 @@ class XformersBackend(WindowedBackend):
         return find_fmha()[0]
 
     def unavailable(self, q_BHLD: Tensor) -> str | None:
+        """Also where xformers is not installed, cannot load its operators, or does not support the dtype here."""
         if self.fmha is None:
             return f"xformers' attention is not installed ({find_fmha()[1]}): pip install 'posenc[gpu]'"
         if self.fmha.__name__.startswith("xformers.") and operators_problem() is not None:
@@ -68,7 +70,7 @@ class XformersBackend(WindowedBackend):
 
 
 def _bias(attn_bias: Any, left: int | None, right: int | None, unlimited: int) -> Any:
-    """The library's name for a window; ``unlimited`` is wider than any."""
+    """A window as the library's attention bias; ``unlimited`` is wider than any."""
     if left is None:
         return None if right is None else attn_bias.LowerTriangularFromBottomRightMask()
     if right is None:
@@ -78,7 +80,7 @@ def _bias(attn_bias: Any, left: int | None, right: int | None, unlimited: int) -
 
 @cache
 def _unsupported(fmha: Any, dtype: torch.dtype, device: torch.device) -> str | None:
-    """What the library itself says of a dtype on a device."""
+    """Why the library does not support a dtype on a device, in its own words."""
     op = fmha.cutlass.FwOp if dtype == torch.float32 else fmha.flash.FwOp
     sample = torch.zeros(1, 1, 1, ALIGNMENT, dtype=dtype, device=device)
     partial = dtype != torch.float32
