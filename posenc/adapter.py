@@ -1,4 +1,4 @@
-"""The adapter seam: where a model family keeps its decoder and rotary modules, and what one layer rotates."""
+"""The adapter seam: where a model family keeps its decoder and its rotary modules, and how one layer rotates."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from posenc.errors import UnsupportedModelError
 from posenc.rope import Arithmetic, Rotary, Style
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")
-"""rope types whose module changes its frequencies inside ``forward``."""
+"""Rope types whose module changes its frequencies inside ``forward``."""
 
 EVERY_FAMILY = "*"
-"""In ``model_types``: whatever no other adapter names, where the probe finds that it fits."""
+"""In ``model_types``: every model type that no other adapter names; the probe decides whether a model is served."""
 
 
 @dataclass(frozen=True)
 class RotarySource:
-    """One set of frequencies: a rotary module of the decoder, and the layer type it was asked for.
+    """One set of frequencies: a rotary module of the decoder, and one of its layer types.
 
     Parameters
     ----------
     module : str
         Name of the module inside the decoder.
     layer_type : str, optional
-        Where one module holds several sets (Gemma 3, OLMo 3), which one.
+        Which set, if the module holds several (Gemma 3, OLMo 3).
     """
 
     module: str
@@ -37,7 +37,7 @@ class RotarySource:
 
     @property
     def prefix(self) -> str:
-        """Of the module's attributes that belong to this set."""
+        """Prefix of the module's attributes that belong to this set."""
         return "" if self.layer_type is None else f"{self.layer_type}_"
 
 
@@ -48,13 +48,13 @@ class LayerFacts:
     Parameters
     ----------
     source : RotarySource or None
-        The frequencies that feed it; None for a layer without rotary positions (NoPE).
+        The frequencies that it rotates with; None for a layer without rotary positions (NoPE).
     style : {"half", "interleaved"}
-        Which channels are paired up.
+        Which channels form pairs.
     channels : (int, int), optional
         Half-open range of rotated head channels.
     sliding_window : int, optional
-        Its own sliding window.
+        The layer's sliding window, in tokens.
     arithmetic : {"native", "mixed", "float32", "complex"}
         How the model rounds when it rotates (see :class:`~posenc.rope.Rotary`).
     """
@@ -66,7 +66,7 @@ class LayerFacts:
     arithmetic: Arithmetic = "native"
 
     def describe(self) -> str:
-        """In words."""
+        """The facts as one line of text."""
         window = "" if self.sliding_window is None else f", window {self.sliding_window}"
         if self.source is None:
             return f"no rotary positions{window}"
@@ -75,29 +75,29 @@ class LayerFacts:
         return f"{self.style}, channels{channels}{kind}{window}"
 
     def of(self, base: Rotary) -> Rotary:
-        """The source's frequencies in this layer's layout."""
+        """The frequencies ``base`` of the source, in this layer's layout."""
         return replace(base, style=self.style, channels=self.channels, arithmetic=self.arithmetic)
 
 
 @dataclass(frozen=True)
 class ArchitectureAdapter:
-    """Where a family keeps its parts, and what it declares about them; ``apply`` measures the rest.
+    """Where a family keeps its decoder and rotary modules; ``apply`` measures how its layers rotate.
 
-    A family that keeps its parts elsewhere subclasses this and overrides the methods.
+    For a family that keeps them elsewhere, subclass this and override the methods.
 
     Parameters
     ----------
     name : str
         Shown by ``posenc list --adapters``.
     summary : str
-        One line on what it serves.
+        One line on which models it serves.
     model_types : tuple of str
         Values of ``config.model_type`` that this adapter serves; ``"*"`` for every one that no
         other adapter names.
     style : {"half", "interleaved"}, optional
-        Which channels its attention pairs up; a probe that finds otherwise refuses the model.
+        Which channels the family's attention pairs; if the probe measures another style, the model is refused.
     tolerance : float
-        Largest difference that the identity self-test may show. 0 means bit-equal.
+        Largest difference from the unpatched model that the self-test of the identity allows; 0 means bit-equal.
     """
 
     name: str
@@ -107,9 +107,9 @@ class ArchitectureAdapter:
     tolerance: float = 0.0
 
     def decoder(self, model: nn.Module) -> nn.Module:
-        """The module whose forward computes positions and runs the layers."""
+        """The module whose forward computes the positions and runs the layers."""
         decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
-        if not hasattr(decoder, "config"):  # a head that happens to be called "decoder"
+        if not hasattr(decoder, "config"):  # an output head that is called "decoder"
             decoder = getattr(model, "base_model", model)
         assert isinstance(decoder, nn.Module)
         return decoder
@@ -122,24 +122,24 @@ class ArchitectureAdapter:
         UnsupportedModelError
             If it has none, so the model does not use rotary positions.
         """
-        found = {name: module for name, module in decoder.named_modules() if _frequencies(module)}
-        if not found:
+        modules = {name: module for name, module in decoder.named_modules() if _frequencies(module)}
+        if not modules:
             model_type = getattr(getattr(decoder, "config", None), "model_type", "?")
             raise UnsupportedModelError(
                 f"{type(decoder).__name__} ({model_type!r}) has no rotary module with inv_freq: only models with "
                 "rotary position embeddings (RoPE) in a module of their own can be remapped."
             )
-        return found
+        return modules
 
     def rotary(self, decoder: nn.Module, source: RotarySource, position_ids_BL: Tensor) -> Rotary:
-        """Frequencies that the model itself uses for these positions, whatever it ran before.
+        """Frequencies that the model itself uses for these positions, independent of earlier forwards.
 
-        Read afresh in every forward, from any thread: it must not change the module.
+        It is called in every forward, from any thread, and must not change the module.
 
         Raises
         ------
         UnsupportedModelError
-            If the module's tables are not made of the frequencies it declares, or are offloaded.
+            If the module scales its tables differently from what it declares, or its frequencies are offloaded.
         """
         module = decoder.get_submodule(source.module)
         if rope_type(module, source) in LENGTH_DEPENDENT:
@@ -147,7 +147,7 @@ class ArchitectureAdapter:
             which = {} if source.layer_type is None else {"layer_type": source.layer_type}
             with torch.no_grad():
                 x = torch.empty(0, device=position_ids_BL.device)
-                table = type(module).forward(module, x, position_ids_BL, **which)  # past every hook
+                table = type(module).forward(module, x, position_ids_BL, **which)  # without hooks
             _check_scaling(module, table, float(getattr(module, f"{source.prefix}attention_scaling", 1.0)))
         inv_freq: Any = getattr(module, f"{source.prefix}inv_freq")
         if inv_freq.is_meta:
@@ -157,12 +157,12 @@ class ArchitectureAdapter:
             )
         scaling: Any = getattr(module, f"{source.prefix}attention_scaling", 1.0)
         kind = rope_type(module, source)
-        with torch.inference_mode(False):  # they serve later forwards, which may train
-            own = inv_freq.detach().clone()
-            return Rotary(own, float(scaling), theta=self.theta(decoder, source), scaling=kind)
+        with torch.inference_mode(False):  # later forwards, which may train, use them too
+            frequencies = inv_freq.detach().clone()
+            return Rotary(frequencies, float(scaling), theta=self.theta(decoder, source), scaling=kind)
 
     def theta(self, decoder: nn.Module, source: RotarySource) -> float | None:
-        """Base of the model's geometric frequencies, from its configuration."""
+        """Base of the model's frequencies ``theta ** (-2 c / dim)``, from its configuration."""
         config: Any = decoder.config
         parameters = getattr(config, "rope_parameters", None) or {}
         if source.layer_type is not None:
@@ -177,13 +177,13 @@ class ArchitectureAdapter:
 
 
 def rope_type(module: nn.Module, source: RotarySource) -> str:
-    """The kind of frequencies a rotary module computes for a source."""
+    """The rope type that a rotary module uses for a source."""
     kind: Any = getattr(module, "rope_type", "default")
     return str(kind.get(source.layer_type, "default") if isinstance(kind, dict) else kind)
 
 
 def _fresh(module: nn.Module, source: RotarySource) -> nn.Module:
-    """A copy of a rotary module with the frequencies it was made with: the model's own remembers its last forward."""
+    """A copy of a rotary module with its initial frequencies; the module itself depends on its last forward."""
     fresh = copy.copy(module)
     fresh._buffers = {name: None if x is None else x.clone() for name, x in module._buffers.items()}
     original: Any = getattr(module, f"{source.prefix}original_inv_freq", None)
@@ -201,7 +201,7 @@ def _frequencies(module: nn.Module) -> list[str]:
 
 
 def _check_scaling(module: nn.Module, table: Any, declared: float) -> None:
-    """Some modules scale by another factor beyond the original window without saying so (Phi-3.5-MoE)."""
+    """Raise if the tables are scaled by an undeclared factor, as in Phi-3.5-MoE beyond the original window."""
     cos, sin = (table.real, table.imag) if isinstance(table, Tensor) else table
     scaling = float(torch.hypot(cos[0, -1].float(), sin[0, -1].float()).mean())
     if abs(scaling - declared) > 1e-3 * declared:

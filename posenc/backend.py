@@ -39,8 +39,8 @@ class BackendCapabilities:
     logit_interpolation : bool
         Runs segments with ``interpolation="logits"``, as a backend does that hands it to ``rotary.tables``.
     keeps_keys : bool
-        Accepts ``kept``, a :class:`~posenc.kernels.rotated_key_cache.KeptKeys`, and leaves the rotated keys there for
-        the next step.
+        Accepts ``kept``, a :class:`~posenc.kernels.rotated_key_cache.RotatedKeyCache`, and leaves the rotated keys
+        there for the next step.
     """
 
     devices: tuple[str, ...]

@@ -1,6 +1,6 @@
-"""What a checkpoint's configuration says of its positions: the window it was trained for, and its frequencies.
+"""Read the pretraining window and the rotary frequencies from a checkpoint's configuration.
 
-One implementation for transformers' configuration objects, their dictionaries, and whatever has the same attributes.
+The configuration may be an object of transformers, its dictionary, or any object with the same attributes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = logging.getLogger("posenc")
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope", "proportional")
 TRAINED_SCALINGS = ("llama3", "longrope")
-"""Rope types that a checkpoint was trained with wherever they occur: ``max_position_embeddings`` counts them."""
+"""Rope types that are always part of training, so that ``max_position_embeddings`` is the trained window."""
 
 TRAINED_WITH_YARN = (
     "deepseek_v2",
@@ -38,28 +38,28 @@ TRAINED_WITH_YARN = (
 """Families whose YaRN block is part of training."""
 
 EXTENDED_BY_YARN = ("qwen",)
-"""How the names of families begin whose users put a YaRN block on top, as the model cards say."""
+"""Prefixes of families whose model cards tell users to add a YaRN block for long input."""
 
 ORIGINAL = "original_max_position_embeddings"
 OLD_NAMES = {
     "su": "'su' is the name that longrope had in the first Phi-3 configurations; write 'longrope'",
-    "mrope": "'mrope' gives a token several positions, and posenc moves one",
-    "axial": "'axial' gives a token several positions, and posenc moves one",
+    "mrope": "'mrope' gives a token several positions, and posenc supports only one",
+    "axial": "'axial' gives a token several positions, and posenc supports only one",
 }
 
 
 def window_of(config: Any) -> int:
     """The window that a checkpoint was trained to read.
 
-    Rope scaling that is part of training (llama3, longrope, the YaRN of gpt-oss and DeepSeek) is counted by
-    ``max_position_embeddings``, which is then the window. Of scaling that was put on top for long input (a YaRN block
-    in a Qwen, ``dual_chunk_attention_config``), the window is the length that the block starts from. Where a
-    configuration has both numbers and nothing tells which, the smaller one is taken, with one warning.
+    If rope scaling is part of training (llama3, longrope, the YaRN of gpt-oss and DeepSeek), the window is
+    ``max_position_embeddings``. If scaling was added for long input (a YaRN block in a Qwen,
+    ``dual_chunk_attention_config``), the window is the length that the scaling starts from. If a configuration has
+    both numbers and does not say which case it is, the smaller one is used, with one warning.
 
     Parameters
     ----------
     config : configuration, mapping or any object with the same attributes
-        Of a language model, or of a model that holds one.
+        Of a language model, or of a model that contains one.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def window_of(config: Any) -> int:
     Raises
     ------
     UnsupportedModelError
-        If the configuration does not tell.
+        If the configuration does not declare it.
     """
     config = _language_model(config)
     longest = _tokens(config, "max_position_embeddings", _get(config, "max_position_embeddings"))
@@ -88,28 +88,28 @@ def _window_of_set(config: Any, parameters: Mapping[str, Any], longest: int) -> 
     if kind == "yarn" and family in TRAINED_WITH_YARN:
         return longest
     factor = parameters.get("factor")
-    raised = factor is None or longest >= original * float(factor)  # max_position_embeddings may count the scaling
-    if raised and not (kind == "yarn" and family.startswith(EXTENDED_BY_YARN)):
+    counted = factor is None or longest >= original * float(factor)  # max_position_embeddings may include the scaling
+    if counted and not (kind == "yarn" and family.startswith(EXTENDED_BY_YARN)):
         _warn_once(
             f"{_name(config)} ({family!r}) declares two windows, {ORIGINAL}={original} of its {kind} scaling and "
-            f"max_position_embeddings={longest}, and nothing tells whether it was trained with that scaling. posenc "
-            f"takes {min(original, longest)}; pass window={longest} if it was."
+            f"max_position_embeddings={longest}, and does not say whether it was trained with that scaling. posenc "
+            f"uses {min(original, longest)}; pass window={longest} if it was."
         )
     return min(original, longest)
 
 
 def rotary_of(config: Any, layer_type: str | None = None) -> Rotary:
-    """The frequencies and the attention factor that a checkpoint has, its own scaling included.
+    """The frequencies and the attention factor of a checkpoint, its own rope scaling included.
 
-    What a configuration does not tell is left at its default: which channels are rotated, and how they are paired.
-    Scaling that follows the length (dynamic, longrope) is that of input inside the window.
+    A configuration does not say which channels are rotated and how they are paired; both keep their defaults. For
+    scaling that follows the length (dynamic, longrope), the frequencies are those of input inside the window.
 
     Parameters
     ----------
     config : configuration, mapping or any object with the same attributes
-        Of a language model, or of a model that holds one.
+        Of a language model, or of a model that contains one.
     layer_type : str, optional
-        Where layers have different frequencies (Gemma 3), of which ones, such as ``"full_attention"``.
+        Which layers, such as ``"full_attention"``, for a model whose layers have different frequencies (Gemma 3).
 
     Returns
     -------
@@ -119,7 +119,7 @@ def rotary_of(config: Any, layer_type: str | None = None) -> Rotary:
     Raises
     ------
     UnsupportedModelError
-        If the configuration does not tell, or layers differ and ``layer_type`` names none of them.
+        If the configuration does not declare them, or layers differ and ``layer_type`` names none of them.
     """
     config = _language_model(config)
     sets = _rope_sets(config)
@@ -131,7 +131,7 @@ def rotary_of(config: Any, layer_type: str | None = None) -> Rotary:
     kind, theta = _known_type(config, parameters), parameters.get("rope_theta")
     if theta is None:
         raise UnsupportedModelError(
-            f"{_name(config)} declares no rope_theta: the base of its frequencies is not known. "
+            f"{_name(config)} declares no rope_theta, so the base of its frequencies is not known. "
             "Pass the frequencies yourself: posenc.Rotary(inv_freq) or Rotary.from_theta(theta, dim)."
         )
     return _rotary(config, kind, float(theta), dict(parameters), layer_type)
@@ -139,12 +139,12 @@ def rotary_of(config: Any, layer_type: str | None = None) -> Rotary:
 
 def _rotary(config: Any, kind: str, theta: float, parameters: dict[str, Any], layer_type: str | None) -> Rotary:
     from posenc.rope import Rotary
-    from posenc.rope_types import frequencies_of
+    from posenc.rope.types import frequencies_of
 
     head_dim, share = _head_dim(config, layer_type), parameters.get("partial_rotary_factor") or 1.0
     rotated = int(head_dim * share)
     if rotated < 2 or rotated % 2:
-        raise UnsupportedModelError(f"{_name(config)}: {rotated} rotated channels of {head_dim} are not pairs of them.")
+        raise UnsupportedModelError(f"{_name(config)}: {rotated} rotated channels of {head_dim} do not form pairs.")
     try:
         inv_freq, factor = frequencies_of(
             kind,
@@ -154,33 +154,33 @@ def _rotary(config: Any, kind: str, theta: float, parameters: dict[str, Any], la
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UnsupportedModelError(
-            f"{_name(config)}: its {kind} scaling lacks what its frequencies are computed from: {error}."
+            f"{_name(config)}: its {kind} scaling lacks a value that its frequencies depend on: {error}."
         ) from None
     return Rotary(inv_freq, factor, theta=theta, scaling=kind)
 
 
 def _rope_sets(config: Any) -> dict[str | None, dict[str, Any]]:
-    """The rotary parameters by layer type (None: of all layers), in today's form."""
+    """The rotary parameters by layer type (None: of all layers), in the form of current configurations."""
     declared = _get(config, "rope_parameters") or _get(config, "rope_scaling") or {}
     nested = {key: value for key, value in declared.items() if isinstance(value, Mapping)}
     local = _get(config, "rope_local_base_freq")
-    if not nested and local is not None:  # how Gemma 3 declared them before rope_parameters
+    if not nested and local is not None:  # the form of Gemma 3 before rope_parameters
         nested = {"full_attention": declared, "sliding_attention": {"rope_theta": local}}
     common = {key: _get(config, key) for key in ("rope_theta", "partial_rotary_factor")}
     sets = {}
     for layer_type, parameters in (nested or {None: declared}).items():
-        own = {**{key: value for key, value in common.items() if value is not None}, **parameters}
-        own["rope_type"] = str(own.get("rope_type") or own.get("type") or "default")
-        if own["rope_type"] in ("llama3", "yarn", "longrope"):
-            own[ORIGINAL] = _original(config, own) or _get(config, "max_position_embeddings")
-        if layer_type is not None and "truncate" in own:
-            own["truncate"] = declared.get("truncate", True)  # where transformers reads it
-        sets[layer_type] = own
+        rope = {**{key: value for key, value in common.items() if value is not None}, **parameters}
+        rope["rope_type"] = str(rope.get("rope_type") or rope.get("type") or "default")
+        if rope["rope_type"] in ("llama3", "yarn", "longrope"):
+            rope[ORIGINAL] = _original(config, rope) or _get(config, "max_position_embeddings")
+        if layer_type is not None and "truncate" in rope:
+            rope["truncate"] = declared.get("truncate", True)  # where transformers reads it
+        sets[layer_type] = rope
     return sets
 
 
 def _original(config: Any, parameters: Mapping[str, Any]) -> int | None:
-    """The length that scaling starts from; Phi-3 keeps it outside its rope parameters, and that one goes first."""
+    """The length that scaling starts from. Phi-3 declares it outside of its rope parameters, which takes precedence."""
     value = _get(config, ORIGINAL) or parameters.get(ORIGINAL)
     return None if value is None else _tokens(config, ORIGINAL, value)
 
@@ -188,27 +188,29 @@ def _original(config: Any, parameters: Mapping[str, Any]) -> int | None:
 def _known_type(config: Any, parameters: Mapping[str, Any]) -> str:
     kind = str(parameters["rope_type"])
     if kind not in ROPE_TYPES:
-        why = OLD_NAMES.get(kind, f"posenc and transformers know {', '.join(ROPE_TYPES)}")
+        reason = OLD_NAMES.get(kind, f"posenc and transformers know {', '.join(ROPE_TYPES)}")
         raise UnsupportedModelError(
-            f"{_name(config)} declares the rope type {kind!r}, and nobody here can tell its frequencies or what window "
-            f"it was trained for: {why}."
+            f"{_name(config)} declares the rope type {kind!r}, so posenc can read neither its frequencies nor the "
+            f"window it was trained for: {reason}."
         )
     return kind
 
 
 def _head_dim(config: Any, layer_type: str | None) -> int:
-    """Channels of a head that positions may rotate."""
-    if getattr(config, "is_heterogeneous", False):  # transformers' word for sizes that differ by layer
+    """Channels of a head that may be rotated."""
+    if getattr(config, "is_heterogeneous", False):  # transformers' name for sizes that differ by layer
         if layer_type is None:
             raise UnsupportedModelError(f"{_name(config)}: the sizes of its layers differ. Pass layer_type.")
         config = config.per_layer_config[layer_type]
-    own = "global_head_dim" if layer_type == "full_attention" else "head_dim"
-    for key in (own, "head_dim", "qk_rope_head_dim"):
+    specific = "global_head_dim" if layer_type == "full_attention" else "head_dim"
+    for key in (specific, "head_dim", "qk_rope_head_dim"):
         if _get(config, key):
             return int(_get(config, key))
     hidden, heads = _get(config, "hidden_size"), _get(config, "num_attention_heads")
     if not hidden or not heads:
-        raise UnsupportedModelError(f"{_name(config)} declares neither head_dim nor hidden_size and its heads.")
+        raise UnsupportedModelError(
+            f"{_name(config)} declares neither head_dim nor both hidden_size and num_attention_heads."
+        )
     return int(hidden) // int(heads)
 
 
@@ -216,8 +218,8 @@ def _language_model(config: Any) -> Any:
     """The part of a configuration that describes the language model."""
     if callable(getattr(config, "get_text_config", None)):
         return config.get_text_config(decoder=True)
-    inside = _get(config, "text_config")
-    return config if inside is None else inside
+    text_config = _get(config, "text_config")
+    return config if text_config is None else text_config
 
 
 def _tokens(config: Any, key: str, value: Any) -> int:

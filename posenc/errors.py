@@ -20,19 +20,19 @@ class UnknownNameError(PosencError, LookupError):
 
 
 class UnsupportedModelError(PosencError):
-    """posenc cannot serve this model exactly, for the reason given."""
+    """posenc cannot serve this model exactly; the message gives the reason."""
 
 
 class ModelBusyError(PosencError):
-    """A strategy was to be applied to or removed from a model while it runs elsewhere."""
+    """A strategy cannot be applied to or removed from a model that is running elsewhere."""
 
 
 class BackendError(PosencError):
-    """An attention backend cannot run the case it was asked for."""
+    """An attention backend cannot run the requested case."""
 
 
 class PluginError(PosencError):
-    """A plugin broke its contract or two plugins claim one name."""
+    """A plugin broke its contract, or two plugins claim the same name."""
 
 
 class CacheMismatchError(PosencError):

@@ -1,7 +1,8 @@
-"""Files that are either whole or not there, and plain data to write into them."""
+"""Write a file completely or not at all, read YAML, and turn results into plain data."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import tempfile
@@ -14,7 +15,7 @@ from posenc.errors import InvalidConfigError, InvalidInputError
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """A path as people write it, with ``~`` and ``~name`` for their home folders.
+    """A path in which ``~`` and ``~name`` are replaced by home folders.
 
     Raises
     ------
@@ -27,14 +28,32 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         raise InvalidInputError(f"{path}: there is no such home folder here. Write the path without '~'.") from None
 
 
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary file beside `path` to write to; move it to `path` when the block ends well.
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder and its parents, and check that files can be written into it.
 
     Raises
     ------
     InvalidInputError
-        If the file cannot be written. Whatever was at `path` before stays as it was.
+        If it cannot be made or written.
+    """
+    folder = expanded(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InvalidInputError(f"{folder}: cannot be written ({error.strerror or error}).") from None
+    return folder
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary file beside `path`, and move it to `path` when the block ends without an error.
+
+    Raises
+    ------
+    InvalidInputError
+        If the file cannot be written; an existing file at `path` then stays as it was.
     """
     target = expanded(path)
     temporary = None
@@ -55,7 +74,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Have the content on the disk before its name is: a power cut must not leave an empty file."""
+    """Write the content to disk before the file is renamed, so that a power cut cannot leave an empty file."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -63,8 +82,22 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+def write_json(data: Any, path: str | Path, *, indent: int = 1) -> Path:
+    """Write plain data as strict JSON (NaN and infinities become null), whole or not at all; returns the file.
+
+    Raises
+    ------
+    InvalidInputError
+        If it cannot be written.
+    """
+    target = expanded(path)
+    with replacing(target) as temporary:
+        temporary.write_text(json.dumps(plain(data), indent=indent, allow_nan=False) + "\n", encoding="utf-8")
+    return target
+
+
 def read_yaml(path: str | Path) -> Any:
-    """Parse a YAML file; unreadable or malformed files are InvalidConfigError."""
+    """Parse a YAML file; raises InvalidConfigError if it cannot be read or parsed."""
     import yaml  # costs the command line its start
 
     file = expanded(path)
@@ -81,7 +114,7 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def plain(data: Any) -> Any:
-    """The same data with NaN and infinities as None and numpy scalars as numbers."""
+    """The data for JSON: NaN and infinities become None, numpy values become numbers and lists."""
     if isinstance(data, dict):
         return {str(key): plain(value) for key, value in data.items()}
     if isinstance(data, list | tuple):

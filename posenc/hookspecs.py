@@ -1,9 +1,9 @@
-"""The three hooks a plugin may implement. Name its module in the entry-point group ``posenc``."""
+"""The four hooks a plugin may implement. Name its module in the entry-point group ``posenc``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -31,3 +31,8 @@ def posenc_register_adapters(register: Callable[[ArchitectureAdapter], None]) ->
 @hookspec
 def posenc_register_backends(register: Callable[[AttentionBackend], None]) -> None:
     """Call ``register(backend)`` for every attention backend the plugin offers."""
+
+
+@hookspec
+def posenc_register_tasks(register: Callable[[type[Any]], None]) -> None:
+    """Call ``register(cls)`` for every subclass of ``posenc.evaluate.tasks.base.Task`` the plugin offers."""

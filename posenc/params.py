@@ -1,6 +1,6 @@
-"""What a strategy declares (parameters, promises, the keys it still needs) and what it is told of the model.
+"""What a strategy declares (parameters, capabilities, the keys a cache must keep) and the fingerprint of a model.
 
-The contract suite holds every strategy to its declarations.
+The contract suite tests every declaration.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from posenc.errors import InvalidConfigError
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a strategy promises; the contract suite holds it to exactly this.
+    """What a strategy promises; the contract suite tests exactly this.
 
     Parameters
     ----------
@@ -47,11 +47,11 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class Retention:
-    """The keys that a strategy still attends however long the text grows; a cache may forget all others.
+    """The keys that a strategy attends however long the text grows; a cache may drop all others.
 
-    A strategy that returns it promises two things of every query ``i >= first + last``: it attends only
-    keys ``j < first`` and ``j > i - last``, and it sees them exactly as query ``first + last`` does, at
-    the same relative positions and scale. So the text without its dropped keys has the same plan.
+    A strategy that returns it promises two things about every query ``i >= first + last``: the query attends only keys
+    ``j < first`` and ``j > i - last``, and it sees them exactly as query ``first + last`` does, at the same relative
+    positions and with the same scale. So the text without the dropped keys has the same plan.
 
     Parameters
     ----------
@@ -65,8 +65,14 @@ class Retention:
     last: int
 
 
-class Fingerprint(BaseModel):
-    """Architecture, window, rotary parameters and a hash of weights.
+class StrictModel(BaseModel):
+    """Data of one fixed form: unknown keys are errors, and values are fixed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Fingerprint(StrictModel):
+    """What identifies a model: architecture, window, rotary parameters and a hash of weights.
 
     Parameters
     ----------
@@ -83,8 +89,6 @@ class Fingerprint(BaseModel):
         checkpoint in another dtype does not change it, training does.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     model_type: str
     window: PositiveInt
     hidden_size: PositiveInt | None = None
@@ -96,33 +100,31 @@ class Fingerprint(BaseModel):
     weights: str
 
     def differences(self, other: Fingerprint) -> list[str]:
-        """``"layers: 3 and 30"`` for every fact that is not the same, this model's value first."""
-        mine, theirs = self.model_dump(), other.model_dump()
-        return [f"{key}: {mine[key]} and {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+        """``"layers: 3 and 30"`` for every fact that differs, this model's value first."""
+        left, right = self.model_dump(), other.model_dump()
+        return [f"{key}: {left[key]} and {right[key]}" for key in left if left[key] != right[key]]
 
     def __str__(self) -> str:
         return f"{self.model_type}, {self.layers} layers, hidden size {self.hidden_size}, window {self.window}"
 
 
-class Params(BaseModel):
-    """Base of every parameter model: unknown keys are errors, values are fixed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Params(StrictModel):
+    """Base of every parameter model."""
 
 
 class RemapParams(Params):
     """Parameters that every remapping strategy takes."""
 
-    active_from: NonNegativeInt = Field(0, description="prompts up to this many tokens get the identity plan")
+    active_from: NonNegativeInt = Field(0, description="prompts of up to this many tokens get the identity plan")
     replan: Literal["auto", "never"] | PositiveInt = Field(
         "auto",
-        description="long generation: 'auto' re-plans before the window is left, 'never' keeps the first plan, "
-        "a number re-plans every that many new tokens",
+        description="long generation: 'auto' re-plans before a distance leaves the window, 'never' keeps the first "
+        "plan, a number re-plans whenever that many new tokens were generated",
     )
 
 
 def read_params(model: type[Params], values: dict[str, Any], *, path: str) -> Params:
-    """Validate parameters; failures name the key path."""
+    """Validate parameters; raises InvalidConfigError, naming the key path."""
     try:
         return model(**values)
     except ValidationError as error:

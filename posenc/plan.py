@@ -8,7 +8,7 @@ Shape letters: L = total tokens, F = rotary frequencies (rotary_dim // 2).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from posenc.derived import Derivable
 from posenc.errors import InvalidInputError
 from posenc.segment import (
     Lengths,
@@ -46,7 +47,7 @@ def _scale_slice(scale: NDArray[np.float64] | None, rows: slice) -> NDArray[np.f
 
 
 @dataclass(frozen=True, eq=False)
-class PositionPlan:
+class PositionPlan(Derivable):
     """Segments that partition the causal plane, and an optional logit scale per query.
 
     Parameters
@@ -69,8 +70,6 @@ class PositionPlan:
     query_scale: NDArray[np.float64] | None = None
     window: int | None = None
     strategy: str = ""
-    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
-    """What backends derive from the plan once and share across layers; never part of its meaning."""
 
     @classmethod
     def build(
@@ -132,17 +131,22 @@ class PositionPlan:
         """True when a segment has ``interpolation="logits"``: only some backends can run it."""
         return any(segment.interpolation == "logits" for segment in self.segments)
 
-    def is_stock(self, window: int | None) -> bool:
-        """True when a model's own attention computes this plan, clipped to its window if it has one.
+    def is_stock(self, sliding_window: int | None) -> bool:
+        """True when a model's own attention computes this plan, clipped to the layer's sliding window if it has one.
 
-        Where the window hides keys, positions may be shifted by a constant; no other key may be missing.
+        Where the sliding window hides keys, positions may be shifted by a constant; no other key may be missing.
+
+        Parameters
+        ----------
+        sliding_window : int or None
+            Tokens that a query of the layer sees, itself included; None where it sees all.
         """
-        if window is None or window >= self.total:
+        if sliding_window is None or sliding_window >= self.total:
             return self.is_identity
         if not self.keeps_distances:
             return False
         attended = sum(np.maximum(s.key_stop - s.key_start, 0) for s in self.segments)
-        return bool((attended == np.minimum(np.arange(1, self.total + 1), window)).all())
+        return bool((attended == np.minimum(np.arange(1, self.total + 1), sliding_window)).all())
 
     @cached_property
     def reach(self) -> NDArray[np.float64]:
@@ -164,7 +168,7 @@ class PositionPlan:
             return self
         scale = _scale_slice(self.query_scale, slice(0, total))
         kept = tuple(s for s in (s._slice(0, total) for s in self.segments) if not s.is_empty)
-        return replace(self, total=total, segments=kept, query_scale=scale, memo={})
+        return replace(self, total=total, segments=kept, query_scale=scale)
 
     def suffix(self, start: int) -> PositionPlan:
         """The plan of the tokens ``start .. total - 1`` alone: keys before ``start`` are dropped."""
@@ -173,24 +177,23 @@ class PositionPlan:
             return self
         scale = _scale_slice(self.query_scale, slice(start, None))
         kept = tuple(s for s in (s._slice(start, self.total) for s in self.segments) if not s.is_empty)
-        return replace(self, total=self.total - start, segments=kept, query_scale=scale, memo={})
+        return replace(self, total=self.total - start, segments=kept, query_scale=scale)
 
-    def clipped(self, window: int) -> PositionPlan:
-        """The plan with pairs at ``i - j >= window`` dropped (a model's own sliding window)."""
-        if window >= self.total:
+    def clipped(self, sliding_window: int) -> PositionPlan:
+        """The plan with pairs at ``i - j >= sliding_window`` dropped, as a layer's own sliding window drops them."""
+        if sliding_window >= self.total:
             return self
-        floor = np.maximum(np.arange(self.total, dtype=np.int64) - (window - 1), 0)
+        floor = np.maximum(np.arange(self.total, dtype=np.int64) - (sliding_window - 1), 0)
         segments = (
             replace(
                 s,
                 key_start=np.maximum(s.key_start, floor),
                 key_stop=np.maximum(s.key_stop, floor),
-                origin=s.origin or (s, 0),
-                memo={},
+                origin=s.root,
             )
             for s in self.segments
         )
-        return replace(self, segments=tuple(s for s in segments if not s.is_empty), memo={})
+        return replace(self, segments=tuple(s for s in segments if not s.is_empty))
 
     def relative_positions(self) -> NDArray[np.float64]:
         """Relative position of every pair, dense: for tests and pictures only.

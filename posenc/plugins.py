@@ -1,7 +1,7 @@
-"""Discovery: built-in and third-party plugins are found the same way, through entry points.
+"""Discovery: built-in and third-party plugins are both found through entry points.
 
-A broken plugin is recorded and never breaks another one. A name claimed twice stays listed, and
-asking for it raises, because nobody could tell which code ran.
+A broken plugin is recorded and never breaks another one. A name that two distributions register stays listed, and
+looking it up raises, because it would be unclear which code ran.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ import pluggy
 from posenc import hookspecs
 from posenc.errors import InvalidConfigError, PluginError
 from posenc.hookspecs import GROUP
-from posenc.registry import AdapterInfo, BackendInfo, Registry, StrategyInfo
+from posenc.registry import AdapterInfo, BackendInfo, Registry, StrategyInfo, TaskInfo
 from posenc.trace import trace
 
 if TYPE_CHECKING:
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
 
 OWN_DISTRIBUTION = "posenc"
 RESERVED = ("self", "model", "strategy", "name", "params", "frequencies", "backend", "cache", "window")
-"""Names that no parameter of a strategy may have: ``apply``, ``strategy`` and configurations take them."""
+"""Names that no parameter of a strategy may have, because ``apply``, ``strategy`` and configurations use them."""
 logger = logging.getLogger("posenc")
 
 
 @dataclass(frozen=True)
 class PluginRecord:
-    """One entry point: what it brought, how long it took, and why it failed if it did."""
+    """One entry point: what it registered, how long that took in seconds, and what failed."""
 
     name: str
     module: str
@@ -52,15 +53,15 @@ def _is_text(value: Any) -> bool:
 
 
 def _check_texts(kind: str, item: Any, keys: tuple[str, ...]) -> None:
-    """What is shown in tables must be text."""
+    """Raise PluginError unless these attributes, which tables show, are text."""
     missing = [key for key in keys if not _is_text(getattr(item, key, None))]
     if missing:
-        shown = item.__name__ if isinstance(item, type) else type(item).__name__
-        raise PluginError(f"{kind} {shown} lacks: {', '.join(missing)} (each must be a text that is not empty).")
+        name = item.__name__ if isinstance(item, type) else type(item).__name__
+        raise PluginError(f"{kind} {name} lacks: {', '.join(missing)} (each must be a text that is not empty).")
 
 
 def strategy_info(factory: Any, distribution: str) -> StrategyInfo:
-    """Describe a strategy class; raises PluginError when it is not one."""
+    """Describe a strategy class; raises PluginError if it cannot be registered as one."""
     from posenc.params import Capabilities, Params
     from posenc.positions import PositionStrategy
 
@@ -76,7 +77,7 @@ def strategy_info(factory: Any, distribution: str) -> StrategyInfo:
     if taken:
         raise PluginError(
             f"strategy {factory.name!r}: its parameters {', '.join(taken)} have names that posenc.apply, "
-            "posenc.strategy or a configuration gives a meaning of its own. Rename them."
+            "posenc.strategy and configurations use for something else. Rename them."
         )
     if inspect.isabstract(factory):
         todo = ", ".join(sorted(factory.__abstractmethods__))
@@ -87,7 +88,7 @@ def strategy_info(factory: Any, distribution: str) -> StrategyInfo:
 
 
 def adapter_info(adapter: Any, distribution: str) -> AdapterInfo:
-    """Describe an adapter; raises PluginError when it is not one."""
+    """Describe an adapter; raises PluginError if it cannot be registered as one."""
     from posenc.adapter import ArchitectureAdapter
 
     if not isinstance(adapter, ArchitectureAdapter):
@@ -100,7 +101,7 @@ def adapter_info(adapter: Any, distribution: str) -> AdapterInfo:
 
 
 def backend_info(backend: Any, distribution: str) -> BackendInfo:
-    """Describe a backend; raises PluginError when it is not one."""
+    """Describe a backend; raises PluginError if it cannot be registered as one."""
     from posenc.backend import AttentionBackend, BackendCapabilities
 
     if not isinstance(backend, AttentionBackend):
@@ -113,22 +114,44 @@ def backend_info(backend: Any, distribution: str) -> BackendInfo:
     return BackendInfo(backend.name, backend.summary, backend.capabilities, distribution, backend)
 
 
+def task_info(factory: Any, distribution: str) -> TaskInfo:
+    """Describe a task class; raises PluginError when it is not one."""
+    if not _is_task(factory):
+        raise PluginError(f"register() got {factory!r}, not a subclass of posenc.evaluate.tasks.base.Task.")
+    _check_texts("task class", factory, ("name", "summary"))
+    if factory.metric not in ("loss", "accuracy"):
+        raise PluginError(f"task {factory.name!r}: metric must be 'loss' or 'accuracy', got {factory.metric!r}.")
+    if "task" in factory.model_fields:
+        raise PluginError(f"task {factory.name!r}: its setting 'task' has the name of a suite's own key. Rename it.")
+    if inspect.isabstract(factory):
+        todo = ", ".join(sorted(factory.__abstractmethods__))
+        raise PluginError(f"task {factory.name!r} does not implement: {todo}.")
+    return TaskInfo(factory.name, factory.summary, factory.metric, tuple(factory.model_fields), distribution, factory)
+
+
+def _is_task(factory: Any) -> bool:
+    base = import_module("posenc.evaluate.tasks.base").Task  # by name: the core imports no tool
+    return isinstance(factory, type) and issubclass(factory, base)
+
+
 HOOKS: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
     "posenc_register_strategies": ("strategy", strategy_info),
     "posenc_register_adapters": ("adapter", adapter_info),
     "posenc_register_backends": ("backend", backend_info),
+    "posenc_register_tasks": ("task", task_info),
 }
 
 
-def _wanted(distribution: str) -> bool:
-    chosen = os.environ.get("POSENC_PLUGINS")
-    if distribution == OWN_DISTRIBUTION or chosen is None:
+def _is_selected(distribution: str) -> bool:
+    """False for a third-party distribution that ``POSENC_PLUGINS`` is set and does not list."""
+    selection = os.environ.get("POSENC_PLUGINS")
+    if distribution == OWN_DISTRIBUTION or selection is None:
         return True
-    return _normalized(distribution) in {_normalized(name) for name in chosen.split(",")}
+    return _normalized(distribution) in {_normalized(name) for name in selection.split(",")}
 
 
 def _normalized(distribution: str) -> str:
-    """Spelling of a distribution name that pip compares."""
+    """The spelling of a distribution's name that pip compares."""
     return re.sub(r"[-_.]+", "-", distribution.strip()).lower()
 
 
@@ -142,7 +165,7 @@ def _entry_points() -> list[EntryPoint]:
 
 @dataclass
 class _Plugin:
-    """An entry point that was loaded, and what became of it so far."""
+    """An entry point, and what has happened to it so far."""
 
     point: EntryPoint
     module: Any = None
@@ -167,10 +190,10 @@ class _Plugin:
         )
 
     def load(self) -> None:
-        """Import the module and check its hooks against ours; every failure is kept, none is raised."""
-        manager = pluggy.PluginManager(GROUP)  # one manager a plugin, so that none can disturb another
+        """Import the module and check its hooks; failures are recorded, not raised."""
+        manager = pluggy.PluginManager(GROUP)  # one manager per plugin, so that none can affect another
         manager.add_hookspecs(hookspecs)
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
             module = self.point.load()
             manager.register(module)
@@ -181,11 +204,10 @@ class _Plugin:
             raise
         except BaseException as error:
             self.fail(f"{type(error).__name__}: {error}")
-        self.seconds += time.perf_counter() - began
+        self.seconds += time.perf_counter() - start
 
     def call(self, hook: str, registry: Registry[Any]) -> None:
-        """Let the plugin register what it has for one seam."""
-
+        """Let the plugin register what it offers for one seam."""
         _, describe = HOOKS[hook]
 
         def register(item: Any) -> None:
@@ -196,24 +218,25 @@ class _Plugin:
             except PluginError as error:
                 self.fail(str(error))
 
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
             getattr(self.module, hook)(register)
         except Exception as error:
             self.fail(f"{hook}: {type(error).__name__}: {error}")
-        self.seconds += time.perf_counter() - began
+        self.seconds += time.perf_counter() - start
 
     def fail(self, reason: str) -> None:
+        """Record a failure, and warn of it."""
         self.failures.append(reason)
         logger.warning("plugin %s (%s): %s", self.point.name, self.distribution, reason)
 
 
 class Discovery:
-    """Every plugin, loaded once; a seam's hooks run when that seam is first asked for."""
+    """All plugins: modules are imported here, the hooks of a seam are called when its registry is first needed."""
 
     def __init__(self) -> None:
-        points = (point for point in _entry_points() if _wanted(point.dist.name if point.dist else "unknown"))
-        self._plugins = [_Plugin(point) for point in points]
+        plugins = (_Plugin(point) for point in _entry_points())
+        self._plugins = [plugin for plugin in plugins if _is_selected(plugin.distribution)]
         self._registries: dict[str, Registry[Any]] = {}
         for plugin in self._plugins:
             plugin.load()
@@ -222,17 +245,17 @@ class Discovery:
         """What all plugins register through one hook."""
         if hook not in self._registries:
             kind, _ = HOOKS[hook]
-            found: Registry[Any] = Registry(kind)
+            registry: Registry[Any] = Registry(kind)
             for plugin in self._plugins:
                 if callable(getattr(plugin.module, hook, None)):
-                    plugin.call(hook, found)
-                found.failed += [f"{plugin.point.name} ({reason})" for reason in plugin.failures]
-            trace("%s plugins: %s", kind, ", ".join(found))
-            self._registries[hook] = found
+                    plugin.call(hook, registry)
+                registry.failed += [f"{plugin.point.name} ({reason})" for reason in plugin.failures]
+            trace("%s plugins: %s", kind, ", ".join(registry))
+            self._registries[hook] = registry
         return self._registries[hook]
 
     def records(self) -> list[PluginRecord]:
-        """One record per entry point, after all three seams were asked for."""
+        """One record per entry point, after the hooks of all seams were called."""
         for hook in HOOKS:
             self.registry(hook)
         return [plugin.record() for plugin in self._plugins]
@@ -240,7 +263,7 @@ class Discovery:
 
 @cache
 def discover() -> Discovery:
-    """Find and load every plugin once per process."""
+    """Find and load every plugin, once per process."""
     return Discovery()
 
 
@@ -259,8 +282,13 @@ def backends() -> Registry[BackendInfo]:
     return discover().registry("posenc_register_backends")
 
 
+def tasks() -> Registry[TaskInfo]:
+    """Every registered task of ``posenc eval`` by name."""
+    return discover().registry("posenc_register_tasks")
+
+
 def plugin_records() -> list[PluginRecord]:
-    """Every entry point that was loaded, failures included."""
+    """A record of every entry point, with its failures."""
     return discover().records()
 
 
@@ -284,6 +312,6 @@ def strategy(name: str, *, window: int | None = None, **params: Any) -> Position
         If a parameter is unknown or out of range; names the key path.
     """
     info = strategies()[name]
-    if "self" in params:  # the one key that Python itself would refuse, without saying where it stood
+    if "self" in params:  # Python itself would refuse this key, without a key path
         raise InvalidConfigError(f"{name}.self: no such key. Known keys: {', '.join(info.params.model_fields)}.")
     return info.factory(window=window, **params)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 SOME_WINDOW = 512
-"""Tokens, where a window is needed to try a strategy out and none is known."""
+"""The window, in tokens, that a strategy is tried with if none is known."""
 
 
 class PositionStrategy(ABC):
@@ -74,11 +74,11 @@ class PositionStrategy(ABC):
             If :meth:`segments` or :meth:`query_scale` fails.
         """
         lengths = Lengths(prompt, prompt if total is None else total)
-        if prompt <= getattr(self.params, "active_from", 0):
+        if prompt <= self.active_from:
             return PositionPlan.identity(lengths, window=self.window, strategy=self.name)
         try:
             segments, scale = self.segments(lengths), self.query_scale(lengths)
-            if isinstance(segments, Iterator):  # a generator runs now, so that its errors are named like others
+            if isinstance(segments, Iterator):  # run a generator here, so that its errors name the strategy too
                 segments = tuple(segments)
         except PosencError:
             raise
@@ -93,7 +93,7 @@ class PositionStrategy(ABC):
             raise self._wrong_plan(lengths, error) from None
 
     def checked_plan(self, prompt: int, total: int | None = None, *, frequencies: int | None = None) -> PositionPlan:
-        """The plan, after its arrays and its partition were checked.
+        """The plan, with its arrays and its partition checked.
 
         Parameters
         ----------
@@ -105,7 +105,7 @@ class PositionStrategy(ABC):
         Raises
         ------
         PluginError
-            If the plan is wrong; the message names the strategy, and the segment or the first pair.
+            If the plan is wrong; the message names the strategy, and the segment or the first pair that is wrong.
         """
         plan = self.plan(prompt, total)
         lengths = Lengths(prompt, prompt if total is None else total)
@@ -138,39 +138,40 @@ class PositionStrategy(ABC):
         return base
 
     def checked_rotary(self, base: Rotary, prompt: int) -> Rotary:
-        """The frequencies for a prompt, after they were checked against the model's own.
+        """The frequencies for a prompt, checked against the model's own.
 
         Raises
         ------
         PluginError
-            If :meth:`rotary` fails, or what it returns is no Rotary, not finite, of another layout or undeclared.
+            If :meth:`rotary` fails, if its result is not a finite Rotary of the same layout, or if it changes ``base``
+            although that is not declared.
         """
         from posenc.rope import fault_of
 
         where = f"strategy {self.name!r}: rotary(base, {prompt})"
         try:
-            found = self.rotary(base, prompt)
+            rotary = self.rotary(base, prompt)
         except PosencError:
             raise
         except Exception as error:
             raise PluginError(f"{where} fails: {type(error).__name__}: {error}") from error
-        fault = fault_of(found, base, changes=self.capabilities.changes_frequencies)
+        fault = fault_of(rotary, base, changes=self.capabilities.changes_frequencies)
         if fault is not None:
             raise PluginError(f"{where} {fault}")
-        return found
+        return rotary
 
     def check_frequencies(self, base: Rotary) -> None:
-        """Ask for the frequencies of a few prompts: ``apply`` does so, and a model that cannot be served is refused.
+        """Compute the frequencies of a few prompts, so that ``apply`` refuses a model that this strategy cannot serve.
 
         Parameters
         ----------
         base : Rotary
-            Frequencies that the model has.
+            The model's own frequencies.
 
         Raises
         ------
         PluginError
-            If they are wrong, or depend on the prompt undeclared.
+            If they are wrong, or depend on the prompt although that is not declared.
         InvalidConfigError
             If the strategy cannot start from them.
         """
@@ -179,18 +180,18 @@ class PositionStrategy(ABC):
         window = self.window or SOME_WINDOW
         first = self.checked_rotary(base, 1)
         for prompt in (window, window + 1, 4 * window):
-            found = self.checked_rotary(base, prompt)
-            if not self.capabilities.frequencies_by_length and not same_frequencies(found, first):
+            rotary = self.checked_rotary(base, prompt)
+            if not self.capabilities.frequencies_by_length and not same_frequencies(rotary, first):
                 raise PluginError(
                     f"strategy {self.name!r}: rotary(base, {prompt}) and rotary(base, 1) differ, but "
                     "Capabilities(frequencies_by_length=True) is not declared."
                 )
 
     def for_frequencies(self, count: int) -> PositionStrategy:
-        """The strategy for a model with ``count`` rotary frequencies; ``apply`` asks once the model is measured.
+        """The strategy for a model with ``count`` rotary frequencies (``rotary_dim // 2``).
 
-        A strategy whose positions differ by frequency learns their number here (``rotary_dim // 2``), and refuses one
-        that its parameters do not fit. What it returns is asked for its layers (:meth:`for_layer`).
+        ``apply`` calls this after it has measured the model, and then :meth:`for_layer` on the result. A strategy whose
+        positions differ by frequency checks here that its parameters fit the number.
 
         Raises
         ------
@@ -200,7 +201,7 @@ class PositionStrategy(ABC):
         return self
 
     def for_layer(self, layer: int, layers: int) -> PositionStrategy:
-        """The strategy of one attention layer; a method whose layers see different positions returns another one.
+        """The strategy of one attention layer; override it if layers see different positions.
 
         Parameters
         ----------
@@ -212,15 +213,31 @@ class PositionStrategy(ABC):
         Returns
         -------
         PositionStrategy
-            ``self`` unless overridden. Layers whose strategies describe themselves alike share their plans; a row
+            ``self`` unless overridden. Layers whose strategies have equal descriptions share their plans; a row
             re-plans when any of its layers must.
         """
         return self
 
     @property
     def retention(self) -> Retention | None:
-        """Which keys a cache must keep, or None where every key may be attended again."""
+        """Which keys a cache must keep, or None if any key may be attended again."""
         return None
+
+    @property
+    def active_from(self) -> int:
+        """Longest prompt, in tokens, that gets the identity plan; 0 where every prompt gets the strategy's own."""
+        value: int = getattr(self.params, "active_from", 0)
+        return value
+
+    @property
+    def follows_prompt(self) -> bool:
+        """True where the plan or the frequencies depend on the prompt's length.
+
+        The same first tokens then have other keys and values in a longer prompt, so requests cannot share them, and a
+        cache that forgets how long the text is cannot serve the strategy.
+        """
+        able = self.capabilities
+        return able.uses_prompt or able.frequencies_by_length or self.active_from > 0
 
     @property
     def replan(self) -> str | int:
@@ -230,26 +247,26 @@ class PositionStrategy(ABC):
 
     @classmethod
     def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
-        """Parameters that ``posenc calibrate`` tries for inputs of ``length`` tokens; empty: nothing to choose."""
+        """Parameters that ``posenc calibrate`` tries for inputs of ``length`` tokens; empty if there are none."""
         return ()
 
     def for_model(self, fingerprint: Callable[[], Fingerprint]) -> PositionStrategy:
-        """The strategy to use on a model; ``apply`` asks before it patches anything.
+        """The strategy to use on a model; ``apply`` calls this before it patches anything.
 
-        Strategies whose parameters were measured override this to refuse another model. The rest never look: the
-        fingerprint is only taken when it is called for.
+        Strategies with measured parameters override this to refuse another model. ``fingerprint`` hashes the weights
+        only when it is called, so strategies that do not need it cost nothing.
         """
         return self
 
     def tokens(self, key: str, default: float) -> int:
-        """Parameter ``key`` in tokens, by default ``default`` times the window (at least 1)."""
+        """Parameter ``key`` in tokens; if it is None, ``default`` times the window (at least 1)."""
         value: int | None = getattr(self.params, key)
         if value is None:
             value = max(1, int(self.require_window(key) * default))
         return value
 
     def require_window(self, key: str) -> int:
-        """The window, or an error that says which parameter needs it."""
+        """The window; raises InvalidConfigError, naming the parameter that needs it, if it is not known."""
         if self.window is None:
             raise InvalidConfigError(
                 f"{self.name}.{key}: its default is a fraction of the pretraining window, which is not known "
@@ -263,7 +280,7 @@ class PositionStrategy(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Equal for strategies that plan alike: window, name and parameters as text."""
+        """Window, name and parameters as text; strategies with equal text make equal plans."""
         return json.dumps({**self.describe(), "window": self.window}, sort_keys=True, default=str)
 
     def __repr__(self) -> str:
@@ -274,8 +291,8 @@ class PositionStrategy(ABC):
 class IdentityStrategy(PositionStrategy):
     """Plain RoPE: every pair at its true distance (Su et al. 2021, RoFormer, arXiv 2104.09864, section 3.2.2).
 
-    The model as it is. Whatever needs the identity makes it from this class and asks no registry, so that a plugin
-    that claims the name ``rope`` breaks nothing.
+    The unmodified model. Code that needs the identity uses this class instead of the registry, so that a plugin that
+    claims the name ``rope`` breaks nothing.
     """
 
     name = "rope"

@@ -1,4 +1,4 @@
-"""The names of one seam, and where each came from."""
+"""Registries: what is registered for a seam by name, and which distribution it comes from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StrategyInfo:
-    """A registered strategy and where it came from."""
+    """A registered strategy and its distribution."""
 
     name: str
     summary: str
@@ -38,7 +38,7 @@ class StrategyInfo:
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """A registered adapter and where it came from."""
+    """A registered adapter and its distribution."""
 
     name: str
     summary: str
@@ -49,7 +49,7 @@ class AdapterInfo:
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """A registered backend and where it came from."""
+    """A registered backend and its distribution."""
 
     name: str
     summary: str
@@ -58,8 +58,28 @@ class BackendInfo:
     backend: AttentionBackend
 
 
+@dataclass(frozen=True)
+class TaskInfo:
+    """A registered task of ``posenc eval`` and where it came from."""
+
+    name: str
+    summary: str
+    metric: str
+    settings: tuple[str, ...]
+    distribution: str
+    factory: type[Any]
+
+
 class Registry(dict[str, T]):
-    """Names of one seam; looking up an unknown or ambiguous name raises an error that helps."""
+    """What is registered for one seam by name; an unknown or ambiguous name raises an error with a hint.
+
+    Raises
+    ------
+    UnknownNameError
+        When a name is looked up that is not registered; suggests the nearest one.
+    PluginError
+        When a name is looked up that several distributions registered.
+    """
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -68,7 +88,7 @@ class Registry(dict[str, T]):
         self._owners: dict[str, list[str]] = {}
 
     def add(self, name: str, item: T, owner: str) -> None:
-        """Add a name; a second claim on it is recorded and refused."""
+        """Add a name; raises PluginError if it is taken, and the name is ambiguous from then on."""
         owners = self._owners.setdefault(name, [])
         owners.append(owner)
         if len(owners) > 1:
@@ -88,8 +108,8 @@ class Registry(dict[str, T]):
         return super().__getitem__(name)
 
     def __missing__(self, name: str) -> T:
-        near = difflib.get_close_matches(str(name), self, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        nearest = difflib.get_close_matches(str(name), self, n=1, cutoff=0.5)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         message = f"no {self.kind} named {name!r}.{hint} Installed: {', '.join(sorted(self)) or 'none'}."
         if self.failed:
             message += f" Plugins that failed to load: {'; '.join(self.failed)}. See 'posenc plugins'."
@@ -102,5 +122,5 @@ class Registry(dict[str, T]):
         return self[name]
 
     def _repr_html_(self) -> str:
-        shown: str = import_module("posenc.display.notebook").registry_html(self)  # the core imports no tool
-        return shown
+        html: str = import_module("posenc.display.notebook").registry_html(self)  # the core imports no tool
+        return html

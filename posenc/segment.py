@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from posenc.derived import Derivable
 from posenc.errors import InvalidInputError
 
 IntArray = NDArray[np.int64]
@@ -61,7 +62,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, eq=False)
-class Segment:
+class Segment(Derivable):
     """A set of (query, key) pairs that share one position map.
 
     Parameters
@@ -85,9 +86,7 @@ class Segment:
     key_positions: Positions
     interpolation: Interpolation = "positions"
     origin: tuple[Segment, int] | None = field(default=None, repr=False)
-    """The segment this one is a slice of and where the slice starts: cos/sin tables are shared along it."""
-    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
-    """What backends derive from the positions once; never part of the segment's meaning."""
+    """The segment this one is a slice of and where the slice starts, or None: see :attr:`root`."""
 
     @classmethod
     def band(
@@ -116,6 +115,14 @@ class Segment:
     def total(self) -> int:
         """Number of queries (and keys) the segment is defined over."""
         return len(self.key_start)
+
+    @property
+    def root(self) -> tuple[Segment, int]:
+        """The longest segment this one is a slice of, itself if of none, and the token at which the slice starts.
+
+        What is derived from the root's positions serves all of its slices, so cos/sin tables are kept there.
+        """
+        return self.origin or (self, 0)
 
     @property
     def is_empty(self) -> bool:
@@ -154,7 +161,7 @@ class Segment:
 
     def _slice(self, start: int, stop: int) -> Segment:
         rows = slice(start, stop)
-        root, offset = self.origin or (self, 0)
+        root, offset = self.root
         key_start, key_stop = self.key_start[rows], self.key_stop[rows]
         if start:
             key_start, key_stop = np.maximum(key_start - start, 0), np.maximum(key_stop - start, 0)

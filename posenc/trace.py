@@ -1,4 +1,4 @@
-"""What posenc says: what it chose (``POSENC_TRACE=1``), which versions compute, and loggers held back."""
+"""Messages about what posenc chooses (``POSENC_TRACE=1``), quiet loggers, and the versions of what computes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ logger = logging.getLogger("posenc")
 
 
 def tracing() -> bool:
-    """True where :func:`trace` says anything, so that costly messages are made only then."""
+    """True if :func:`trace` logs or prints; check it before building a costly message."""
     return os.environ.get("POSENC_TRACE") == "1" or logger.isEnabledFor(logging.DEBUG)
 
 
 def trace(message: str, *values: Any) -> None:
-    """Log at DEBUG; with ``POSENC_TRACE=1`` at INFO, or to stderr where the application shows no INFO of ours."""
+    """Log at DEBUG; with ``POSENC_TRACE=1`` at INFO, or print to stderr if the application shows no INFO messages."""
     if os.environ.get("POSENC_TRACE") != "1":
         logger.debug(message, *values)
     elif logger.isEnabledFor(logging.INFO):
@@ -31,7 +31,7 @@ def trace(message: str, *values: Any) -> None:
 
 @contextmanager
 def quiet(*names: str) -> Iterator[None]:
-    """Errors only from the loggers of these names, until the block ends; from posenc's where none is named."""
+    """Show only errors of the named loggers (by default posenc's) until the block ends."""
     loggers = [logging.getLogger(name) for name in names or ("posenc",)]
     before = [logger.level for logger in loggers]
     for logger in loggers:
@@ -44,6 +44,6 @@ def quiet(*names: str) -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, posenc and what computes for it."""
+    """Versions of Python, posenc and the libraries it computes with."""
     names = ("posenc", "torch", "transformers", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}

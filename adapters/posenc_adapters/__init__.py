@@ -1,4 +1,4 @@
-"""Built-in architecture adapters, registered as a third party's would be."""
+"""Built-in architecture adapters, registered in the same way as those of a third party."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One adapter for every decoder of transformers that the probe accepts; declarations where a family has some."""
+"""Adapters of families with declarations of their own, and one for every other decoder that the probe accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The built-in strategies, one file per paper, registered exactly as a third party would."""
+"""The built-in strategies, one file per paper, registered in the same way as those of a third party."""
 
 from __future__ import annotations
 

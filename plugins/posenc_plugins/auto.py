@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from posenc.calibration.recommend import Pick, Range, Table, find_profile, no_calibration, read_table
+from posenc.calibration.recommend import (
+    LengthRange,
+    Pick,
+    Recommendation,
+    find_profile,
+    no_calibration,
+    read_recommendation,
+)
 from posenc.params import Capabilities, RemapParams
 from posenc.plan import PositionPlan
 from posenc.positions import PositionStrategy
@@ -25,31 +32,33 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class PickedStrategy:
     """A pick and the strategy it names."""
 
     pick: Pick
     strategy: PositionStrategy
 
     @classmethod
-    def of(cls, pick: Pick, window: int | None) -> Chosen:
+    def of(cls, pick: Pick, window: int | None) -> PickedStrategy:
         """Make the strategy of a pick."""
         return cls(pick, pick.make(window))
 
-    def made(self, made: PositionStrategy) -> Chosen:
-        """The same pick with what its strategy became for a model or for one of its layers."""
-        if made is self.strategy:
+    def using(self, strategy: PositionStrategy) -> PickedStrategy:
+        """The pick with another strategy, such as that of one layer, in place of its own."""
+        if strategy is self.strategy:
             return self
-        described = made.describe()
-        named = {"strategy": described.pop("name"), "params": described}
-        return Chosen(self.pick.model_copy(update=named), made)
+        params = strategy.describe()
+        name = params.pop("name")
+        return PickedStrategy(self.pick.model_copy(update={"strategy": name, "params": params}), strategy)
 
 
 class AutoParams(RemapParams):
     """Parameters of :class:`Auto`."""
 
-    calibration: str | Table | None = Field(
-        None, description="calibration file, or the table made of one (default: the model's profile in posenc/profiles)"
+    calibration: str | Recommendation | None = Field(
+        None,
+        description="calibration file, or the recommendation made of one (default: the model's profile in "
+        "posenc/profiles)",
     )
 
     @field_validator("calibration", mode="before")
@@ -59,10 +68,10 @@ class AutoParams(RemapParams):
 
 
 class Auto(PositionStrategy):
-    """Delegates every prompt to the pick of its length.
+    """Uses, for every prompt, the strategy that was picked for its length.
 
-    Without a file there is nothing to delegate to: planning raises InvalidConfigError, and ``apply`` looks for a
-    profile of the model first. Capabilities are those that all picks of the file share.
+    Without a calibration file, planning raises InvalidConfigError; ``apply`` first looks for a profile of the model.
+    The capabilities are those that all picks of the file have in common.
     """
 
     name = "auto"
@@ -73,62 +82,63 @@ class Auto(PositionStrategy):
 
     def __init__(self, *, window: int | None = None, **params: Any) -> None:
         super().__init__(window=window, **params)
-        given: str | Table | None = self.params.calibration
-        self.table = read_table(given) if isinstance(given, str) else given
-        self._ranges: list[tuple[int, Chosen]] = []
-        self._beyond: list[Chosen] = []
-        if self.table is not None:
-            self._ranges = [(part.up_to, Chosen.of(part.pick, window)) for part in self.table.ranges]
-            self._beyond = [Chosen.of(pick, window) for pick in self.table.beyond] or [self._ranges[-1][1]]
-            made = [chosen.strategy for chosen in (*(chosen for _, chosen in self._ranges), *self._beyond)]
-            self.capabilities = shared_capabilities(made)  # type: ignore[misc]
+        calibration: str | Recommendation | None = self.params.calibration
+        self.recommendation = read_recommendation(calibration) if isinstance(calibration, str) else calibration
+        self._ranges: list[tuple[int, PickedStrategy]] = []
+        self._beyond: list[PickedStrategy] = []
+        if self.recommendation is not None:
+            ranges, beyond = self.recommendation.ranges, self.recommendation.beyond
+            self._ranges = [(part.up_to, PickedStrategy.of(part.pick, window)) for part in ranges]
+            self._beyond = [PickedStrategy.of(pick, window) for pick in beyond] or [self._ranges[-1][1]]
+            strategies = [picked.strategy for picked in self._all_picked()]
+            self.capabilities = shared_capabilities(strategies, active_from=self.active_from)  # type: ignore[misc]
 
-    def chosen(self, prompt: int) -> Chosen:
-        """What a prompt of ``prompt`` tokens gets, and why.
+    def picked(self, prompt: int) -> PickedStrategy:
+        """The pick for a prompt of ``prompt`` tokens.
 
         Raises
         ------
         InvalidConfigError
             Without a calibration file.
         """
-        if self.table is None:
+        if self.recommendation is None:
             raise no_calibration("no calibration file given, and a plan without a model has no profile")
-        for up_to, chosen in self._ranges:
+        for up_to, picked in self._ranges:
             if prompt <= up_to:
-                return chosen
-        inside = (chosen for chosen in self._beyond if self._stays_inside(chosen.strategy, prompt))
+                return picked
+        inside = (picked for picked in self._beyond if self._stays_inside(picked.strategy, prompt))
         return next(inside, self._beyond[0])
 
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
-        return self.chosen(lengths.prompt).strategy.plan(lengths.prompt, lengths.total).segments
+        return self.picked(lengths.prompt).strategy.plan(lengths.prompt, lengths.total).segments
 
     def query_scale(self, lengths: Lengths) -> NDArray[np.float64] | None:
-        return self.chosen(lengths.prompt).strategy.plan(lengths.prompt, lengths.total).query_scale
+        return self.picked(lengths.prompt).strategy.plan(lengths.prompt, lengths.total).query_scale
 
     def plan(self, prompt: int, total: int | None = None) -> PositionPlan:
         lengths = Lengths(prompt, prompt if total is None else total)
-        if prompt <= self.params.active_from:
+        if prompt <= self.active_from:
             return super().plan(prompt, total)
-        chosen = self.chosen(prompt)
-        trace("auto: %d tokens -> %s: %s", prompt, chosen.pick, chosen.pick.because)
-        return replace(chosen.strategy.plan(prompt, lengths.total), strategy=f"auto -> {chosen.pick}", memo={})
+        picked = self.picked(prompt)
+        trace("auto: %d tokens -> %s: %s", prompt, picked.pick, picked.pick.because)
+        return replace(picked.strategy.plan(prompt, lengths.total), strategy=f"auto -> {picked.pick}")
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
-        if self.table is None or prompt <= self.params.active_from:
+        if self.recommendation is None or prompt <= self.active_from:
             return base
-        return self.chosen(prompt).strategy.rotary(base, prompt)
+        return self.picked(prompt).strategy.rotary(base, prompt)
 
     def for_frequencies(self, count: int) -> PositionStrategy:
-        return self._with(lambda chosen: chosen.made(chosen.strategy.for_frequencies(count)))
+        return self._with_strategies(lambda strategy: strategy.for_frequencies(count))
 
     def check_frequencies(self, base: Rotary) -> None:
-        for chosen in (*(chosen for _, chosen in self._ranges), *self._beyond):  # whatever the length is one day
-            chosen.strategy.check_frequencies(base)
+        for picked in self._all_picked():  # a prompt may have any length
+            picked.strategy.check_frequencies(base)
 
     def for_model(self, fingerprint: Callable[[], Fingerprint]) -> PositionStrategy:
         model = fingerprint()
-        if self.table is not None:
-            self.table.check_model(model)
+        if self.recommendation is not None:
+            self.recommendation.check_model(model)
             return self
         profile = find_profile(model)
         if profile is None:
@@ -136,52 +146,53 @@ class Auto(PositionStrategy):
         return Auto(window=self.window, **{**self.params.model_dump(), "calibration": str(profile)})
 
     def for_layer(self, layer: int, layers: int) -> PositionStrategy:
-        return self._with(lambda chosen: chosen.made(chosen.strategy.for_layer(layer, layers)))
+        return self._with_strategies(lambda strategy: strategy.for_layer(layer, layers))
 
-    def _with(self, change: Callable[[Chosen], Chosen]) -> PositionStrategy:
-        """The same table with changed picks."""
-        ranges = [(up_to, change(chosen)) for up_to, chosen in self._ranges]
-        beyond = [change(chosen) for chosen in self._beyond]
-        if self.table is None or (ranges == self._ranges and beyond == self._beyond):
+    def _all_picked(self) -> list[PickedStrategy]:
+        return [*(picked for _, picked in self._ranges), *self._beyond]
+
+    def _with_strategies(self, change: Callable[[PositionStrategy], PositionStrategy]) -> PositionStrategy:
+        """This strategy with the strategy of every pick changed; itself if nothing changes."""
+        ranges = [(up_to, picked.using(change(picked.strategy))) for up_to, picked in self._ranges]
+        beyond = [picked.using(change(picked.strategy)) for picked in self._beyond]
+        if self.recommendation is None or (ranges == self._ranges and beyond == self._beyond):
             return self
-        own = copy(self)
-        own._ranges, own._beyond = ranges, beyond
-        own.table = (
-            self.table.model_copy(  # described by its own picks: layers that describe themselves alike share plans
-                update={
-                    "ranges": tuple(Range(up_to=up_to, pick=chosen.pick) for up_to, chosen in ranges),
-                    "beyond": tuple(chosen.pick for chosen in beyond),
-                }
-            )
+        changed = copy(self)
+        changed._ranges, changed._beyond = ranges, beyond
+        changed.recommendation = self.recommendation.model_copy(  # described by its picks: equal layers share plans
+            update={
+                "ranges": tuple(LengthRange(up_to=up_to, pick=picked.pick) for up_to, picked in ranges),
+                "beyond": tuple(picked.pick for picked in beyond),
+            }
         )
-        return own
+        return changed
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()
-        if self.table is not None:
-            described["calibration"] = self.table.model_dump(exclude_defaults=True)  # the file may not travel along
+        if self.recommendation is not None:  # by value, because the file may not be there when it is built again
+            described["calibration"] = self.recommendation.model_dump(exclude_defaults=True)
         return described
 
-    def _stays_inside(self, chosen: PositionStrategy, prompt: int) -> bool:
-        window = self.window
+    def _stays_inside(self, strategy: PositionStrategy, prompt: int) -> bool:
         return (
-            window is not None
-            and not chosen.capabilities.changes_frequencies
-            and (chosen.plan(prompt).max_relative < window)
+            self.window is not None
+            and not strategy.capabilities.changes_frequencies
+            and strategy.plan(prompt).max_relative < self.window
         )
 
 
-def shared_capabilities(made: list[PositionStrategy]) -> Capabilities:
-    """What all of several strategies promise, when the prompt's length decides which one is asked."""
-    able = [one.capabilities for one in made]
-    changes = any(own.changes_frequencies for own in able)
-    described = [str(one.describe()) for one in made]
+def shared_capabilities(strategies: list[PositionStrategy], *, active_from: int) -> Capabilities:
+    """What all of several strategies promise, if the prompt's length decides which one is used."""
+    by_strategy = [strategy.capabilities for strategy in strategies]
+    changes = any(able.changes_frequencies for able in by_strategy)
+    described = {str(strategy.describe()) for strategy in strategies}
+    varies = len(described) > 1 or active_from > 0 or any(able.frequencies_by_length for able in by_strategy)
     return Capabilities(
-        bounded=all(own.bounded for own in able),
-        monotone=all(own.monotone for own in able),
-        drops_keys=any(own.drops_keys for own in able),
+        bounded=all(able.bounded for able in by_strategy),
+        monotone=all(able.monotone for able in by_strategy),
+        drops_keys=any(able.drops_keys for able in by_strategy),
         uses_prompt=True,
         changes_frequencies=changes,
-        positions_per_frequency=any(own.positions_per_frequency for own in able),
-        frequencies_by_length=changes and (len(set(described)) > 1 or any(own.frequencies_by_length for own in able)),
+        positions_per_frequency=any(able.positions_per_frequency for able in by_strategy),
+        frequencies_by_length=changes and varies,
     )

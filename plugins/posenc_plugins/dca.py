@@ -20,12 +20,13 @@ class DualChunkParams(RemapParams):
 
     chunk_size: PositiveInt | None = Field(None, description="C, largest position of a query (default: 3 window / 4)")
     local_size: PositiveInt | None = Field(
-        None, description="exact distances kept across a chunk border; chunks hold C - local_size (default: window / 8)"
+        None,
+        description="exact distances across a chunk border; chunks hold C - local_size tokens (default: window / 8)",
     )
 
 
 class DualChunkAttention(PositionStrategy):
-    """Positions inside chunks, with a query map each for the same, the previous and earlier chunks (section 3)."""
+    """Positions within chunks; query positions differ for the same, the previous and earlier chunks (section 3)."""
 
     name = "dca"
     summary = "dual chunk attention: positions within chunks of the sequence"
@@ -56,12 +57,12 @@ class DualChunkAttention(PositionStrategy):
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         index, c, largest = lengths.indices, self.chunk, self.largest
         inside = index % c
-        own = index - inside  # first token of the query's chunk
-        previous = np.maximum(own - c, 0)
+        first = index - inside  # of the query's chunk
+        previous = np.maximum(first - c, 0)
         successive = np.minimum(inside + c, largest)
         inter = np.full_like(index, min(2 * c - 1, largest))
         return (
-            Segment("intra", own, index + 1, inside, inside),
-            Segment("successive", previous, own, successive, inside),
+            Segment("intra", first, index + 1, inside, inside),
+            Segment("successive", previous, first, successive, inside),
             Segment("inter", np.zeros_like(index), previous, inter, inside),
         )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from posenc.calibration.candidates import factor_grid
 from posenc.params import Capabilities
-from posenc.positions import FrequencyStrategy
-from posenc_plugins.frequencies import FrequencyParams, known_window, rebased, starting_point
+from posenc_plugins.frequencies import Factor, FactorScaling, FrequencyParams
 
 if TYPE_CHECKING:
     from posenc.rope import Rotary
@@ -19,12 +16,10 @@ if TYPE_CHECKING:
 class DynamicParams(FrequencyParams):
     """Parameters of :class:`DynamicNTK`."""
 
-    factor: float = Field(
-        1.0, ge=1, allow_inf_nan=False, description="f, the base grows by (f P / n - (f - 1))^(D / (D - 2))"
-    )
+    factor: Factor = Field(1.0, description="f, the base is multiplied by (f P / n - (f - 1))^(D / (D - 2))")
 
 
-class DynamicNTK(FrequencyStrategy):
+class DynamicNTK(FactorScaling):
     """NTK-aware scaling whose base follows the prompt; nothing changes inside the window."""
 
     name = "dynamic"
@@ -33,11 +28,6 @@ class DynamicNTK(FrequencyStrategy):
     Params = DynamicParams
     capabilities = Capabilities(changes_frequencies=True, frequencies_by_length=True)
 
-    @classmethod
-    def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
-        return factor_grid(window, length)
-
-    def rotary(self, base: Rotary, prompt: int) -> Rotary:
-        factor, window = self.params.factor, known_window(self)
-        growth = factor * max(prompt, window) / window - (factor - 1)
-        return rebased(self, starting_point(self, base), growth)
+    def scaled(self, base: Rotary, prompt: int) -> Rotary:
+        factor, window = self.params.factor, self.known_window
+        return self.rebased(base, factor * max(prompt, window) / window - (factor - 1))

@@ -1,26 +1,32 @@
-"""What the frequency strategies share: they start from the frequencies that the model has.
+"""Bases of the frequency strategies, which scale the frequencies that the model has.
 
 A checkpoint may declare rope scaling of its own (llama3, yarn, linear, longrope, ...). A formula that multiplies
 frequencies is applied to those of the checkpoint. One that needs the unscaled ones refuses such a checkpoint, unless
-``replace=True`` drops the checkpoint's scaling. Imports torch only when used.
+``replace=True`` drops the checkpoint's scaling. Torch is imported only when frequencies are computed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from posenc.calibration.candidates import factor_grid
 from posenc.errors import InvalidConfigError
 from posenc.params import Params
+from posenc.positions import FrequencyStrategy
 
 if TYPE_CHECKING:
-    from posenc.positions import PositionStrategy
     from posenc.rope import Rotary
 
 PLAIN = "default"
 LENGTH_SCALINGS = ("linear", "dynamic", "yarn", "llama3", "longrope")
-"""The rope types that start from ``theta ** (-2 c / dim)``, so that they can be taken off again."""
+"""The rope types that start from ``theta ** (-2 c / dim)``, so that the unscaled frequencies are known."""
+
+Factor = Annotated[float, Field(ge=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class FrequencyParams(Params):
@@ -31,121 +37,143 @@ class FrequencyParams(Params):
     )
 
 
-def starting_point(strategy: PositionStrategy, base: Rotary) -> Rotary:
-    """The frequencies that a strategy changes: the model's own, or the unscaled ones with ``replace=True``.
+class ScaledFrequencies(FrequencyStrategy):
+    """Base of the built-in frequency strategies: :meth:`scaled` changes the model's frequencies.
 
-    Raises
-    ------
-    InvalidConfigError
-        If they are to be replaced and nobody knows what they were before they were scaled.
+    With ``replace=True`` it gets the unscaled frequencies of a checkpoint that declares rope scaling.
     """
-    from dataclasses import replace
 
-    from posenc.rope import Rotary
+    Params = FrequencyParams
 
-    if not strategy.params.replace or base.scaling == PLAIN:
-        return base
-    if base.scaling not in LENGTH_SCALINGS or base.theta is None:
-        raise InvalidConfigError(
-            f"{strategy.name}.replace: the checkpoint's own rope type {base.scaling!r} cannot be taken off "
-            f"({'no theta is known' if base.theta is None else 'it is more than a scaling'}). Leave replace out."
+    def rotary(self, base: Rotary, prompt: int) -> Rotary:
+        """Frequencies for a prompt of ``prompt`` tokens.
+
+        Raises
+        ------
+        InvalidConfigError
+            If the strategy cannot start from the model's frequencies, or needs a pretraining window that is not known.
+        """
+        return self.scaled(self._starting_point(base), prompt)
+
+    @abstractmethod
+    def scaled(self, base: Rotary, prompt: int) -> Rotary:
+        """The scaled frequencies, from those to start with."""
+
+    @property
+    def known_window(self) -> int:
+        """The pretraining window; raises InvalidConfigError if it is not known."""
+        if self.window is None:
+            raise InvalidConfigError(
+                f"{self.name}.window: the frequencies depend on the pretraining window, which is not known here. "
+                "Pass window=... (in tokens)."
+            )
+        return self.window
+
+    def _starting_point(self, base: Rotary) -> Rotary:
+        from dataclasses import replace
+
+        from posenc.rope import Rotary
+
+        if not self.params.replace or base.scaling == PLAIN:
+            return base
+        if base.scaling not in LENGTH_SCALINGS or base.theta is None:
+            reason = "its theta is not known" if base.theta is None else "it is more than a scaling"
+            raise InvalidConfigError(
+                f"{self.name}.replace: the checkpoint's own rope type {base.scaling!r} cannot be dropped ({reason}). "
+                "Leave replace out."
+            )
+        plain = Rotary.from_theta(base.theta, 2 * len(base.inv_freq)).inv_freq
+        return replace(base, inv_freq=plain.to(base.inv_freq.device), attention_scaling=1.0, scaling=PLAIN)
+
+    def rebased(self, base: Rotary, growth: float) -> Rotary:
+        """Frequencies of the base ``theta growth^(D / (D - 2))``; ``growth`` 1 returns ``base`` itself.
+
+        Frequencies that are not ``theta ** (-2 c / D)`` get the same change, ``inv_freq_c growth^(-2 c / (D - 2))``.
+
+        Raises
+        ------
+        InvalidConfigError
+            If there is one frequency only.
+        """
+        import torch
+
+        from posenc.rope import Rotary
+
+        count = len(base.inv_freq)
+        if count < 2:
+            raise InvalidConfigError(
+                f"frequencies.{self.name}: needs at least two rotary frequencies, the model has one."
+            )
+        if growth == 1:
+            return base
+        theta = exact_theta(base)
+        if theta is not None:
+            inv_freq = Rotary.from_theta(theta * growth ** (count / (count - 1)), 2 * count).inv_freq
+            return base.with_frequencies(inv_freq.to(base.inv_freq.device), base.attention_scaling)
+        exponents = torch.arange(count, dtype=torch.float64, device=base.inv_freq.device) / (count - 1)
+        return base.with_frequencies((base.inv_freq.double() * growth**-exponents).float(), base.attention_scaling)
+
+    def scaled_by_type(self, base: Rotary, prompt: int, **values: Any) -> Rotary:
+        """The scaling of the rope type ``self.name`` on frequencies that are not scaled yet.
+
+        Parameters
+        ----------
+        base : Rotary
+            Frequencies and layout to start from. If they are exactly ``theta ** (-2 c / dim)``, the result is bit-equal
+            to that of transformers. If they were rounded, they are multiplied by the change that transformers makes.
+        prompt : int
+            Prompt length in tokens, for the types that depend on it.
+        **values
+            Further keys of ``rope_parameters``; those that are None are left out.
+
+        Raises
+        ------
+        InvalidConfigError
+            If the frequencies are scaled already, or the window or the base of the frequencies is unknown.
+        """
+        from posenc.rope import Rotary
+        from posenc.rope.types import ORIGINAL, frequencies_of
+
+        if base.scaling != PLAIN:
+            raise InvalidConfigError(
+                f"frequencies.{self.name}: the checkpoint declares rope scaling of its own ({base.scaling!r}), and the "
+                f"formula of {self.name!r} starts from unscaled frequencies. Choose 'linear', 'ntk', 'dynamic' "
+                f"or 'llama3', which change the frequencies that the checkpoint has, or pass replace=True to replace "
+                f"{base.scaling!r} by {self.name!r}."
+            )
+        theta, count = _theta(base, name=self.name), len(base.inv_freq)
+        plain, window = Rotary.from_theta(theta, 2 * count).inv_freq, self.known_window
+        rope_parameters = {key: value for key, value in values.items() if value is not None}
+        rope_parameters |= {"rope_theta": theta, ORIGINAL: window}
+        inv_freq, attention_factor = frequencies_of(
+            self.name, rope_parameters, dim=2 * count, longest=window, prompt=prompt
         )
-    plain = Rotary.from_theta(base.theta, 2 * len(base.inv_freq)).inv_freq
-    return replace(base, inv_freq=plain.to(base.inv_freq.device), attention_scaling=1.0, scaling=PLAIN)
+        if not _same_bits(base, plain):
+            inv_freq = base.inv_freq.float() * (inv_freq / plain).to(base.inv_freq.device)
+        return base.with_frequencies(inv_freq.to(base.inv_freq.device), base.attention_scaling * attention_factor)
 
 
-def rebased(strategy: PositionStrategy, base: Rotary, growth: float) -> Rotary:
-    """Frequencies of the base ``theta growth^(D / (D - 2))``; ``growth`` 1 returns ``base`` itself.
+class FactorScaling(ScaledFrequencies):
+    """A scaling by one ``factor``, which ``posenc calibrate`` chooses."""
 
-    On frequencies that are not ``theta ** (-2 c / D)`` it is the same change, ``inv_freq_c growth^(-2 c / (D - 2))``.
-
-    Raises
-    ------
-    InvalidConfigError
-        If there is one frequency only.
-    """
-    import torch
-
-    from posenc.rope import Rotary
-
-    count = len(base.inv_freq)
-    if count < 2:
-        raise InvalidConfigError(
-            f"frequencies.{strategy.name}: needs at least two rotary frequencies, the model has one."
-        )
-    if growth == 1:
-        return base
-    theta = exact_theta(base)
-    if theta is not None:
-        inv_freq = Rotary.from_theta(theta * growth ** (count / (count - 1)), 2 * count).inv_freq
-        return base.with_frequencies(inv_freq.to(base.inv_freq.device), base.attention_scaling)
-    exponents = torch.arange(count, dtype=torch.float64, device=base.inv_freq.device) / (count - 1)
-    return base.with_frequencies((base.inv_freq.double() * growth**-exponents).float(), base.attention_scaling)
-
-
-def scaled_by_type(strategy: PositionStrategy, base: Rotary, prompt: int, **values: Any) -> Rotary:
-    """The scaling of the rope type ``strategy.name`` on frequencies that are not scaled yet.
-
-    Parameters
-    ----------
-    strategy : PositionStrategy
-        Its name is the rope type, its window the pretraining window.
-    base : Rotary
-        Frequencies and layout to start from. Where they are ``theta ** (-2 c / dim)`` to the last bit, the result is
-        that of transformers to the last bit; where they were rounded, it is theirs times what transformers changes.
-    prompt : int
-        Prompt length in tokens, for the types that depend on it.
-    **values
-        Further keys of ``rope_parameters``; those that are None are left out.
-
-    Raises
-    ------
-    InvalidConfigError
-        If the frequencies are scaled already, or the window or the base of the frequencies is unknown.
-    """
-    from posenc.rope import Rotary
-    from posenc.rope_types import ORIGINAL, frequencies_of
-
-    if base.scaling != PLAIN:
-        raise InvalidConfigError(
-            f"frequencies.{strategy.name}: the checkpoint declares rope scaling of its own ({base.scaling!r}), and the "
-            f"formula of {strategy.name!r} starts from unscaled frequencies. Take 'linear', 'ntk', 'dynamic' or "
-            f"'llama3', which change the frequencies that are there, or pass replace=True to put {strategy.name!r} in "
-            f"the place of {base.scaling!r}."
-        )
-    theta, count = _theta(base, name=strategy.name), len(base.inv_freq)
-    plain, window = Rotary.from_theta(theta, 2 * count).inv_freq, known_window(strategy)
-    given = {key: value for key, value in values.items() if value is not None}
-    parameters = {"rope_theta": theta, ORIGINAL: window, **given}
-    inv_freq, attention_factor = frequencies_of(strategy.name, parameters, dim=2 * count, longest=window, prompt=prompt)
-    if not _same_bits(base, plain):
-        inv_freq = base.inv_freq.float() * (inv_freq / plain).to(base.inv_freq.device)
-    return base.with_frequencies(inv_freq.to(base.inv_freq.device), base.attention_scaling * attention_factor)
-
-
-def known_window(strategy: PositionStrategy) -> int:
-    """The pretraining window, where the formula of the frequencies needs it; raises InvalidConfigError."""
-    if strategy.window is None:
-        raise InvalidConfigError(
-            f"{strategy.name}.window: the frequencies depend on the pretraining window, which is not known here. "
-            "Pass window=... (in tokens)."
-        )
-    return strategy.window
+    @classmethod
+    def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
+        return factor_grid(window, length)
 
 
 def exact_theta(base: Rotary) -> float | None:
-    """The theta of which the frequencies are ``theta ** (-2 c / dim)`` to the last bit, or None."""
+    """The theta for which the frequencies are bit-equal to ``theta ** (-2 c / dim)``, or None."""
     from posenc.rope import Rotary
 
-    read = _read_off(base)
-    for theta in (base.theta, None if read is None else float(round(read)), read):
+    estimate = _theta_of_last(base)
+    for theta in (base.theta, None if estimate is None else float(round(estimate)), estimate):
         if theta and _same_bits(base, Rotary.from_theta(theta, 2 * len(base.inv_freq)).inv_freq):
             return theta
     return None
 
 
 def _theta(base: Rotary, *, name: str) -> float:
-    """The theta of frequencies that are ``theta ** (-2 c / dim)`` within their rounding; raises InvalidConfigError."""
+    """The theta for which the frequencies are ``theta ** (-2 c / dim)`` up to rounding; raises InvalidConfigError."""
     import torch
 
     from posenc.rope import Rotary
@@ -155,16 +183,17 @@ def _theta(base: Rotary, *, name: str) -> float:
         return exact
     inv_freq = base.inv_freq.detach().float().cpu()
     rounding = max(1e-5, torch.finfo(base.inv_freq.dtype).eps)
-    for theta in (base.theta, _read_off(base)):
+    for theta in (base.theta, _theta_of_last(base)):
         if theta and torch.allclose(Rotary.from_theta(theta, 2 * len(inv_freq)).inv_freq, inv_freq, rounding, 0):
             return theta
     raise InvalidConfigError(
         f"frequencies.{name}: the model's frequencies are not theta ** (-2 c / dim) of a known theta, "
-        f"so {name!r} cannot be computed. Pass Rotary(..., theta=...) or take another frequency strategy."
+        f"so {name!r} cannot be computed. Pass Rotary(..., theta=...) or choose another frequency strategy."
     )
 
 
-def _read_off(base: Rotary) -> float | None:
+def _theta_of_last(base: Rotary) -> float | None:
+    """The theta that the lowest frequency implies."""
     count = len(base.inv_freq)
     last = float(base.inv_freq[-1])
     return last ** (-count / (count - 1)) if count > 1 and last > 0 else None
@@ -173,5 +202,5 @@ def _read_off(base: Rotary) -> float | None:
 def _same_bits(base: Rotary, inv_freq: Any) -> bool:
     import torch
 
-    own = base.inv_freq.detach()
-    return own.dtype == inv_freq.dtype and torch.equal(own.cpu(), inv_freq)
+    left = base.inv_freq.detach()
+    return left.dtype == inv_freq.dtype and torch.equal(left.cpu(), inv_freq)

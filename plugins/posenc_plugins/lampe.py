@@ -22,8 +22,8 @@ from posenc_plugins.lampe_mapping import (
     OFFICIAL_SHORT,
     PROFILE_WINDOWS,
     PROFILES,
-    Curve,
-    Mapping,
+    MappingCurve,
+    NamedMapping,
     check_mapping,
     fallback,
     named_mapping,
@@ -40,31 +40,32 @@ class LampeParams(RemapParams):
 
     head: PositiveInt | None = Field(None, description="H, distances kept as they are (default: window / 16)")
     tail: NonNegativeInt | None = Field(
-        None, description="T, first keys seen at exact steps again (default: min(200, window / 20))"
+        None, description="T, first keys whose distances keep exact steps (default: min(200, window / 20))"
     )
-    mapping: int | str | Curve | None = Field(
-        None, description="U, positions to spread a prompt over: profile name, constant, {c, a, b} or calibration file"
+    mapping: int | str | MappingCurve | None = Field(
+        None,
+        description="U, positions that a prompt is mapped to: profile name, constant, {c, a, b} or calibration file",
     )
     attention_factor: float = Field(
-        0.1 * math.log(2) + 1, gt=0, allow_inf_nan=False, description="factor on q and on k; logits grow by its square"
+        0.1 * math.log(2) + 1, gt=0, allow_inf_nan=False, description="factor on q and on k; logits get its square"
     )
     granularity: Literal["full", "uniform", "head_only"] = Field(
-        "full", description="ablation: head, middle and tail; the middle alone; or head and middle"
+        "full", description="ablation: 'full' has head, middle and tail, 'uniform' the middle only, 'head_only' no tail"
     )
-    continuity: bool = Field(True, description="ablation: False drops the offsets that join the three parts")
+    continuity: bool = Field(True, description="ablation: False omits the offsets that join the three parts")
     compat: Literal["paper", "official"] = Field(
-        "paper", description="'official' repeats the arithmetic of the published code, its rounding included"
+        "paper", description="'official' reproduces the arithmetic of the published code, rounding included"
     )
 
     @field_validator("mapping", mode="before")
     @classmethod
-    def _check_mapping(cls, value: Any) -> int | str | Curve | None:
+    def _check_mapping(cls, value: Any) -> int | str | MappingCurve | None:
         return check_mapping(value)
 
 
 @dataclass(frozen=True)
 class Split:
-    """How a prompt is divided: ``d < head``, ``head <= d < far``, ``d >= far``, and the offsets that join them."""
+    """The parts of a prompt, ``d < head``, ``head <= d < far`` and ``d >= far``, and the offsets that join them."""
 
     mapping_length: int
     far: int
@@ -74,10 +75,15 @@ class Split:
 
 
 class Lampe(PositionStrategy):
-    """Exact near the query, exact at the start of the text, compressed to a fitted length between (section 3).
+    """Exact distances near the query, exact steps at the start of the text, compression between them (section 3).
 
     Names of the paper: ``H`` head, ``T`` tail, ``U`` mapping length, ``R`` tail start, ``b1`` and
     ``b2`` the offsets that keep the relative position continuous across the borders.
+
+    Raises
+    ------
+    InvalidConfigError
+        If a parameter is wrong, a file that ``mapping`` names cannot be used, or a default needs an unknown window.
     """
 
     name = "lampe"
@@ -89,32 +95,32 @@ class Lampe(PositionStrategy):
     def __init__(self, *, window: int | None = None, **params: Any) -> None:
         super().__init__(window=window, **params)
         self._measured = self._read_measured()
-        head, tail = self._beside_the_curve("head"), self._beside_the_curve("tail")
+        head, tail = self._given_or_measured("head"), self._given_or_measured("tail")
         self.head = self.tokens("head", 1 / 16) if head is None else head
         self.tail = max(1, min(200, self.require_window("tail") // 20)) if tail is None else tail
         self.official = self.params.compat == "official"
         self._mapping = self._read_mapping()
 
-    def _read_measured(self) -> Mapping | None:
-        """The profile or file that ``mapping`` names."""
-        given = self.params.mapping
-        return named_mapping(given, key="lampe.mapping") if isinstance(given, str) else None
+    def _read_measured(self) -> NamedMapping | None:
+        """The profile or calibration file that ``mapping`` names; None if it is not a name."""
+        mapping = self.params.mapping
+        return named_mapping(mapping, key="lampe.mapping") if isinstance(mapping, str) else None
 
-    def _beside_the_curve(self, key: str) -> int | None:
-        """A parameter as given, else as the file has it: a curve holds for the head it was measured with."""
-        given: int | None = getattr(self.params, key)
-        return getattr(self._measured, key) if given is None and self._measured is not None else given
+    def _given_or_measured(self, key: str) -> int | None:
+        """The parameter, or that of the calibration file: a curve is valid for the head it was measured with."""
+        value: int | None = getattr(self.params, key)
+        return getattr(self._measured, key) if value is None and self._measured is not None else value
 
     def for_model(self, fingerprint: Callable[[], Fingerprint]) -> PositionStrategy:
         if self._measured is not None and self._measured.model is not None:
             self._measured.check_model(fingerprint())
-        fitted_for = PROFILE_WINDOWS.get(str(self.params.mapping))
-        if fitted_for is not None and self.window not in (None, fitted_for):
+        profile_window = PROFILE_WINDOWS.get(str(self.params.mapping))
+        if profile_window is not None and self.window not in (None, profile_window):
             logger.warning(
-                "lampe: the profile %r was fitted for a model with a window of %d tokens, and this one has %d. Leave "
-                "mapping out for a curve at the model's own window, or fit one with 'posenc calibrate'.",
+                "lampe: the profile %r was fitted for a model with a window of %d tokens, and this one has %d. Omit "
+                "mapping to get a curve for the model's own window, or fit one with 'posenc calibrate'.",
                 self.params.mapping,
-                fitted_for,
+                profile_window,
                 self.window,
             )
         return self
@@ -127,23 +133,23 @@ class Lampe(PositionStrategy):
             for mapping in parts(window, 1, 2, 3, 4, 5, 6)
         ]
 
-    def _read_mapping(self) -> int | Curve:
-        given: int | str | Curve | None = self.params.mapping
-        if given is None:
+    def _read_mapping(self) -> int | MappingCurve:
+        mapping: int | str | MappingCurve | None = self.params.mapping
+        if mapping is None:
             curve = fallback(self.require_window("mapping"))
             logger.warning(
                 "lampe: no mapping given, using llama3's curve rescaled to a window of %d tokens. "
-                "'posenc calibrate' fits one to the model; pass it as mapping=FILE.",
+                "'posenc calibrate' fits a curve to the model; pass its file as mapping=FILE.",
                 self.window,
             )
             return curve
-        if isinstance(given, str):
+        if isinstance(mapping, str):
             assert self._measured is not None
             return self._measured.curve
-        return given
+        return mapping
 
     def mapping_length(self, prompt: int) -> int:
-        """``U``, the positions a prompt of ``prompt`` tokens is spread over."""
+        """``U``, the number of positions that a prompt of ``prompt`` tokens is mapped to."""
         if isinstance(self._mapping, int):
             return self._mapping
         if self.official and prompt < 8192 and self.params.mapping in OFFICIAL_SHORT:
@@ -151,16 +157,16 @@ class Lampe(PositionStrategy):
         return self._mapping(prompt)
 
     def mapped(self, index: IntArray, prompt: int, mapping_length: int) -> IntArray:
-        """``m(p)``: ``U p // (P - 1)``, or the published float32 form of it, frozen at ``P - 1``."""
+        """``m(p)``: ``U p // (P - 1)``, or the float32 form of the published code, constant from ``P - 1`` on."""
         if not self.official:
             return mapping_length * index // (prompt - 1)
         step = np.float32(1) / np.float32(prompt - 1) * np.float32(mapping_length)
-        frozen = np.minimum(index, prompt - 1).astype(np.float32)
-        mapped: IntArray = np.floor(step * frozen).astype(np.int64)
+        inside = np.minimum(index, prompt - 1).astype(np.float32)
+        mapped: IntArray = np.floor(step * inside).astype(np.int64)
         return mapped
 
     def split(self, prompt: int) -> Split | None:
-        """Borders and offsets for a prompt, or None while the method is inactive."""
+        """Borders and offsets for a prompt, or None if the method is inactive at this length."""
         head, mapping_length = self.head, self.mapping_length(prompt)
         if prompt < 2 * head or (not self.official and mapping_length >= prompt - 1):
             return None
@@ -197,7 +203,7 @@ class Lampe(PositionStrategy):
         if self.params.granularity == "head_only":
             return near, Segment.band("middle", total, head, None, shifted, mapped)
         tail = Segment.band("tail", total, split.far, None, index - split.tail_offset, index)
-        middle = Segment("middle", tail.key_stop, near.key_start, shifted, mapped)  # all that lies between them
+        middle = Segment("middle", tail.key_stop, near.key_start, shifted, mapped)  # all keys between the two
         return near, middle, tail
 
     def query_scale(self, lengths: Lengths) -> NDArray[np.float64] | None:
@@ -211,8 +217,9 @@ class Lampe(PositionStrategy):
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()
-        given = self.params.mapping
-        if isinstance(given, str) and given not in PROFILES and isinstance(self._mapping, Curve):
-            described["mapping"] = self._mapping.model_dump()  # the file may not travel with the model
-            described |= {key: value for key in ("head", "tail") if (value := self._beside_the_curve(key)) is not None}
+        mapping = self.params.mapping
+        if isinstance(mapping, str) and mapping not in PROFILES and isinstance(self._mapping, MappingCurve):
+            # by value, because the file may not be there when the strategy is built again
+            described["mapping"] = self._mapping.model_dump()
+            described |= {key: value for key in ("head", "tail") if (value := self._given_or_measured(key)) is not None}
         return described

@@ -1,11 +1,11 @@
-"""Mapping length of LaMPE: how many positions a prompt of ``l`` tokens is spread over.
+"""Mapping length of LaMPE: the number of positions that a prompt of ``l`` tokens is mapped to.
 
-``U(l) = int(c / (1 + exp(-(a l + b))))``: the scaled sigmoid of the paper (Zhang et al. 2025,
-arXiv 2508.02308, section 3), fitted per model. A calibration file is what ``posenc calibrate`` writes, or YAML or
-JSON written by hand::
+``U(l) = int(c / (1 + exp(-(a l + b))))`` is the scaled sigmoid of the paper (Zhang et al. 2025,
+arXiv 2508.02308, section 3), fitted per model. Its parameters come from a profile, from a file written by
+``posenc calibrate``, or from YAML or JSON written by hand::
 
     mapping: {c: 1536.0, a: 0.00042, b: -2.467}     # or c, a, b at the top level
-    window: 2048                                    # any other key is kept for the reader
+    window: 2048                                    # any other key is allowed and ignored
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from posenc.errors import InvalidConfigError
 from posenc.params import Fingerprint
 
 
-class Curve(BaseModel):
-    """The sigmoid ``U(l) = int(c / (1 + exp(-(a l + b))))``; ``c`` is its ceiling in positions."""
+class MappingCurve(BaseModel):
+    """The sigmoid ``U(l) = int(c / (1 + exp(-(a l + b))))``; ``c`` is its upper bound in positions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -39,38 +39,38 @@ class Curve(BaseModel):
 
 
 @dataclass(frozen=True)
-class Mapping:
-    """A curve and, where it was measured by ``posenc calibrate``, what belongs to it.
+class NamedMapping:
+    """A curve and, if ``posenc calibrate`` measured it, the head, tail and model of the measurement.
 
     Parameters
     ----------
-    curve : Curve
+    curve : MappingCurve
         The sigmoid.
-    head, tail : int, optional
-        What it was measured with.
-    model : Fingerprint, optional
-        The model it was measured on.
     source : str
-        Profile or file.
+        Name of the profile, or path of the file.
+    head, tail : int, optional
+        Parameters of the measurement, in tokens.
+    model : Fingerprint, optional
+        The model that was measured.
     """
 
-    curve: Curve
+    curve: MappingCurve
     source: str
     head: int | None = None
     tail: int | None = None
     model: Fingerprint | None = None
 
     def check_model(self, model: Fingerprint) -> None:
-        """Refuse another model than the one that was measured; raises InvalidConfigError."""
+        """Raise InvalidConfigError if ``model`` is not the model that was measured."""
         if self.model is not None:
             check_same_model(self.model, model, source=f"lampe.mapping: {self.source}")
 
 
 PROFILES = {
-    "llama2": Curve(c=2489.1055552214357, a=8.673006440952035e-05, b=-0.648012322406978),
-    "llama3": Curve(c=6204.409324666837, a=0.00010493097327094324, b=-2.466638011138158),
-    "mistral": Curve(c=24576, a=0.00010493097327094324, b=-2.466638011138158),
-    "llama3.1": Curve(c=82358.52413056031, a=4.505261149632588e-05, b=-2.788576860718702),
+    "llama2": MappingCurve(c=2489.1055552214357, a=8.673006440952035e-05, b=-0.648012322406978),
+    "llama3": MappingCurve(c=6204.409324666837, a=0.00010493097327094324, b=-2.466638011138158),
+    "mistral": MappingCurve(c=24576, a=0.00010493097327094324, b=-2.466638011138158),
+    "llama3.1": MappingCurve(c=82358.52413056031, a=4.505261149632588e-05, b=-2.788576860718702),
 }
 """Published with the method."""
 
@@ -78,17 +78,17 @@ PROFILE_WINDOWS = {"llama2": 4096, "llama3": 8192, "mistral": 32768, "llama3.1":
 """Windows, in tokens, of the models that the profiles were fitted for."""
 
 OFFICIAL_SHORT = {"llama2": 1536, "llama3": 1536, "mistral": 1536}
-"""Mapping length of the published code below 8192 tokens, whatever the curve says there."""
+"""Mapping length of the published code for prompts below 8192 tokens, in place of the curve's."""
 
 
-def fallback(window: int) -> Curve:
-    """llama3's shape rescaled to the model's own window."""
-    return Curve(c=0.75 * window, a=0.86 / window, b=-2.467)
+def fallback(window: int) -> MappingCurve:
+    """The curve of llama3, rescaled to another window."""
+    return MappingCurve(c=0.75 * window, a=0.86 / window, b=-2.467)
 
 
-def check_mapping(value: Any) -> int | str | Curve | None:
-    """Accept a profile name or path, a constant, or ``{c, a, b}``; anything else is a ValueError."""
-    if value is None or isinstance(value, Curve):
+def check_mapping(value: Any) -> int | str | MappingCurve | None:
+    """Accept a profile name or path, a constant, or ``{c, a, b}``; raise ValueError for anything else."""
+    if value is None or isinstance(value, MappingCurve):
         return value
     if isinstance(value, Path):
         return str(value)
@@ -104,27 +104,27 @@ def check_mapping(value: Any) -> int | str | Curve | None:
     )
 
 
-def _curve(value: dict[Any, Any]) -> Curve:
+def _curve(value: dict[Any, Any]) -> MappingCurve:
     try:
-        return Curve.model_validate(value)
+        return MappingCurve.model_validate(value)
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
         raise ValueError(f"{{c, a, b}} is wrong: {'; '.join(problems)}") from None
 
 
-def named_mapping(name: str, *, key: str) -> Mapping:
+def named_mapping(name: str, *, key: str) -> NamedMapping:
     """The curve of a profile, or of a calibration file when no profile has that name.
 
     Raises
     ------
     InvalidConfigError
-        If ``name`` is neither, or the file cannot be used; the message starts with ``key``.
+        If ``name`` is neither, or the file cannot be used; the message begins with ``key``.
     """
     if name in PROFILES:
-        return Mapping(PROFILES[name], name)
+        return NamedMapping(PROFILES[name], name)
     if not Path(name).exists():
-        near = get_close_matches(name, PROFILES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        nearest = get_close_matches(name, PROFILES, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise InvalidConfigError(
             f"{key}: no profile and no file named {name!r}.{hint} Profiles: {', '.join(PROFILES)}. "
             "'posenc calibrate' writes a calibration file."
@@ -136,15 +136,15 @@ def named_mapping(name: str, *, key: str) -> Mapping:
     measured = data if isinstance(data, Calibration) else None
     if measured is not None:
         data = {"mapping": measured.mapping}
-    found = data.get("mapping", data) if isinstance(data, dict) else None
-    if not isinstance(found, dict):
+    values = data.get("mapping", data) if isinstance(data, dict) else None
+    if not isinstance(values, dict):
         raise InvalidConfigError(
-            f"{key}: {name} holds no mapping. It needs the keys c, a, b, alone or under 'mapping'."
+            f"{key}: {name} holds no mapping. It needs the keys c, a and b, at the top level or under 'mapping'."
         )
     try:
-        curve = _curve({letter: found[letter] for letter in "cab" if letter in found})
+        curve = _curve({letter: values[letter] for letter in "cab" if letter in values})
     except ValueError as error:
         raise InvalidConfigError(f"{key}: {name}: {error}") from None
     if measured is None:
-        return Mapping(curve, name)
-    return Mapping(curve, name, measured.head, measured.tail, measured.model.fingerprint)
+        return NamedMapping(curve, name)
+    return NamedMapping(curve, name, measured.head, measured.tail, measured.model.fingerprint)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from posenc.calibration.candidates import factor_grid
 from posenc.errors import InvalidConfigError
-from posenc.positions import FrequencyStrategy
-from posenc_plugins.frequencies import FrequencyParams, known_window, starting_point
+from posenc_plugins.frequencies import Factor, FactorScaling, FrequencyParams, Positive
 
 if TYPE_CHECKING:
     from posenc.rope import Rotary
@@ -19,16 +16,12 @@ if TYPE_CHECKING:
 class Llama3Params(FrequencyParams):
     """Parameters of :class:`Llama3Scaling`."""
 
-    factor: float = Field(8.0, ge=1, allow_inf_nan=False, description="f, long wavelengths grow by it")
-    low_freq_factor: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="wavelengths beyond window / this are fully scaled"
-    )
-    high_freq_factor: float = Field(
-        4.0, gt=0, allow_inf_nan=False, description="wavelengths below window / this are kept"
-    )
+    factor: Factor = Field(8.0, description="f, long wavelengths are multiplied by it")
+    low_freq_factor: Positive = Field(1.0, description="wavelengths above window / low_freq_factor are fully scaled")
+    high_freq_factor: Positive = Field(4.0, description="wavelengths below window / high_freq_factor are kept")
 
 
-class Llama3Scaling(FrequencyStrategy):
+class Llama3Scaling(FactorScaling):
     """Frequencies scaled by bands of wavelength."""
 
     name = "llama3"
@@ -44,21 +37,17 @@ class Llama3Scaling(FrequencyStrategy):
                 f"high_freq_factor ({self.params.high_freq_factor:g})."
             )
 
-    @classmethod
-    def calibration_grid(cls, window: int, length: int) -> Sequence[dict[str, Any]]:
-        return factor_grid(window, length)
+    def scaled(self, base: Rotary, prompt: int) -> Rotary:
+        from posenc.rope.types import llama3_bands
 
-    def rotary(self, base: Rotary, prompt: int) -> Rotary:
-        from posenc.rope_types import llama3_bands
-
-        own, given, window = starting_point(self, base), self.params, known_window(self)
-        if given.factor == 1:  # mixing a frequency with itself would round it
-            return own
-        scaled = llama3_bands(
-            own.inv_freq.float(),
-            factor=given.factor,
-            low=given.low_freq_factor,
-            high=given.high_freq_factor,
+        params, window = self.params, self.known_window
+        if params.factor == 1:  # mixing a frequency with itself would round it
+            return base
+        inv_freq = llama3_bands(
+            base.inv_freq.float(),
+            factor=params.factor,
+            low=params.low_freq_factor,
+            high=params.high_freq_factor,
             original=window,
         )
-        return own.with_frequencies(scaled, own.attention_scaling)
+        return base.with_frequencies(inv_freq, base.attention_scaling)

@@ -8,8 +8,7 @@ from pydantic import Field, PositiveFloat
 
 from posenc.errors import InvalidConfigError
 from posenc.params import Capabilities
-from posenc.positions import FrequencyStrategy
-from posenc_plugins.frequencies import FrequencyParams, scaled_by_type, starting_point
+from posenc_plugins.frequencies import Factor, FrequencyParams, Positive, ScaledFrequencies
 
 if TYPE_CHECKING:
     from posenc.rope import Rotary
@@ -18,22 +17,20 @@ if TYPE_CHECKING:
 class LongRoPEParams(FrequencyParams):
     """Parameters of :class:`LongRoPE`."""
 
-    factor: float = Field(
-        4.0, ge=1, allow_inf_nan=False, description="f, the context grows by it; sets the cos/sin factor"
-    )
+    factor: Factor = Field(4.0, description="f, how many times longer the context becomes; sets the cos/sin factor")
     short_factor: tuple[PositiveFloat, ...] = Field(
         (1.0,), min_length=1, description="divisors inside the window: one, or one per frequency"
     )
     long_factor: tuple[PositiveFloat, ...] = Field(
         (4.0,), min_length=1, description="divisors beyond the window: one, or one per frequency"
     )
-    attention_factor: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="factor on cos and sin (default: sqrt(1 + ln f / ln window))"
+    attention_factor: Positive | None = Field(
+        None, description="factor on cos and sin (default: sqrt(1 + ln f / ln window))"
     )
 
 
-class LongRoPE(FrequencyStrategy):
-    """Every frequency has its own divisor, searched for per model (section 3); two sets, by prompt length."""
+class LongRoPE(ScaledFrequencies):
+    """One divisor per frequency, found by search for each model (section 3); two sets, by prompt length."""
 
     name = "longrope"
     summary = "LongRoPE: searched divisors per frequency, by prompt length"
@@ -41,17 +38,17 @@ class LongRoPE(FrequencyStrategy):
     Params = LongRoPEParams
     capabilities = Capabilities(changes_frequencies=True, frequencies_by_length=True)
 
-    def rotary(self, base: Rotary, prompt: int) -> Rotary:
+    def scaled(self, base: Rotary, prompt: int) -> Rotary:
         values = self.params.model_dump(exclude={"replace"})
         for key in ("short_factor", "long_factor"):
             values[key] = self._per_frequency(key, len(base.inv_freq))
-        return scaled_by_type(self, starting_point(self, base), prompt, **values)
+        return self.scaled_by_type(base, prompt, **values)
 
     def _per_frequency(self, key: str, count: int) -> list[float]:
-        given = list(getattr(self.params, key))
-        if len(given) not in (1, count):
+        divisors = list(getattr(self.params, key))
+        if len(divisors) not in (1, count):
             raise InvalidConfigError(
-                f"longrope.{key}: {len(given)} divisors given, but the model has {count} rotary frequencies. "
+                f"longrope.{key}: {len(divisors)} divisors given, but the model has {count} rotary frequencies. "
                 "Give one, or one for each frequency."
             )
-        return given * count if len(given) == 1 else given
+        return divisors * count if len(divisors) == 1 else divisors

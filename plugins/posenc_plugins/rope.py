@@ -6,4 +6,4 @@ from posenc.positions import IdentityStrategy
 
 
 class PlainRoPE(IdentityStrategy):
-    """The identity strategy under its name in the registry."""
+    """The identity strategy, as the registry names it."""

@@ -24,18 +24,18 @@ class StringParams(RemapParams):
     )
     window_size: NonNegativeInt = Field(128, description="w, the relative position that distance S is seen at")
     attention_factor: float = Field(
-        0.1 * math.log(2) + 1, gt=0, allow_inf_nan=False, description="factor on q and on k; logits grow by its square"
+        0.1 * math.log(2) + 1, gt=0, allow_inf_nan=False, description="factor on q and on k; logits get its square"
     )
 
 
 class ShiftedRoPE(PositionStrategy):
-    """Rarely trained large distances are replaced by well-trained small ones (section 4, equation 4)."""
+    """Large distances, rare in training, are replaced by smaller, well-trained ones (section 4, equation 4)."""
 
     name = "string"
     summary = "STRING: far distances shifted down onto well-trained ones"
     paper = "An et al. 2024, Why Does the Effective Context Length of LLMs Fall Short? (STRING), arXiv 2410.18745"
     Params = StringParams
-    # Distance S is seen nearer than distance S - 1, so the order is broken once, on purpose.
+    # Distance S is seen nearer than distance S - 1: the method breaks the order once.
     capabilities = Capabilities(monotone=False, uses_prompt=True)
 
     def __init__(self, *, window: int | None = None, **params: Any) -> None:
@@ -60,6 +60,6 @@ class ShiftedRoPE(PositionStrategy):
 
     def query_scale(self, lengths: Lengths) -> NDArray[np.float64] | None:
         scale = np.full(lengths.total, self.params.attention_factor**2)
-        if lengths.prompt <= self.shift:  # the prompt was seen with the identity plan: only what follows is scaled
+        if lengths.prompt <= self.shift:  # the prompt got the identity plan, so only later queries are scaled
             scale[: self.shift] = 1.0
         return scale

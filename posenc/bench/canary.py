@@ -23,7 +23,7 @@ from posenc.bench.attention import THETA
 from posenc.bench.cases import STRATEGIES, WINDOW_SHARE, BenchCase, kind_shown
 from posenc.bench.sampled import RowErrors, aim_queries, compare_rows, expected_rows, sampled_rows
 from posenc.bench.shapes import Heads
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.plan import PositionPlan
 from posenc.plugins import backends
 
@@ -99,7 +99,7 @@ def check(case: BenchCase, seed: int = 0) -> Verdict:
     decoding = case.kind == "query"
     prompt = case.length - STEPS + 1 if decoding else case.length
     rotary = strategy.rotary(posenc.Rotary.from_theta(THETA, q.shape[-1]), prompt)
-    kept = KeptKeys() if decoding and case.cache == "rotated" else None
+    kept = RotatedKeyCache() if decoding and case.cache == "rotated" else None
     steps: list[RowErrors] = []
     with torch.no_grad():
         for step, total in enumerate(range(prompt, case.length + 1)):
@@ -142,7 +142,7 @@ def _compared(
     tensors: tuple[Tensor, Tensor, Tensor],
     plan: PositionPlan,
     rotary: posenc.Rotary,
-    kept: KeptKeys | None,
+    kept: RotatedKeyCache | None,
     seed: int,
 ) -> RowErrors:
     """Aim some queries at keys, run the backend, and compare the rows of these queries."""
@@ -159,7 +159,7 @@ def _poisoned_attention(
     tensors: tuple[Tensor, Tensor, Tensor],
     plan: PositionPlan,
     rotary: posenc.Rotary,
-    kept: KeptKeys | None,
+    kept: RotatedKeyCache | None,
 ) -> tuple[Tensor, Tensor]:
     """The backend's output and logsumexp; memory that it does not write holds NaN."""
     with poisoned(case.device):

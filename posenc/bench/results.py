@@ -9,21 +9,18 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from posenc.bench.cases import KINDS
 from posenc.errors import InvalidInputError
 from posenc.files import plain, replacing
+from posenc.params import StrictModel
 
 BUSY = 0.1
 """Share of the cores; if other work uses more, the times are not trustworthy."""
 
 
-class _ResultModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Machine(_ResultModel):
+class Machine(StrictModel):
     """The machine that a run was measured on."""
 
     cpu: str
@@ -45,14 +42,14 @@ class Machine(_ResultModel):
         return self.other_cores is not None and self.other_cores > BUSY * self.cores
 
 
-class Memory(_ResultModel):
+class Memory(StrictModel):
     """Peak bytes of one call beyond its inputs."""
 
     plain: NonNegativeInt
     remapped: NonNegativeInt
 
 
-class BenchRow(_ResultModel):
+class BenchRow(StrictModel):
     """One case and its times in seconds, one entry per round."""
 
     kind: str
@@ -71,9 +68,9 @@ class BenchRow(_ResultModel):
     remapped: tuple[PositiveFloat, ...] = Field(min_length=1)
     memory: Memory | None
     cache: Literal["rotated", "raw"] = "rotated"
-    baselines: dict[str, tuple[PositiveFloat, ...]] = {}
+    baselines: dict[str, tuple[PositiveFloat, ...]] = Field({})
     """Seconds of attention kernels alone, by name: on the same tensors, already rotated, in the same rounds."""
-    refused: dict[str, str] = {}
+    refused: dict[str, str] = Field({})
     """Baselines that could not run the case, and why."""
 
     @property
@@ -99,7 +96,7 @@ class BenchRow(_ResultModel):
         return self.memory.remapped / self.memory.plain if self.memory and self.memory.plain else None
 
 
-class Check(_ResultModel):
+class Check(StrictModel):
     """One check of a backend before it was timed: its correctness tests, or the cases of its canary."""
 
     backend: str
@@ -117,7 +114,7 @@ class Check(_ResultModel):
         return self.passed > 0 and not self.failed and self.problem is None
 
 
-class Result(_ResultModel):
+class Result(StrictModel):
     """The result of one run."""
 
     format: Literal["posenc-bench"]

@@ -27,9 +27,9 @@ from posenc.bench.run import machine_facts
 from posenc.bench.sampled import aim_queries, compare_rows, expected_rows, sampled_rows
 from posenc.bench.shapes import Heads
 from posenc.bench.timing import wall
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.kernels.triton.backend import TritonBackend
-from posenc.kernels.triton.tiles import Entry, Kernel, TileTable, Tiling
+from posenc.kernels.triton.tiles import Kernel, TileEntry, TileTable, Tiling
 from posenc.plugins import strategy
 
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
@@ -79,10 +79,10 @@ class Setting:
         """Bits of an element."""
         return 8 * cast("int", getattr(torch, self.dtype).itemsize)
 
-    def entry(self, tiling: Tiling, capability: tuple[int, int], source: str) -> Entry:
+    def entry(self, tiling: Tiling, capability: tuple[int, int], source: str) -> TileEntry:
         """The entry of a tile table that selects a tiling for this problem."""
         facts = {"kernel": self.kernel, "capability": capability, "bits": self.bits, "head_dim": self.head_dim}
-        return Entry.model_validate({**facts, **asdict(tiling), "source": source})
+        return TileEntry.model_validate({**facts, **asdict(tiling), "source": source})
 
 
 def shipped(setting: Setting, capability: tuple[int, int]) -> Tiling:
@@ -123,7 +123,7 @@ class SweepWork:
     tensors: tuple[Tensor, Tensor, Tensor]
     plan: posenc.PositionPlan
     rotary: posenc.Rotary
-    kept: KeptKeys | None
+    kept: RotatedKeyCache | None
     rows: Any
     expected: tuple[Tensor, Tensor]
 
@@ -152,7 +152,7 @@ def work(setting: Setting) -> SweepWork:
     rows, scale = sampled_rows(plan, q_len, ROWS, 0), heads.dim**-0.5
     aim_queries(q, k, plan, rotary, rows, scale, 0)
     expected = expected_rows(q, k, v, plan, rotary, rows, scale)
-    kept = KeptKeys() if setting.kernel == "decode_kept" else None
+    kept = RotatedKeyCache() if setting.kernel == "decode_kept" else None
     return SweepWork((q, k, v), plan, rotary, kept, rows, expected)
 
 

@@ -1,1 +1,1 @@
-"""Choose a strategy's parameters for a model by measurement, and write the choice down."""
+"""Parameters that were chosen for a model by measurement: candidates, the calibration file, recommendations."""

@@ -1,20 +1,17 @@
-"""Shapes of grids that strategies share when they declare what ``posenc calibrate`` tries.
-
-A strategy declares its candidates itself, in the class method ``calibration_grid(window, length)``.
-"""
+"""Helpers for the class method ``calibration_grid(window, length)``, which declares what ``posenc calibrate`` tries."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 BUDGET = 24
-"""Most candidates of one strategy at one length: no strategy is searched harder than another."""
+"""Most candidates of one strategy at one length, so that no strategy is searched harder than another."""
 
 
 def parts(window: int, *eighths: float) -> list[int]:
-    """Distinct fractions of the window, given in eighths, at least 1."""
+    """Fractions of the window, given in eighths: distinct whole numbers, at least 1, ascending."""
     return sorted({max(1, int(window * part / 8)) for part in eighths})
 
 
@@ -26,12 +23,18 @@ def spread(low: float, high: float, count: int) -> list[int]:
 
 
 def compressions(beyond: float, room: float, multiples: Sequence[float]) -> list[float]:
-    """Factors around the one that fits `beyond` tokens into `room` positions, at least 1, rounded to hundredths."""
+    """Multiples of the factor that fits `beyond` tokens into `room` positions, at least 1, rounded to hundredths."""
     fitting = max(1.0, beyond / max(room, 1.0))
     return sorted({max(1.0, round(fitting * multiple, 2)) for multiple in multiples})
 
 
+def near_windows(window: int, length: int, multiples: Sequence[float]) -> Iterator[tuple[int, list[float]]]:
+    """Near windows of one, two and four eighths of `window`, each with factors that compress the rest of the input."""
+    for near in parts(window, 1, 2, 4):
+        yield near, compressions(length - near, window - near, multiples)
+
+
 def factor_grid(window: int, length: int) -> list[dict[str, Any]]:
-    """``factor`` of a frequency strategy, around the number of windows in the input."""
+    """Candidates for ``factor`` of a frequency strategy, around the number of windows in the input."""
     multiples = (0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 8, 16)
     return [{"factor": factor} for factor in compressions(length, window, multiples)]

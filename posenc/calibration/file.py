@@ -1,6 +1,6 @@
-"""The calibration file: what was measured on which model and texts, and the choice that follows.
+"""The calibration file: what was measured on which model and texts, and the parameters that were chosen.
 
-YAML (or JSON). ``lampe`` reads ``mapping``, ``head`` and ``tail`` of it, ``auto`` reads ``strategies``.
+The file is YAML or JSON. ``lampe`` reads its keys ``mapping``, ``head`` and ``tail``; ``auto`` reads ``strategies``.
 """
 
 from __future__ import annotations
@@ -10,27 +10,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 
 from posenc.errors import InvalidConfigError
 from posenc.files import expanded, read_yaml, replacing
-from posenc.params import Fingerprint
+from posenc.params import Fingerprint, StrictModel
 
 FORMAT = "posenc-calibration"
 VERSION = 1
 ADVICE = "Make one with 'posenc calibrate'."
 CLEAR = 2.0
-"""Standard errors by which a paired difference counts as measured."""
+"""How many standard errors a paired difference must exceed to count."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Score(_Strict):
+class LossScore(StrictModel):
     """Mean loss over documents, and the paired difference to the model without any strategy.
 
-    Losses are nats per token; standard errors are over documents, None for a single one.
+    Losses are in nats per token. Standard errors are over documents, None for a single document.
     """
 
     loss: float
@@ -41,7 +37,7 @@ class Score(_Strict):
 
     @property
     def perplexity(self) -> str:
-        """``"12.34 ± 0.56"``, the error to first order."""
+        """Perplexity as text, ``"12.34 ± 0.56"``, with the standard error to first order."""
         value = math.exp(min(self.loss, 700.0))
         return f"{value:.2f}" + ("" if self.standard_error is None else f" ± {value * self.standard_error:.2f}")
 
@@ -51,7 +47,7 @@ class Score(_Strict):
         return self.over_native + CLEAR * (self.over_native_error or 0.0) < 0
 
 
-class Choice(_Strict):
+class Choice(StrictModel):
     """The best parameters of one strategy at one length.
 
     Parameters
@@ -59,29 +55,29 @@ class Choice(_Strict):
     params : dict
         Parameters of the strategy.
     tried : int
-        Candidates they were chosen from.
-    calibration : Score
-        On the texts they were chosen on.
-    report : Score, optional
-        On other texts, which had no say in the choice.
+        How many candidates they were chosen from.
+    calibration : LossScore
+        Score on the texts that the choice was made on.
+    report : LossScore, optional
+        Score on other texts, which did not affect the choice.
     """
 
     params: dict[str, Any]
     tried: PositiveInt
-    calibration: Score
-    report: Score | None = None
+    calibration: LossScore
+    report: LossScore | None = None
 
 
-class TextRecord(_Strict):
-    """A text as it was tokenized."""
+class TextRecord(StrictModel):
+    """A tokenized text."""
 
     name: str
     tokens: PositiveInt
     sha256: str
 
 
-class Settings(_Strict):
-    """Everything else that the numbers depend on."""
+class CalibrationSettings(StrictModel):
+    """All other settings that the numbers depend on."""
 
     lengths: tuple[PositiveInt, ...]
     scored_tokens: PositiveInt
@@ -91,8 +87,8 @@ class Settings(_Strict):
     dtype: str = "torch.float32"
 
 
-class Confidence(_Strict):
-    """Percentile intervals from resampling documents, 95%."""
+class Confidence(StrictModel):
+    """95% percentile intervals from resampling the documents."""
 
     samples: PositiveInt
     a: tuple[float, float]
@@ -100,37 +96,37 @@ class Confidence(_Strict):
     mapping_length: dict[PositiveInt, tuple[int, int]]
 
 
-class ModelRecord(_Strict):
+class ModelRecord(StrictModel):
     """The model that was measured."""
 
     name: str
     fingerprint: Fingerprint
 
 
-class Texts(_Strict):
-    """What the choice was made on, and what it is reported on."""
+class Texts(StrictModel):
+    """The texts that the choice was made on, and those that it is reported on."""
 
     calibration: tuple[TextRecord, ...]
     report: tuple[TextRecord, ...] = ()
 
 
-class Calibration(_Strict):
-    """A calibration file."""
+class Calibration(StrictModel):
+    """The content of a calibration file; docs/calibrate.md explains the keys."""
 
     format: Literal["posenc-calibration"] = "posenc-calibration"
     version: Literal[1] = 1
     command: str
     model: ModelRecord
     texts: Texts
-    settings: Settings
+    settings: CalibrationSettings
     versions: dict[str, str]
     mapping: dict[str, float] | None = None
     head: PositiveInt | None = None
     tail: PositiveInt | None = None
     confidence: Confidence | None = None
-    fitted: dict[PositiveInt, Choice] = {}
-    native: dict[PositiveInt, Score]
-    native_report: dict[PositiveInt, Score] = {}
+    fitted: dict[PositiveInt, Choice] = Field({})
+    native: dict[PositiveInt, LossScore]
+    native_report: dict[PositiveInt, LossScore] = Field({})
     strategies: dict[str, dict[PositiveInt, Choice]] = Field(min_length=1)
 
     @property
@@ -140,22 +136,22 @@ class Calibration(_Strict):
 
     @property
     def fit_in_words(self) -> str:
-        """LaMPE's curve and how sure it is, in one sentence; empty where it was not fitted."""
+        """LaMPE's curve and its confidence intervals in one sentence; empty if it was not fitted."""
         if self.mapping is None or self.confidence is None:
             return ""
         c, a, b = (f"{self.mapping[key]:g}" for key in ("c", "a", "b"))
-        spans = ", ".join(
+        intervals = ", ".join(
             f"{low}..{high} at {length}" for length, (low, high) in self.confidence.mapping_length.items()
         )
         return (
             f"lampe: head {self.head}, U(l) = {c} / (1 + exp(-({a} l + {b}))); 95% of {self.confidence.samples} "
-            f"resamplings of the documents put U within {spans}."
+            f"resamplings of the documents put U within {intervals}."
         )
 
     def ranked(self, length: int) -> list[tuple[str, Choice]]:
         """Strategies measured at a length, lowest mean loss on the calibration texts first."""
-        found = [(name, by_length[length]) for name, by_length in self.strategies.items() if length in by_length]
-        return sorted(found, key=lambda pair: pair[1].calibration.loss)
+        choices = [(name, by_length[length]) for name, by_length in self.strategies.items() if length in by_length]
+        return sorted(choices, key=lambda pair: pair[1].calibration.loss)
 
 
 def is_calibration(data: Any) -> bool:
@@ -169,13 +165,13 @@ def read(path: str | Path) -> Calibration:
     Raises
     ------
     InvalidConfigError
-        If it cannot be read, is something else, or was written by another version.
+        If it cannot be read, is not a calibration file, or has another version.
     """
     return parse(read_yaml(path), source=str(path))
 
 
 def load(path: str | Path) -> Any:
-    """A calibration file, or the plain data of any other YAML file; raises as :func:`read` does."""
+    """Read a calibration file, or the plain data of any other YAML file; raises as :func:`read` does."""
     data = read_yaml(path)
     return parse(data, source=str(path)) if is_calibration(data) else data
 
@@ -195,19 +191,19 @@ def parse(data: Any, *, source: str) -> Calibration:
 
 
 def damaged(error: ValidationError, *, source: str) -> InvalidConfigError:
-    """The error of data that is nearly a calibration."""
+    """The error for a calibration file with a wrong value."""
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
     return InvalidConfigError(f"{source}: damaged calibration file ({where}: {first['msg']}). {ADVICE}")
 
 
 def write(calibration: Calibration, path: str | Path) -> Path:
-    """Write a calibration file, whole or not at all.
+    """Write a calibration file, completely or not at all.
 
     Raises
     ------
     InvalidInputError
-        If it cannot be written; what was there before stays.
+        If it cannot be written; an existing file then stays as it was.
     """
     target = expanded(path)
     text = yaml.safe_dump(calibration.model_dump(exclude_none=True), sort_keys=False, width=120)
@@ -217,16 +213,16 @@ def write(calibration: Calibration, path: str | Path) -> Path:
 
 
 def check_same_model(measured: Fingerprint, model: Fingerprint, *, source: str) -> None:
-    """Refuse numbers that were measured on another model.
+    """Raise if numbers were measured on another model than this one.
 
     Raises
     ------
     InvalidConfigError
-        Naming what differs.
+        If the fingerprints differ; the message names what differs.
     """
     differences = model.differences(measured)
     if differences:
         raise InvalidConfigError(
             f"{source} was measured on another model. This model and that one differ in {'; '.join(differences)}. "
-            "Run 'posenc calibrate' on this model, or pass parameters by value if you know that they fit."
+            "Run 'posenc calibrate' on this model, or pass the parameters by value if you know that they fit."
         )

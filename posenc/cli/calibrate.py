@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from posenc.evaluate.calibrate.job import Job, Outcome
     from posenc.evaluate.calibrate.sweep import Sweep
     from posenc.evaluate.models import DType
-    from posenc.evaluate.perplexity import Mean
+    from posenc.evaluate.scores import Mean
 
 FEW = 30
 

@@ -49,12 +49,12 @@ def command(
 
     path = config or str(job.find_config())
     configs = read_configs(path)
-    chosen = dict(zip(labels(configs), configs, strict=True))
+    by_label = dict(zip(labels(configs), configs, strict=True))
     text = read_text(source)
     loaded = load(model)
-    task = job.prepare(loaded, text, documents=documents)
-    with progress(task.steps(len(chosen))) as step:
-        demo = job.run(loaded, text, chosen, task, step)
+    comparison = job.prepare(loaded, text, documents=documents)
+    with progress(comparison.steps(len(by_label))) as step:
+        demo = job.run(loaded, comparison, by_label, step)
     files = job.write(demo, out or Path("out/demo"))
     if as_json:
         print_json({**demo.as_dict(), "files": [str(file) for file in files]})
@@ -72,20 +72,23 @@ def command(
 def _print_tables(demo: Demo) -> None:
     from posenc.cli.ppl import length_head, print_perplexities
 
-    task, window = demo.task, demo.loaded.window
+    comparison, window = demo.comparison, demo.loaded.window
     print_perplexities(
-        f"perplexity of the last {task.scored} tokens (lower is better), {len(task.documents)} documents, ± SE",
-        demo.outcomes,
-        list(task.lengths),
+        f"perplexity of the last {comparison.perplexity.scored} tokens (lower is better), {comparison.documents} "
+        "documents, ± SE",
+        demo.scores,
+        comparison.lengths,
         window,
     )
-    heads = [length_head(length, window) for length in task.lengths]
+    heads = [length_head(length, window) for length in comparison.lengths]
     rows = []
-    for label, outcome in demo.outcomes.items():
-        scores = [outcome.retrieval[length].scores for length in task.lengths]
-        rows.append([label, *(f"{score.mean:.2f} ± {score.standard_error:.2f}" for score in scores)])
-    asked = 0 if task.retrieval_documents is None else len(task.retrieval_documents)
-    title = f"retrieval: share of a planted random span that is continued, {asked} documents (higher is better)"
+    for label, own in demo.scores.items():
+        shares = [own.retrieval[length].scores for length in comparison.lengths]
+        rows.append([label, *(f"{share.mean:.2f} ± {share.standard_error:.2f}" for share in shares)])
+    title = (
+        "retrieval: share of a planted random span that is continued, "
+        f"{comparison.retrieval_documents} documents (higher is better)"
+    )
     print_table(title, ["strategy", *heads], rows, numbers=heads)
 
 
@@ -93,10 +96,10 @@ def _verdict(demo: Demo) -> str:
     """One sentence on what remapping bought at 4x, from paired differences."""
     import math
 
-    if not {"rope", "lampe"} <= set(demo.outcomes):
+    if not {"rope", "lampe"} <= set(demo.scores):
         return ""
-    length = demo.task.lengths[2]
-    native, lampe = (demo.outcomes[label].perplexity[length].losses for label in ("rope", "lampe"))
+    length = demo.comparison.lengths[2]
+    native, lampe = (demo.scores[label].perplexity[length].losses for label in ("rope", "lampe"))
     gap = native.minus(lampe)
     return (
         f"At {length} tokens plain RoPE's perplexity is {math.exp(gap.mean):.2f} times LaMPE's "
@@ -121,31 +124,33 @@ def _smollm2(
     as_json: bool,
 ) -> None:
     from posenc.evaluate import demo_smollm2 as job
-    from posenc.evaluate.demo import save_json
     from posenc.evaluate.models import load
+    from posenc.evaluate.tasks.base import Source
     from posenc.evaluate.texts import read_text
+    from posenc.files import make_folder, write_json
 
-    chosen = job.configs()
+    by_label = job.configs()
     if config is not None:
         configs = read_configs(config)
-        chosen = dict(zip(labels(configs), configs, strict=True))
+        by_label = dict(zip(labels(configs), configs, strict=True))
     text = read_text(source)
     click.echo("loading SmolLM2-135M-Instruct (about half a minute the first time)", err=True)
     loaded = load("smollm2")
-    prompts = job.make_prompts(loaded, text, lengths or job.LENGTHS, depths or job.DEPTHS)
-    minutes = job.estimate_seconds(prompts, len(chosen)) / 60
+    passages = Source(loaded.tokenizer, text)
+    prompts = job.make_prompts(passages, lengths or job.LENGTHS, depths or job.DEPTHS)
+    minutes = job.estimate_seconds(prompts, len(by_label)) / 60
     click.echo(
-        f"{len(prompts) * len(chosen)} prompts, about {minutes:.0f} minutes on a machine with two cores", err=True
+        f"{len(prompts) * len(by_label)} prompts, about {minutes:.0f} minutes on a machine with two cores", err=True
     )
-    with progress(len(prompts) * len(chosen)) as step:
-        answers = job.run(loaded, prompts, chosen, step)
+    with progress(len(prompts) * len(by_label)) as step:
+        answers = job.run(loaded, passages, prompts, by_label, step)
     data: dict[str, Any] = {
         "model": "SmolLM2-135M-Instruct",
         "window": loaded.window,
         "text": text.name,
-        "strategies": {label: found.as_dict() for label, found in answers.items()},
+        "strategies": {label: own.as_dict() for label, own in answers.items()},
     }
-    file = save_json(data, out / "results.json")
+    file = write_json(data, make_folder(out) / "results.json")
     if as_json:
         print_json({**data, "files": [str(file)]})
         return
@@ -159,8 +164,8 @@ def _print_answers(answers: dict[str, Answers], window: int | None) -> None:
     lengths = sorted(next(iter(answers.values())).by_length())
     heads = [length_head(length, window) for length in lengths]
     rows = []
-    for label, found in answers.items():
-        counts = found.by_length()
+    for label, own in answers.items():
+        counts = own.by_length()
         rows.append([label, *(f"{counts[length][0]}/{counts[length][1]}" for length in lengths)])
     print_table("passkeys found (whole key, greedy decoding)", ["strategy", *heads], rows, numbers=heads)
     details = [
@@ -172,8 +177,8 @@ def _print_answers(answers: dict[str, Answers], window: int | None) -> None:
             " ".join(row["answer"].split()),
             f"{row['seconds']:.0f}",
         ]
-        for label, found in answers.items()
-        for row in found.rows
+        for label, own in answers.items()
+        for row in own.rows
     ]
     columns = ["strategy", "tokens", "depth", "key", "answer", "seconds"]
     print_table("answers", columns, details, numbers=["tokens", "depth", "seconds"])

@@ -7,12 +7,13 @@ import click
 from posenc.cli._output import json_option, print_json, print_table
 
 
-@click.command("list", short_help="List strategies, adapters or backends.")
+@click.command("list", short_help="List strategies, adapters, backends or tasks.")
 @click.option("--adapters", "seam", flag_value="adapters", help="List the adapters of model families.")
 @click.option("--backends", "seam", flag_value="backends", help="List the attention backends.")
+@click.option("--tasks", "seam", flag_value="tasks", help="List the tasks that a suite of 'posenc eval' may name.")
 @json_option
 def command(seam: str | None, as_json: bool) -> None:
-    """List strategies (or adapters, or backends), each with the distribution that provides it."""
+    """List strategies (or adapters, backends or tasks), each with the distribution that provides it."""
     from posenc import plugins
     from posenc.display.listing import listing
 

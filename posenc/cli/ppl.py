@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -12,7 +13,7 @@ from posenc.cli._output import json_option, print_json, print_table, progress
 from posenc.cli._strategy import choose_configs, labels, param_option
 
 if TYPE_CHECKING:
-    from posenc.evaluate.compare import Outcome
+    from posenc.evaluate.compare import StrategyScores
     from posenc.evaluate.models import DType
 
 
@@ -47,10 +48,11 @@ def command(
     """
     configs = choose_configs(names, params, files)  # complain about these before anything heavy is loaded
 
-    from posenc.evaluate.compare import Task, compare
+    from posenc.evaluate.compare import compare, prepare
     from posenc.evaluate.models import ModelSpec, load
-    from posenc.evaluate.perplexity import check_lengths
-    from posenc.evaluate.texts import cut_documents, read_text, tokenize
+    from posenc.evaluate.tasks.base import Source
+    from posenc.evaluate.tasks.perplexity import check_lengths
+    from posenc.evaluate.texts import read_text
 
     text = read_text(source)
     if lengths is not None:
@@ -61,11 +63,10 @@ def command(
             raise click.UsageError("the model's configuration does not tell its window: give --lengths.")
         lengths = (loaded.window, 2 * loaded.window, 4 * loaded.window)
         check_lengths(lengths, scored)
-    tokens = tokenize(loaded.tokenizer, text)
-    task = Task(lengths, cut_documents(tokens, max(lengths), documents, step=scored, name=text.name), scored)
-    chosen = dict(zip(labels(configs), configs, strict=True))
-    with progress(task.steps(len(chosen))) as step:
-        outcomes = compare(loaded, chosen, task, step)
+    comparison = prepare(Source(loaded.tokenizer, text), lengths, scored=scored, documents=documents)
+    by_label = dict(zip(labels(configs), configs, strict=True))
+    with progress(comparison.steps(len(by_label))) as step:
+        scores = compare(loaded, by_label, comparison, step)
     if as_json:
         print_json(
             {
@@ -73,29 +74,29 @@ def command(
                 "dtype": loaded.dtype,
                 "window": loaded.window,
                 "text": text.name,
-                "documents": len(task.documents),
+                "documents": comparison.documents,
                 "scored_tokens": scored,
-                "strategies": {name: outcome.as_dict() for name, outcome in outcomes.items()},
+                "strategies": {label: own.as_dict() for label, own in scores.items()},
             }
         )
         return
     print_perplexities(
-        f"perplexity of the last {scored} tokens, {len(task.documents)} documents of {text.name}, ± standard error",
-        outcomes,
+        f"perplexity of the last {scored} tokens, {comparison.documents} documents of {text.name}, ± standard error",
+        scores,
         lengths,
         loaded.window,
     )
 
 
 def print_perplexities(
-    title: str, outcomes: dict[str, Outcome], lengths: tuple[int, ...] | list[int], window: int | None
+    title: str, scores: dict[str, StrategyScores], lengths: Sequence[int], window: int | None
 ) -> None:
     """One row per strategy, one column per length."""
     heads = [length_head(length, window) for length in lengths]
     rows = []
-    for name, outcome in outcomes.items():
-        scores = [outcome.perplexity[length] for length in lengths]
-        rows.append([name, *(f"{score.value:.2f} ± {score.standard_error:.2f}" for score in scores)])
+    for label, own in scores.items():
+        perplexities = [own.perplexity[length] for length in lengths]
+        rows.append([label, *(f"{score.value:.2f} ± {score.standard_error:.2f}" for score in perplexities)])
     print_table(title, ["strategy", *heads], rows, numbers=heads)
 
 

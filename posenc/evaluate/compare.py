@@ -1,4 +1,4 @@
-"""Run several strategies over the same documents."""
+"""Compare strategies on the same documents: what ``posenc ppl`` and ``posenc demo`` measure."""
 
 from __future__ import annotations
 
@@ -6,50 +6,71 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from posenc.config import Config
-from posenc.evaluate import perplexity, retrieval
 from posenc.evaluate.models import Loaded
-from posenc.evaluate.perplexity import Perplexity
-from posenc.evaluate.retrieval import Retrieval
+from posenc.evaluate.scores import Perplexity, Retrieval
+from posenc.evaluate.tasks.base import Sample, Source, Subject, Task, over_documents
+from posenc.evaluate.tasks.perplexity import SlidingPerplexity
+from posenc.evaluate.tasks.spans import SingleSpan
+
+SEED = 0
+PERPLEXITY, RETRIEVAL = "perplexity", "retrieval"
 
 
 @dataclass(frozen=True)
-class Task:
-    """What to measure.
+class Comparison:
+    """One text, input lengths in tokens, and the tasks; every length reads the ends of the same documents.
 
     Parameters
     ----------
+    source : Source
     lengths : sequence of int
-        Input lengths in tokens.
-    documents : int64 [N, L]
-        For perplexity, ``L >= max(lengths)``.
-    scored : int
-        Tokens scored at the end of each input.
-    retrieval_documents : int64 [M, L], optional
-        For retrieval; left out where None.
+    perplexity : SlidingPerplexity
+    retrieval : SingleSpan, optional
+        Not measured where None.
     """
 
+    source: Source
     lengths: Sequence[int]
-    documents: NDArray[np.int64]
-    scored: int
-    retrieval_documents: NDArray[np.int64] | None = None
+    perplexity: SlidingPerplexity
+    retrieval: SingleSpan | None = None
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """The tasks by the names that results carry."""
+        return {PERPLEXITY: self.perplexity} | ({RETRIEVAL: self.retrieval} if self.retrieval is not None else {})
+
+    @property
+    def documents(self) -> int:
+        """Documents that perplexity is measured on."""
+        return len(self.perplexity.cut(self.source, max(self.lengths), SEED))
+
+    @property
+    def retrieval_documents(self) -> int:
+        """Documents that a span is planted into."""
+        return 0 if self.retrieval is None else len(self.retrieval.cut(self.source, max(self.lengths), SEED))
 
     def steps(self, strategies: int) -> int:
         """Forward passes in all, for the progress bar."""
-        asked = 0 if self.retrieval_documents is None else len(self.retrieval_documents)
-        return strategies * len(self.lengths) * (len(self.documents) + asked)
+        return strategies * len(self.lengths) * (self.documents + self.retrieval_documents)
 
 
 @dataclass
-class Outcome:
+class StrategyScores:
     """What one strategy scored, by input length."""
 
     config: Config
     perplexity: dict[int, Perplexity] = field(default_factory=dict)
     retrieval: dict[int, Retrieval] = field(default_factory=dict)
+
+    def add(self, task: str, length: int, samples: Sequence[Sample]) -> None:
+        """Add what was measured for one task at one length."""
+        scores = over_documents(samples)
+        if task == PERPLEXITY:
+            self.perplexity[length] = Perplexity(scores)
+        else:
+            depths = tuple(sample.depth for sample in samples if sample.depth is not None)
+            self.retrieval[length] = Retrieval(scores, depths)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -60,40 +81,60 @@ class Outcome:
         }
 
 
+def prepare(
+    source: Source, lengths: Sequence[int], *, scored: int, documents: int, retrieval_documents: int = 0
+) -> Comparison:
+    """Fit the tasks to a text and input lengths.
+
+    Parameters
+    ----------
+    scored : int
+        Tokens scored at the end of each document, for perplexity.
+    documents, retrieval_documents : int
+        Most documents of each task; a short text has fewer. 0 leaves retrieval out.
+
+    Raises
+    ------
+    InvalidInputError
+        If a length has no room for a task, or the text is too short.
+    """
+    perplexity = SlidingPerplexity(documents=documents, scored=scored).fitted(lengths)
+    retrieval = None
+    if retrieval_documents:
+        retrieval = SingleSpan(documents=retrieval_documents, apart=scored).fitted(lengths)
+    comparison = Comparison(source, lengths, perplexity, retrieval)
+    for task in comparison.tasks.values():
+        for length in lengths:
+            task.check(source, length, SEED)
+    return comparison
+
+
 def compare(
-    loaded: Loaded, configs: Mapping[str, Config], task: Task, step: Callable[[str], None] | None = None
-) -> dict[str, Outcome]:
-    """Measure every configuration on the same documents; the model is as it was afterwards.
+    loaded: Loaded,
+    configs: Mapping[str, Config],
+    comparison: Comparison,
+    step: Callable[[str], None] = lambda description: None,
+) -> dict[str, StrategyScores]:
+    """Measure every configuration on the same documents; afterwards the model is as it was before.
 
     Parameters
     ----------
     loaded : Loaded
-        The model; patched and restored for each configuration.
+        The model; each configuration is applied to it and removed again.
     configs : mapping of str to Config
         By the label that results carry.
-    task : Task
-        Documents and lengths.
+    comparison : Comparison
     step : callable, optional
-        Called with a description after every forward pass.
+        Called with a description after every document.
     """
-    from posenc.hf.apply import apply
-
-    outcomes = {}
-    drawn_from = retrieval.random_tokens(loaded.tokenizer)
-    for label, config in configs.items():
-        outcome = outcomes[label] = Outcome(config)
-
-        def named(description: str, label: str = label) -> None:
-            if step is not None:
-                step(f"{label}: {description}")
-
-        with loaded.threads(), apply(loaded.model, config):
-            for length in task.lengths:
-                outcome.perplexity[length] = perplexity.measure(
-                    loaded.model, task.documents, length, task.scored, named
-                )
-                if task.retrieval_documents is not None:
-                    outcome.retrieval[length] = retrieval.measure(
-                        loaded.model, task.retrieval_documents, length, drawn_from, step=named
-                    )
-    return outcomes
+    scores = {label: StrategyScores(config) for label, config in configs.items()}
+    for label, own in scores.items():
+        with Subject.under(loaded, own.config) as subject:
+            for length in comparison.lengths:
+                for name, task in comparison.tasks.items():
+                    samples = []
+                    for sample in task.measure(subject, comparison.source, length, SEED):
+                        samples.append(sample)
+                        step(f"{label}: {name} at {length}")
+                    own.add(name, length, samples)
+    return scores

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import posenc
 from posenc.config import Config
 from posenc.errors import InvalidConfigError, InvalidInputError
-from posenc.evaluate.compare import Outcome, Task, compare
+from posenc.evaluate import compare
+from posenc.evaluate.compare import Comparison, StrategyScores
 from posenc.evaluate.models import Loaded
-from posenc.evaluate.perplexity import check_lengths
-from posenc.evaluate.texts import Text, cut_documents, tokenize
-from posenc.files import plain, replacing
+from posenc.evaluate.tasks.base import Source
+from posenc.evaluate.tasks.perplexity import SCORED
+from posenc.evaluate.texts import Text
+from posenc.files import make_folder, write_json
+from posenc.trace import versions
 
 MULTIPLES = (1, 2, 4, 8)
 DOCUMENTS = 32
 RETRIEVAL_DOCUMENTS = 40
-SCORED = 128
 CONFIG = Path("examples") / "demo.yaml"
 
 
@@ -33,40 +32,35 @@ class Demo:
 
     Parameters
     ----------
-    outcomes : dict of str to Outcome
+    scores : dict of str to StrategyScores
         What each strategy scored, by label.
-    task : Task
+    comparison : Comparison
         What was measured.
     seconds : float
-        Time measured, loading not included.
+        Time of the measurement, without loading.
     """
 
-    outcomes: dict[str, Outcome]
-    task: Task
+    scores: dict[str, StrategyScores]
+    comparison: Comparison
     loaded: Loaded
-    text: Text
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
         """Everything needed to check or plot the results again."""
+        text = self.comparison.source.text
         return {
             "model": self.loaded.name,
             "window": self.loaded.window,
-            "text": {"name": self.text.name, "characters": len(self.text.content)},
+            "text": {"name": text.name, "characters": len(text.content)},
             "settings": {
-                "lengths": list(self.task.lengths),
-                "documents": len(self.task.documents),
-                "scored_tokens": self.task.scored,
-                "retrieval_documents": 0
-                if self.task.retrieval_documents is None
-                else len(self.task.retrieval_documents),
+                "lengths": list(self.comparison.lengths),
+                "documents": self.comparison.documents,
+                "scored_tokens": self.comparison.perplexity.scored,
+                "retrieval_documents": self.comparison.retrieval_documents,
             },
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("posenc", "torch", "transformers", "numpy")},
-            },
+            "versions": versions(),
             "seconds": round(self.seconds, 1),
-            "strategies": {label: outcome.as_dict() for label, outcome in self.outcomes.items()},
+            "strategies": {label: scores.as_dict() for label, scores in self.scores.items()},
         }
 
 
@@ -85,36 +79,32 @@ def find_config() -> Path:
     raise InvalidConfigError(f"{CONFIG}: not found here nor in the installation. Pass --config FILE.")
 
 
-def prepare(loaded: Loaded, text: Text, *, documents: int = DOCUMENTS, multiples: tuple[int, ...] = MULTIPLES) -> Task:
-    """Cut the text into the documents of the demo.
+def prepare(
+    loaded: Loaded, text: Text, *, documents: int = DOCUMENTS, multiples: tuple[int, ...] = MULTIPLES
+) -> Comparison:
+    """Fit the tasks of the demo to a model and a text.
 
     Raises
     ------
     InvalidInputError
-        If the model's window is unknown or the text is too short.
+        If the window of the model is unknown or the text is too short.
     """
     if loaded.window is None:
         raise InvalidInputError(f"{loaded.name}: the model's configuration does not tell its window.")
-    lengths = [loaded.window * multiple for multiple in multiples]
-    scored = min(SCORED, loaded.window // 2)
-    check_lengths(lengths, scored)
-    tokens = tokenize(loaded.tokenizer, text)
-    asked = RETRIEVAL_DOCUMENTS if documents == DOCUMENTS else documents
-    return Task(
-        lengths,
-        cut_documents(tokens, max(lengths), documents, step=scored, name=text.name),
-        scored,
-        cut_documents(tokens, max(lengths), asked, step=scored, name=text.name),
+    return compare.prepare(
+        Source(loaded.tokenizer, text),
+        [loaded.window * multiple for multiple in multiples],
+        scored=min(SCORED, loaded.window // 2),
+        documents=documents,
+        retrieval_documents=RETRIEVAL_DOCUMENTS if documents == DOCUMENTS else documents,
     )
 
 
-def run(
-    loaded: Loaded, text: Text, configs: Mapping[str, Config], task: Task, step: Callable[[str], None] | None = None
-) -> Demo:
-    """Measure."""
+def run(loaded: Loaded, comparison: Comparison, configs: Mapping[str, Config], step: Callable[[str], None]) -> Demo:
+    """Measure every configuration."""
     began = time.perf_counter()
-    outcomes = compare(loaded, configs, task, step)
-    return Demo(outcomes, task, loaded, text, time.perf_counter() - began)
+    scores = compare.compare(loaded, configs, comparison, step)
+    return Demo(scores, comparison, loaded, time.perf_counter() - began)
 
 
 def write(demo: Demo, folder: Path) -> list[Path]:
@@ -125,19 +115,8 @@ def write(demo: Demo, folder: Path) -> list[Path]:
     InvalidInputError
         If the folder cannot be written.
     """
-    results = save_json(demo.as_dict(), folder / "results.json")
+    results = write_json(demo.as_dict(), make_folder(folder) / "results.json")
     return [results, *_plots(demo, folder)]
-
-
-def save_json(data: dict[str, Any], path: Path) -> Path:
-    """Write strict JSON (NaN becomes null), making the folder; never a half-written file."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInputError(f"{path.parent}: cannot be created ({error.strerror or error}).") from None
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(plain(data), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return path
 
 
 def _plots(demo: Demo, folder: Path) -> list[Path]:
@@ -148,22 +127,22 @@ def _plots(demo: Demo, folder: Path) -> list[Path]:
     from posenc.display import viz
 
     window = demo.loaded.window
-    lengths = demo.task.lengths
-    losses = {
-        label: [(n, o.perplexity[n].value, o.perplexity[n].standard_error) for n in lengths]
-        for label, o in demo.outcomes.items()
+    lengths = demo.comparison.lengths
+    perplexities = {
+        label: [(n, own.perplexity[n].value, own.perplexity[n].standard_error) for n in lengths]
+        for label, own in demo.scores.items()
     }
-    scores = {
-        label: [(n, o.retrieval[n].scores.mean, o.retrieval[n].scores.standard_error) for n in lengths]
-        for label, o in demo.outcomes.items()
-        if o.retrieval
+    retrieved = {
+        label: [(n, own.retrieval[n].scores.mean, own.retrieval[n].scores.standard_error) for n in lengths]
+        for label, own in demo.scores.items()
+        if own.retrieval
     }
     longest = max(lengths)
-    plans = {label: o.config.make(window).plan(longest) for label, o in demo.outcomes.items()}
-    name = f"{demo.loaded.name} model on {demo.text.name}"
+    plans = {label: own.config.make(window).plan(longest) for label, own in demo.scores.items()}
+    name = f"{demo.loaded.name} model on {demo.comparison.source.text.name}"
     files = [
         viz.plot_lines(
-            losses,
+            perplexities,
             folder / "perplexity.png",
             title=name,
             ylabel="perplexity (lower is better)",
@@ -172,8 +151,8 @@ def _plots(demo: Demo, folder: Path) -> list[Path]:
         ),
         viz.plot_maps(plans, folder / "position-maps.png"),
     ]
-    if scores:
+    if retrieved:
         files.insert(
-            1, viz.plot_lines(scores, folder / "retrieval.png", title=name, ylabel="tokens retrieved", window=window)
+            1, viz.plot_lines(retrieved, folder / "retrieval.png", title=name, ylabel="tokens retrieved", window=window)
         )
     return files

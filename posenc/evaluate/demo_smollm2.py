@@ -1,22 +1,30 @@
-"""The main job on a real pretrained model: passkeys inside and beyond SmolLM2's window of 8192 tokens."""
+"""The demo on a real pretrained model: passkeys inside and beyond SmolLM2's window of 8192 tokens."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from posenc.config import Config, read_config
+from posenc.errors import InvalidInputError
 from posenc.evaluate.models import Loaded
-from posenc.evaluate.passkey import Passkey, answer, make_passkey, score, table
-from posenc.evaluate.texts import Text, tokenize
-from posenc.hf.apply import apply
+from posenc.evaluate.tasks.base import Source, Subject
+from posenc.evaluate.tasks.passkey import SinglePasskey
 
 LENGTHS = (2048, 4096, 12288)
 DEPTHS = (0.1, 0.5, 0.9)
+SEED = 0
 SECONDS, SECONDS_PER_TOKEN, SECONDS_PER_PAIR = 2.0, 5e-3, 1e-7
 """Measured for one prompt with one of two CPU cores free: 9 s at 2048 tokens, 30 s at 4096, 85 s at 12288."""
+
+
+class PasskeyPrompt(NamedTuple):
+    """A pass key hidden at one depth of a prompt of one length."""
+
+    length: int
+    task: SinglePasskey
 
 
 @dataclass
@@ -27,11 +35,14 @@ class Answers:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def by_length(self) -> dict[int, tuple[int, int]]:
-        """Per length: prompts answered with the whole key, and prompts asked."""
-        return table([(row["length"], row["score"]) for row in self.rows])
+        """Per length the number of prompts answered with the whole key, and the number of prompts."""
+        scores: dict[int, list[float]] = {}
+        for row in sorted(self.rows, key=lambda row: int(row["length"])):
+            scores.setdefault(row["length"], []).append(row["score"])
+        return {length: (own.count(1.0), len(own)) for length, own in scores.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, every answer included."""
+        """Plain data, with every answer."""
         return {"config": self.config.as_dict(), "answers": self.rows}
 
 
@@ -44,41 +55,56 @@ def configs() -> dict[str, Config]:
     }
 
 
-def make_prompts(loaded: Loaded, text: Text, lengths: Sequence[int], depths: Sequence[float]) -> list[Passkey]:
-    """Prompts in the order asked: shorter ones first, so that something is to be seen early."""
-    haystack = tokenize(loaded.tokenizer, text)
-    return [make_passkey(loaded.tokenizer, haystack, length, depth) for length in sorted(lengths) for depth in depths]
+def make_prompts(source: Source, lengths: Sequence[int], depths: Sequence[float]) -> list[PasskeyPrompt]:
+    """Prompts in the order in which they are asked: the shorter ones first, so that answers soon appear.
+
+    Raises
+    ------
+    InvalidInputError
+        If a depth or a length is out of range, a length has no room for the sentences, or the text is too short.
+    """
+    for depth in depths:
+        if not 0 <= depth <= 1:
+            raise InvalidInputError(f"depth: must lie between 0 and 1, got {depth}.")
+    for length in lengths:
+        if length < 1:
+            raise InvalidInputError(f"length {length}: must be at least 1 token.")
+    tasks = [SinglePasskey(depth=depth, documents=1) for depth in depths]
+    prompts = [PasskeyPrompt(length, task) for length in sorted(lengths) for task in tasks]
+    for length, task in prompts:
+        task.check(source, length, SEED)
+    return prompts
 
 
-def estimate_seconds(prompts: Sequence[Passkey], strategies: int) -> float:
-    """Rough time for all prompts, to tell people up front what they start."""
-    lengths = [len(prompt.tokens) for prompt in prompts]
+def estimate_seconds(prompts: Sequence[PasskeyPrompt], strategies: int) -> float:
+    """Rough time for all prompts, to tell users before it starts."""
+    lengths = [prompt.length for prompt in prompts]
     return strategies * sum(SECONDS + SECONDS_PER_TOKEN * n + SECONDS_PER_PAIR * n**2 for n in lengths)
 
 
 def run(
     loaded: Loaded,
-    prompts: Sequence[Passkey],
-    chosen: Mapping[str, Config],
-    step: Callable[[str], None] | None = None,
+    source: Source,
+    prompts: Sequence[PasskeyPrompt],
+    configs: Mapping[str, Config],
+    step: Callable[[str], None] = lambda description: None,
 ) -> dict[str, Answers]:
     """Ask every prompt under every configuration."""
-    answers = {label: Answers(config) for label, config in chosen.items()}
-    for prompt in prompts:
-        for label, config in chosen.items():
+    answers = {label: Answers(config) for label, config in configs.items()}
+    for length, task in prompts:
+        for own in answers.values():
             began = time.perf_counter()
-            with apply(loaded.model, config):
-                said = answer(loaded.model, loaded.tokenizer, prompt)
-            answers[label].rows.append(
+            with Subject.under(loaded, own.config) as subject:
+                (sample,) = task.measure(subject, source, length, SEED)
+            own.rows.append(
                 {
-                    "length": len(prompt.tokens),
-                    "depth": prompt.depth,
-                    "key": prompt.key,
-                    "answer": said,
-                    "score": score(said, prompt.key),
+                    "length": length,
+                    "depth": task.depth,
+                    "key": sample.expected,
+                    "answer": sample.answer,
+                    "score": sample.score,
                     "seconds": round(time.perf_counter() - began, 1),
                 }
             )
-            if step is not None:
-                step(f"{len(prompt.tokens)} tokens, depth {prompt.depth:g}")
+            step(f"{length} tokens, depth {task.depth:g}")
     return answers

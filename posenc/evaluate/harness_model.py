@@ -14,7 +14,6 @@ from posenc.evaluate.harness import DEFAULT_WINDOWS, split_arguments
 from posenc.evaluate.models import locate
 from posenc.hf.apply import apply
 from posenc.hf.model_files import damage
-from posenc.positions import PositionStrategy
 
 
 class PosencLM(HFLM):  # type: ignore[misc]  # the harness is not typed
@@ -68,17 +67,10 @@ class PosencLM(HFLM):  # type: ignore[misc]  # the harness is not typed
             raise InvalidInputError(f"{pretrained}: {found}") from error
         self.posenc_handle = apply(self.model, chosen)
         made = self.posenc_handle.strategy
-        if str(batch_size) != "1" and by_length(made):
+        if str(batch_size) != "1" and made.follows_prompt:
             raise InvalidConfigError(
                 f"batch_size: {made.name} depends on the prompt's length, and the harness pads batches without telling "
                 "the model which tokens are padding. Use batch_size=1."
             )
         if max_length is None and made.window is not None:
             self._max_length = DEFAULT_WINDOWS * made.window
-
-
-def by_length(strategy: PositionStrategy) -> bool:
-    """True where a longer prompt changes how its first tokens are seen."""
-    able = strategy.capabilities
-    switches = getattr(strategy.params, "active_from", 0) > 0
-    return able.uses_prompt or able.frequencies_by_length or switches

@@ -1,1 +1,1 @@
-"""Which prompt length every query plans with, and the plans and frequencies that are kept for it."""
+"""Lengths over time: which prompt length each query plans with, and the plans and frequencies that are kept."""

@@ -1,4 +1,4 @@
-"""Two strategies as one: the positions of the first, the frequencies of the second."""
+"""Combine two strategies: the positions of one, the frequencies of the other."""
 
 from __future__ import annotations
 
@@ -19,13 +19,19 @@ if TYPE_CHECKING:
 
 
 class ComposedStrategy(PositionStrategy):
-    """Positions of one strategy with the frequencies of another."""
+    """Positions of one strategy with the frequencies of another.
+
+    Raises
+    ------
+    InvalidConfigError
+        If ``frequencies`` does not change frequencies, or ``positions`` does.
+    """
 
     def __init__(self, positions: PositionStrategy, frequencies: PositionStrategy) -> None:
         if not frequencies.capabilities.changes_frequencies:
             raise InvalidConfigError(
                 f"frequencies.name: {frequencies.name!r} does not change frequencies. "
-                "Use it as the strategy, and a frequency strategy (yarn, ntk, ...) here."
+                "Pass it as the strategy, and a frequency strategy (yarn, ntk, ...) here."
             )
         if positions.capabilities.changes_frequencies:
             raise InvalidConfigError(
@@ -80,6 +86,14 @@ class ComposedStrategy(PositionStrategy):
     @property
     def retention(self) -> Retention | None:
         return self.positions.retention
+
+    @property
+    def active_from(self) -> int:
+        return self.positions.active_from
+
+    @property
+    def follows_prompt(self) -> bool:
+        return self.positions.follows_prompt or self.frequencies.capabilities.frequencies_by_length
 
     @property
     def replan(self) -> str | int:

@@ -1,4 +1,4 @@
-"""How much memory kept things hold."""
+"""How much memory plans hold, with everything that backends derived from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import numpy as np
 
 
 def held_bytes(*values: Any) -> int:
-    """Bytes of all arrays and tensors that containers and dataclasses lead to, on any device, each memory once."""
+    """Bytes of all arrays and tensors reachable from the values, on any device; shared memory counts once.
+
+    Follows dicts, lists, tuples and dataclasses.
+    """
     sizes: dict[int, int] = {}
     seen: set[int] = set()
     waiting = list(values)
@@ -26,9 +29,10 @@ def held_bytes(*values: Any) -> int:
             storage = value.untyped_storage()
             sizes[storage.data_ptr()] = storage.nbytes()
         elif isinstance(value, dict):
+            waiting.extend(value)
             waiting.extend(value.values())
         elif isinstance(value, list | tuple):
             waiting.extend(value)
-        elif is_dataclass(value):
+        elif is_dataclass(value) and not isinstance(value, type):
             waiting.extend(vars(value).values())
     return sum(sizes.values())

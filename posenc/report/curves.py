@@ -107,7 +107,7 @@ def _parameters(params: dict[str, Any]) -> str:
     return ", ".join("curve" if isinstance(value, dict) else f"{key}={value}" for key, value in params.items())
 
 
-def _shown(score: record.Score | None) -> str:
+def _shown(score: record.LossScore | None) -> str:
     """The perplexity with its error, to first order."""
     if score is None:
         return ""

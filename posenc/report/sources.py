@@ -12,7 +12,7 @@ from posenc.bench import results as bench
 from posenc.calibration.file import FORMAT as CALIBRATION
 from posenc.errors import InvalidInputError
 from posenc.evaluate.sweep.folder import SWEEP, ResultsFolder
-from posenc.evaluate.sweep.results import FORMAT, Sweep, read_bundle
+from posenc.evaluate.sweep.results import FORMAT, Sweep, read_sweep
 from posenc.report.curves import Calibration, read_calibration
 
 BENCH = "posenc-bench"
@@ -78,7 +78,7 @@ def _add(path: Path, material: Material) -> bool:
     """Read a file if it is a result; its own reader says what is wrong with it if it is damaged."""
     kind = _format(path)
     if kind == FORMAT:
-        material.sweeps[str(path)] = read_bundle(path)
+        material.sweeps[str(path)] = read_sweep(path)
     elif kind == CALIBRATION:
         material.calibrations[str(path)] = read_calibration(path)
     elif kind == BENCH:

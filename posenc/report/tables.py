@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from posenc.evaluate.perplexity import Mean, Perplexity
+from posenc.evaluate.scores import Mean, Perplexity
 from posenc.evaluate.sweep.results import Entry, Sweep
 from posenc.evaluate.tasks.base import over_documents
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from posenc.errors import InvalidInputError
-from posenc.files import replacing
+from posenc.files import make_folder, replacing
 from posenc.report import html, markdown
 from posenc.report.sections import sections
 from posenc.report.sources import collect
@@ -34,10 +33,7 @@ def write_report(paths: Sequence[Path], out: Path, *, title: str = "Results", na
         If there are no results, one is damaged, or the pages cannot be written.
     """
     found = sections(collect(paths))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInputError(f"{out}: cannot be created ({error.strerror or error}).") from None
+    make_folder(out)
     pages = {
         out / f"{name}.html": html.page(title, INTRODUCTION, found),
         out / f"{name}.md": markdown.page(title, INTRODUCTION, found),

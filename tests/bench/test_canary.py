@@ -71,8 +71,7 @@ def as_a_kernel(plan: PositionPlan, *call: Any) -> list[tuple[Tensor, Tensor]]:
     """Compute every segment on its own: a key in two segments counts twice, as in a kernel."""
     q, k, v, rows = call
     parts = (
-        expected_rows(q, k, v, replace(plan, segments=(segment,), memo={}), ROTARY, rows, SCALE)
-        for segment in plan.segments
+        expected_rows(q, k, v, replace(plan, segments=(segment,)), ROTARY, rows, SCALE) for segment in plan.segments
     )
     return [(out.nan_to_num(), lse) for out, lse in parts]
 
@@ -101,7 +100,7 @@ def test_a_mistake_at_the_border_of_any_segment_is_far_beyond_the_tolerance(name
             if all(np.array_equal(getattr(wrong, key)[rows], getattr(segment, key)[rows]) for key in CHANGED):
                 continue  # there is nothing beyond that end
             tried += 1
-            (part,) = as_a_kernel(replace(plan, segments=(wrong,), memo={}), q, k, v, rows)
+            (part,) = as_a_kernel(replace(plan, segments=(wrong,)), q, k, v, rows)
             out, lse = merged([*parts[:number], part, *parts[number + 1 :]])
             off = float(((out - right[0]).abs() / right[0].square().mean(-1, keepdim=True).sqrt()).max())
             if off < 2 * canary.TOLERANCES["bfloat16"]:
@@ -128,8 +127,8 @@ class OnePositionOff(CpuFlashBackend):
 
     def attend(self, q, k, v, plan, rotary, **options):
         first, *rest = plan.segments
-        shifted = replace(first, query_positions=first.query_positions + 1, memo={})
-        return super().attend(q, k, v, replace(plan, segments=(shifted, *rest), memo={}), rotary, **options)
+        shifted = replace(first, query_positions=first.query_positions + 1)
+        return super().attend(q, k, v, replace(plan, segments=(shifted, *rest)), rotary, **options)
 
 
 class PartlyUnwritten(CpuFlashBackend):

@@ -14,13 +14,14 @@ import torch
 import yaml
 
 import posenc
-from posenc.calibration.file import Calibration, Score, read, write
+from posenc.calibration.file import Calibration, LossScore, read, write
 from posenc.calibration.recommend import find_profile, recommend
 from posenc.errors import InvalidConfigError, InvalidInputError
 from posenc.evaluate.calibrate import job as work
 from posenc.evaluate.models import Loaded, load
 from posenc.hf.apply import find_adapter
 from posenc.hf.fingerprint import fingerprint
+from posenc.planning.planner import Planner
 from tests.calibration.conftest import WINDOW, make_model
 
 Calibrated = tuple[work.Outcome, Path]
@@ -143,8 +144,10 @@ def changed(calibration: Calibration, length: int, name: str, *, gap: float, rep
     choice = calibration.strategies[name][length]
     native = calibration.native[length]
 
-    def score(gap: float) -> Score:
-        return Score(loss=native.loss + gap, standard_error=0.1, over_native=gap, over_native_error=0.01, documents=10)
+    def score(gap: float) -> LossScore:
+        return LossScore(
+            loss=native.loss + gap, standard_error=0.1, over_native=gap, over_native_error=0.01, documents=10
+        )
 
     new = choice.model_copy(update={"calibration": score(gap), "report": score(report_gap)})
     strategies = {key: dict(value) for key, value in calibration.strategies.items()}
@@ -256,6 +259,16 @@ def test_frequencies_follow_the_pick():
     assert torch.equal(auto.rotary(base, 21).inv_freq, yarn.inv_freq)
     assert auto.capabilities.changes_frequencies
     assert auto.capabilities.frequencies_by_length
+
+
+def test_one_pick_of_frequencies_is_kept_apart_from_the_models_own():
+    pick = {"strategy": "yarn", "because": "a test"}
+    table = {"ranges": [{"up_to": 99, "pick": pick}]}
+    planner = Planner(posenc.strategy("auto", window=WINDOW, active_from=9, calibration=table))
+    base = posenc.Rotary.from_theta(1e4, 16)
+    yarn = posenc.strategy("yarn", window=WINDOW).rotary(base, 50)
+    assert planner.rotary(base, 5) is base  # up to active_from nothing changes, and the planner must not keep that
+    assert torch.equal(planner.rotary(base, 50).inv_freq, yarn.inv_freq)
 
 
 def test_a_pick_may_differ_by_layer(monkeypatch):

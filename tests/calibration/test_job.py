@@ -17,38 +17,39 @@ import posenc
 from posenc.calibration.candidates import BUDGET
 from posenc.errors import InvalidConfigError, InvalidInputError, PluginError, UnknownNameError
 from posenc.evaluate.calibrate import job as work
-from posenc.evaluate.calibrate.cells import Cells, plan_digest
 from posenc.evaluate.calibrate.corpus import draw, read_source
 from posenc.evaluate.calibrate.job import score_of
+from posenc.evaluate.calibrate.losses import DocumentLosses, plan_digest
 from posenc.evaluate.calibrate.search import Candidate, candidates
 from posenc.evaluate.calibrate.sweep import STOP_ERRORS, STOP_NATS, paired, rounds, survivors, sweep
 from posenc.evaluate.models import Loaded
-from posenc.evaluate.perplexity import Mean, measure
+from posenc.evaluate.scores import Mean
+from posenc.evaluate.tasks.perplexity import document_losses
 from posenc.positions import PositionStrategy
 from tests.calibration.conftest import WINDOW, make_text
 
 Calibrated = tuple[work.Outcome, Path]
 
 
-def cells_of(job: work.Job, folder: Path) -> Cells:
+def losses_of(job: work.Job, folder: Path) -> DocumentLosses:
     (folder / work.CELLS).mkdir(exist_ok=True)
-    return Cells(job.loaded, job.fingerprint, job.corpus, job.asked.scored, folder / work.CELLS)
+    return DocumentLosses(job.loaded, job.fingerprint, job.corpus, job.asked.scored, folder / work.CELLS)
 
 
 def test_a_cell_is_the_perplexity_of_the_same_documents(loaded: Loaded, asked: work.Asked, tmp_path: Path):
     job = work.prepare(loaded, asked)
-    cells = cells_of(job, tmp_path)
+    losses = losses_of(job, tmp_path)
     candidate = Candidate("rerope", {"window_size": 7}, WINDOW)
-    found = cells.losses(candidate, 64, 5)
+    found = losses.of(candidate, 64, 5)
     with posenc.apply(loaded.model, "rerope", window_size=7):
-        expected = measure(loaded.model, job.corpus.documents[:5], 64, asked.scored)
-    assert found == expected.losses
-    assert cells.losses(candidate, 64, 9).values[:5] == found.values
+        expected = tuple(document_losses(loaded.model, job.corpus.documents[:5], 64, asked.scored))
+    assert found.values == expected
+    assert losses.of(candidate, 64, 9).values[:5] == found.values
 
 
 def test_a_second_run_measures_nothing(calibrated: Calibrated, loaded: Loaded, asked: work.Asked, monkeypatch):
     outcome, file = calibrated
-    monkeypatch.setattr(Cells, "_measure", lambda *_: pytest.fail("a cell was measured again"))
+    monkeypatch.setattr(DocumentLosses, "_measure", lambda *_: pytest.fail("a cell was measured again"))
     again = work.run(work.prepare(loaded, asked), file.parent)
     assert again == outcome
 
@@ -82,13 +83,13 @@ def test_all_candidates_are_scored_on_the_same_documents(loaded: Loaded, asked: 
 
 
 def test_equal_plans_share_a_cell(loaded: Loaded, asked: work.Asked, tmp_path: Path):
-    cells = cells_of(work.prepare(loaded, asked), tmp_path)
-    native = cells.key(Candidate("rope", {}, WINDOW), WINDOW)
-    assert cells.key(Candidate("lampe", {"head": 4, "mapping": WINDOW}, WINDOW), WINDOW) == native
-    assert cells.key(Candidate("self_extend", {"window_size": WINDOW}, WINDOW), WINDOW) == native
-    assert cells.key(Candidate("lampe", {"head": 4, "mapping": 9}, WINDOW), WINDOW) != native
-    assert cells.key(Candidate("yarn", {"factor": 2.0}, WINDOW), WINDOW) != native
-    assert cells.key(Candidate("rope", {}, WINDOW), 2 * WINDOW) != native
+    losses = losses_of(work.prepare(loaded, asked), tmp_path)
+    native = losses.key(Candidate("rope", {}, WINDOW), WINDOW)
+    assert losses.key(Candidate("lampe", {"head": 4, "mapping": WINDOW}, WINDOW), WINDOW) == native
+    assert losses.key(Candidate("self_extend", {"window_size": WINDOW}, WINDOW), WINDOW) == native
+    assert losses.key(Candidate("lampe", {"head": 4, "mapping": 9}, WINDOW), WINDOW) != native
+    assert losses.key(Candidate("yarn", {"factor": 2.0}, WINDOW), WINDOW) != native
+    assert losses.key(Candidate("rope", {}, WINDOW), 2 * WINDOW) != native
 
 
 def test_a_different_scale_or_frequency_changes_the_digest_of_a_plan():
@@ -120,16 +121,16 @@ def test_the_rounds_double_and_end_with_all_documents():
 def test_a_dropped_candidate_is_not_scored_any_further(loaded: Loaded, asked: work.Asked, tmp_path: Path, monkeypatch):
     done: list[int] = []
     job = work.prepare(loaded, replace(asked, documents=20))
-    cells = replace(cells_of(job, tmp_path), step=lambda description, tokens: done.append(tokens))
+    losses = replace(losses_of(job, tmp_path), step=lambda description, tokens: done.append(tokens))
     noise = np.random.default_rng(0).normal(0, 0.01, 20)
 
-    def losses(cells: Cells, candidate: Candidate, length: int, start: int, stop: int) -> tuple[float, ...]:
-        cells.skip(candidate, length, stop - start)
+    def measure(losses: DocumentLosses, candidate: Candidate, length: int, start: int, stop: int) -> tuple[float, ...]:
+        losses.skip(candidate, length, stop - start)
         return tuple((float(candidate.params["window_size"]) + noise)[start:stop])
 
-    monkeypatch.setattr(Cells, "_measure", losses)
+    monkeypatch.setattr(DocumentLosses, "_measure", measure)
     grid = [Candidate("rerope", {"window_size": size}, WINDOW) for size in (3, 9, 20)]
-    found = sweep(cells, grid, 64)
+    found = sweep(losses, grid, 64)
     assert [len(point.losses.values) for point in found.points] == [20, 8, 8]
     assert found.best.candidate is grid[0]
     assert found.dropped(found.points[1])
@@ -172,21 +173,23 @@ def test_a_run_killed_at_any_moment_resumes_and_ends_the_same(
     "content", ["", "{", '{"losses": [1.0, null]}', '{"other": 1}', '{"losses": 3}', "[1]", "\xff"]
 )
 def test_a_damaged_cell_is_named(loaded: Loaded, asked: work.Asked, tmp_path: Path, content: str):
-    cells = cells_of(work.prepare(loaded, asked), tmp_path)
+    losses = losses_of(work.prepare(loaded, asked), tmp_path)
     candidate = Candidate("rope", {}, WINDOW)
-    cells.losses(candidate, 32, 2)
-    (file,) = cells.folder.glob("*.json")
+    losses.of(candidate, 32, 2)
+    (file,) = losses.folder.glob("*.json")
     file.write_text(content, encoding="latin-1")
-    with pytest.raises(InvalidInputError, match=r"damaged, or not a cell of posenc calibrate. Remove it") as caught:
-        cells_of(work.prepare(loaded, asked), tmp_path).losses(candidate, 32, 2)
+    with pytest.raises(
+        InvalidInputError, match=r"(not a result of posenc calibrate \(not JSON\)|damaged result \(.*\))\. Remove it"
+    ) as caught:
+        losses_of(work.prepare(loaded, asked), tmp_path).of(candidate, 32, 2)
     assert str(file) in str(caught.value)
 
 
 def test_a_full_disk_loses_nothing(loaded: Loaded, asked: work.Asked, tmp_path: Path, monkeypatch):
-    cells = cells_of(work.prepare(loaded, asked), tmp_path)
+    losses = losses_of(work.prepare(loaded, asked), tmp_path)
     candidate = Candidate("rope", {}, WINDOW)
-    cells.losses(candidate, 32, 2)
-    (file,) = cells.folder.glob("*.json")
+    losses.of(candidate, 32, 2)
+    (file,) = losses.folder.glob("*.json")
     before = file.read_bytes()
 
     def full(*_: object, **__: object) -> int:
@@ -195,19 +198,19 @@ def test_a_full_disk_loses_nothing(loaded: Loaded, asked: work.Asked, tmp_path: 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_text", full)
         with pytest.raises(InvalidInputError, match=r"cannot be written \(No space left on device\)"):
-            cells.losses(candidate, 32, 4)
-    assert [path.read_bytes() for path in cells.folder.iterdir()] == [before]
+            losses.of(candidate, 32, 4)
+    assert [path.read_bytes() for path in losses.folder.iterdir()] == [before]
     assert len(json.loads(before)["losses"]) == 2
 
 
 def test_a_loss_that_overflows_is_an_error(loaded: Loaded, asked: work.Asked, tmp_path: Path, monkeypatch):
-    from posenc.evaluate.calibrate import cells as module
+    from posenc.evaluate.calibrate import losses as module
 
-    cells = cells_of(work.prepare(loaded, asked), tmp_path)
-    monkeypatch.setattr(module, "measure", lambda *_, **__: type("P", (), {"losses": Mean((float("nan"),))}))
+    losses = losses_of(work.prepare(loaded, asked), tmp_path)
+    monkeypatch.setattr(module, "document_losses", lambda *_: [float("nan")])
     with pytest.raises(InvalidInputError, match="not a finite number"):
-        cells.losses(Candidate("rope", {}, WINDOW), 32, 1)
-    assert not list(cells.folder.iterdir())
+        losses.of(Candidate("rope", {}, WINDOW), 32, 1)
+    assert not list(losses.folder.iterdir())
 
 
 def test_unusable_texts_are_refused(loaded: Loaded, asked: work.Asked, tmp_path: Path):

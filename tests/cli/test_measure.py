@@ -238,7 +238,7 @@ def test_demo_refuses_an_impossible_folder(run, small_model: Path, text: Path, t
         "demo", "--model", small_model, "--config", config, "--text", text, "--documents", 2, "--out", text / "out"
     )
     assert result.exit_code == 2
-    assert "cannot be created (Not a directory)" in result.stderr
+    assert "cannot be written (Not a directory)" in result.stderr
 
 
 def test_demo_refuses_options_that_it_does_not_take(run):

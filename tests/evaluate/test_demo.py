@@ -39,15 +39,19 @@ def test_the_demo_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_shipped_model_breaks_natively_and_lampe_repairs_it():
-    from posenc.evaluate.compare import Task, compare
-    from posenc.evaluate.texts import cut_documents, read_text, tokenize
+    from posenc.evaluate.compare import compare, prepare
+    from posenc.evaluate.tasks.base import Source
+    from posenc.evaluate.texts import read_text
 
-    loaded, text = load(TINY), read_text()
+    loaded = load(TINY)
     assert loaded.window == 256
-    documents = cut_documents(tokenize(loaded.tokenizer, text), 1024, 10, step=128, name=text.name)
+    source = Source(loaded.tokenizer, read_text())
+    comparison = prepare(source, (256, 1024), scored=128, documents=10, retrieval_documents=10)
     configs = {name: c for c in read_configs(str(demo.find_config())) if (name := c.strategy.name) in ("rope", "lampe")}
-    outcomes = compare(loaded, configs, Task((256, 1024), documents, 128, documents))
-    native, lampe = outcomes["rope"], outcomes["lampe"]
+    steps: list[str] = []
+    scores = compare(loaded, configs, comparison, steps.append)
+    assert len(steps) == comparison.steps(2) == 2 * 2 * 20
+    native, lampe = scores["rope"], scores["lampe"]
     assert native.perplexity[1024].value > 1.5 * lampe.perplexity[1024].value
     assert native.retrieval[256].scores.mean > 0.6
     assert native.retrieval[1024].scores.mean < 0.3 < 0.5 < lampe.retrieval[1024].scores.mean

@@ -9,52 +9,76 @@ import pytest
 
 from posenc.errors import InvalidInputError, PosencError
 from posenc.evaluate import smollm2
-from posenc.evaluate.demo_smollm2 import estimate_seconds
-from posenc.evaluate.passkey import NEEDLE, QUESTION, make_passkey, score, table
+from posenc.evaluate.demo_smollm2 import Answers, configs, estimate_seconds, make_prompts
+from posenc.evaluate.tasks.base import Source
+from posenc.evaluate.tasks.passkey import NEEDLE, QUESTION, SinglePasskey
+from posenc.evaluate.tasks.questions import Question, Reference
+from posenc.evaluate.texts import Text
 
 
 class Characters:
     """A tokenizer whose tokens are characters."""
 
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool, verbose: bool = True) -> list[int]:
         assert not add_special_tokens
         return [ord(character) for character in text]
 
 
-HAYSTACK = np.full(5000, ord("."))
+SOURCE = Source(Characters(), Text("dots", "." * 5000))
+
+
+def question(length: int, depth: float, document: int = 0) -> Question:
+    task = SinglePasskey(depth=depth)
+    (asked,) = task.questions(SOURCE, length, task.random(length, 0, document))
+    return asked
+
+
+def key(asked: Question) -> str:
+    return asked.references[0].text
 
 
 @pytest.mark.parametrize("length", [200, 1000, 4999])
 @pytest.mark.parametrize("depth", [0.0, 0.1, 0.5, 1.0])
 def test_a_prompt_has_its_length_its_key_and_its_question(length: int, depth: float):
-    prompt = make_passkey(Characters(), HAYSTACK, length, depth)
-    text = "".join(map(chr, prompt.tokens))
-    assert len(prompt.tokens) == length
-    assert text.count(prompt.key) == 2
-    assert prompt.key.isdigit()
+    asked = question(length, depth)
+    text = "".join(map(chr, asked.prompt))
+    assert len(asked.prompt) == length
+    assert text.count(key(asked)) == 2
+    assert key(asked).isdigit()
     assert text.endswith("What is the pass key? The pass key is")
     before = text.index("\n\nThe pass key is")
     assert before == pytest.approx(depth * (length - len(NEEDLE) - len(QUESTION)), abs=20)
 
 
-def test_prompts_are_the_same_every_time_and_differ_by_depth():
-    first, again, other = (make_passkey(Characters(), HAYSTACK, 500, depth) for depth in (0.1, 0.1, 0.5))
-    assert first.key == again.key
-    assert (first.tokens == again.tokens).all()
-    assert first.key != other.key
+def test_prompts_are_the_same_every_time_and_differ_by_depth_and_document():
+    first, again, other = (question(500, depth) for depth in (0.1, 0.1, 0.5))
+    assert key(first) == key(again)
+    assert (first.prompt == again.prompt).all()
+    assert key(first) != key(other)
+    assert key(first) != key(question(500, 0.1, document=1))
+
+
+def test_the_keys_are_those_that_the_demo_has_always_asked_for():
+    rng = np.random.default_rng([0, 500, 100])
+    assert key(question(500, 0.1)) == "".join(map(str, rng.integers(1, 10, 5)))
 
 
 @pytest.mark.parametrize(
     ("length", "depth", "said"),
-    [(20, 0.5, "length 20: too short"), (9000, 0.5, "haystack has 5000"), (500, 1.5, "depth"), (-1, 0.5, "length -1")],
+    [
+        (20, 0.5, "20 tokens have no room"),
+        (9000, 0.5, "the text dots has 5000"),
+        (500, 1.5, "depth: must lie between 0 and 1, got 1.5"),
+        (-1, 0.5, "length -1: must be at least 1 token"),
+    ],
 )
 def test_impossible_prompts_are_refused(length: int, depth: float, said: str):
     with pytest.raises(InvalidInputError, match=said):
-        make_passkey(Characters(), HAYSTACK, length, depth)
+        make_prompts(SOURCE, [length], [depth])
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("answer", "expected"),
     [
         (" 12345. Remember", 1.0),
         ("12345", 1.0),
@@ -65,16 +89,23 @@ def test_impossible_prompts_are_refused(length: int, depth: float, said: str):
         ("92345", 0.0),
     ],
 )
-def test_the_score_is_the_share_of_right_digits(said: str, expected: float):
-    assert score(said, "12345") == expected
+def test_the_score_is_the_share_of_right_digits(answer: str, expected: float):
+    assert SinglePasskey().score(Reference("12345"), answer) == expected
 
 
-def test_the_table_counts_whole_keys():
-    assert table([(10, 1.0), (10, 0.8), (20, 1.0)]) == {10: (1, 2), 20: (1, 1)}
+def test_whole_keys_are_counted_by_length():
+    rows = [{"length": length, "score": score} for length, score in ((20, 1.0), (10, 1.0), (10, 0.8))]
+    counts = Answers(configs()["native (plain RoPE)"], rows).by_length()
+    assert list(counts.items()) == [(10, (1, 2)), (20, (1, 1))]
+
+
+def test_shorter_prompts_are_asked_first():
+    prompts = make_prompts(SOURCE, [4000, 500], [0.1, 0.9])
+    assert [(length, task.depth) for length, task in prompts] == [(500, 0.1), (500, 0.9), (4000, 0.1), (4000, 0.9)]
 
 
 def test_longer_prompts_are_estimated_to_take_longer():
-    short, long = (make_passkey(Characters(), HAYSTACK, length, 0.5) for length in (500, 4000))
+    short, long = make_prompts(SOURCE, [500, 4000], [0.5])
     assert estimate_seconds([short], 2) < estimate_seconds([long], 2) < estimate_seconds([long, long], 2)
 
 
@@ -94,7 +125,7 @@ def test_the_unpacked_model_is_reused(tmp_path: Path, monkeypatch: pytest.Monkey
         unpacked.append(source)
         (folder / smollm2.WEIGHTS).write_bytes(b"weights")
 
-    monkeypatch.setattr(smollm2, "_unpack", unpack)
+    monkeypatch.setattr("posenc.hf.model_files.unpack_gguf", unpack)
     assert smollm2.prepare() == smollm2.prepare() == tmp_path / "smollm2"
     assert len(unpacked) == 1
 
@@ -107,7 +138,7 @@ def test_an_interrupted_unpacking_leaves_nothing(tmp_path: Path, monkeypatch: py
         (folder / "half").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(smollm2, "_unpack", interrupted)
+    monkeypatch.setattr("posenc.hf.model_files.unpack_gguf", interrupted)
     with pytest.raises(KeyboardInterrupt):
         smollm2.prepare()
     assert not list(tmp_path.iterdir())

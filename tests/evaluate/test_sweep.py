@@ -23,11 +23,11 @@ from posenc.evaluate.models import ModelSpec
 from posenc.evaluate.sweep import executors, run
 from posenc.evaluate.sweep.executors import Done
 from posenc.evaluate.sweep.folder import ResultsFolder
-from posenc.evaluate.sweep.results import Sweep, read_bundle, write_sweep
+from posenc.evaluate.sweep.results import Sweep, read_sweep, write_sweep
 from posenc.evaluate.sweep.run import Execution, Planned
 from posenc.evaluate.sweep.session import Session
 from posenc.evaluate.sweep.suite import make_cells, read_suite
-from posenc.evaluate.tasks import read_task
+from posenc.evaluate.tasks.read import read_task
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -352,7 +352,7 @@ def test_a_bundle_contains_the_whole_sweep(tmp_path: Path, session: Session):
     sweep = run.execute(plan(tmp_path, SMALL, session), Execution())
     assert sweep.missing == 0
     bundle = write_sweep(sweep, tmp_path / "bundle.json")
-    assert read_bundle(bundle) == sweep
+    assert read_sweep(bundle) == sweep
     assert "seconds" not in bundle.read_text()
     json.loads(bundle.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
 
@@ -479,4 +479,4 @@ def test_parameters_of_another_model_are_used_only_if_the_suite_says_so(tmp_path
     samples = {(cell.label, cell.length): cell.samples for cell in sweep.cells}
     assert samples["other", 24] == samples["rerope", 24]
     assert {cell.label: cell.against for cell in sweep.cells} == {"rerope": None, "other": "rerope"}
-    assert read_bundle(write_sweep(sweep, tmp_path / "bundle.json")) == sweep
+    assert read_sweep(write_sweep(sweep, tmp_path / "bundle.json")) == sweep

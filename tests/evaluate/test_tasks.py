@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 import posenc
-from posenc.errors import InvalidConfigError, InvalidInputError
-from posenc.evaluate import perplexity
+from posenc.errors import InvalidConfigError, InvalidInputError, UnknownNameError
 from posenc.evaluate.models import TINY, load
 from posenc.evaluate.shared_prefill import SharedPrefill
-from posenc.evaluate.tasks import TASKS, read_task
 from posenc.evaluate.tasks.base import Sample, Source, Subject, over_documents
+from posenc.evaluate.tasks.perplexity import document_losses
 from posenc.evaluate.tasks.questions import Question, QuestionTask
+from posenc.evaluate.tasks.read import read_task
 from posenc.evaluate.texts import Text, read_text
+from posenc.plugins import tasks
 
 
 class Characters:
@@ -39,7 +40,7 @@ class Characters:
 
 SOURCE = Source(Characters(), Text("dots", "." * 30_000))
 SETTINGS: dict[str, dict[str, Any]] = {"common_words": {"common": 4, "often": 12, "seldom": 2}}
-ASKED = sorted(kind for kind, task in TASKS.items() if issubclass(task, QuestionTask))
+QUESTIONS = sorted(name for name, info in tasks().items() if issubclass(info.factory, QuestionTask))
 
 
 def ask(kind: str, length: int, seed: int = 0, **settings: Any) -> tuple[QuestionTask, list[Question]]:
@@ -53,7 +54,7 @@ def text_of(question: Question) -> str:
     return Characters().decode(question.prompt)
 
 
-@pytest.mark.parametrize("kind", ASKED)
+@pytest.mark.parametrize("kind", QUESTIONS)
 @pytest.mark.parametrize("length", [2000, 4001])
 def test_prompts_have_the_requested_size_and_contain_the_answers(kind: str, length: int):
     _, questions = ask(kind, length)
@@ -67,7 +68,7 @@ def test_prompts_have_the_requested_size_and_contain_the_answers(kind: str, leng
     assert len({len(question.prompt) for question in questions}) == 1
 
 
-@pytest.mark.parametrize("kind", ASKED)
+@pytest.mark.parametrize("kind", QUESTIONS)
 def test_prompts_are_determined_by_the_seed(kind: str):
     first, again, other = (ask(kind, 2500, seed)[1] for seed in (0, 0, 1))
     assert [text_of(question) for question in first] == [text_of(question) for question in again]
@@ -159,7 +160,7 @@ class Oracle:
     def install(self, task: QuestionTask, monkeypatch: pytest.MonkeyPatch, length: int) -> list[Sample]:
         by_prompt = {}
         for document in range(task.documents):
-            for question in task.questions(SOURCE, length, np.random.default_rng([0, document])):
+            for question in task.questions(SOURCE, length, task.random(length, 0, document)):
                 by_prompt[question.prompt.tobytes()] = question
 
         def answer(reader: Any, prompt: np.ndarray, new_tokens: int) -> list[int]:
@@ -167,10 +168,10 @@ class Oracle:
             return [ord(character) for character in said][:new_tokens]
 
         monkeypatch.setattr(SharedPrefill, "answer", answer)
-        return task.measure(SimpleNamespace(loaded=SimpleNamespace(model=None), handle=None), SOURCE, length, 0)
+        return list(task.measure(SimpleNamespace(loaded=SimpleNamespace(model=None), handle=None), SOURCE, length, 0))
 
 
-@pytest.mark.parametrize("kind", ASKED)
+@pytest.mark.parametrize("kind", QUESTIONS)
 @pytest.mark.parametrize(
     ("rule", "score"),
     [
@@ -189,11 +190,11 @@ def test_answers_are_scored_per_reference(kind: str, rule: Any, score: float | N
     assert over_documents(samples).values == pytest.approx((expected, expected))
 
 
-@pytest.mark.parametrize("kind", sorted(TASKS))
+@pytest.mark.parametrize("kind", sorted(tasks()))
 def test_too_short_a_length_and_too_short_a_text_are_refused(kind: str):
-    task = read_task({"task": kind}, source="t").fitted([60])
+    task = read_task({"task": kind}, source="t").fitted([20])
     with pytest.raises(InvalidInputError, match=r"\d+"):
-        task.check(SOURCE, 60, 0)
+        task.check(SOURCE, 20, 0)
     if kind not in ("common_words", "frequent_words"):
         with pytest.raises(InvalidInputError, match="has 30000 tokens"):
             task.fitted([40_000]).check(SOURCE, 40_000, 0)
@@ -202,14 +203,13 @@ def test_too_short_a_length_and_too_short_a_text_are_refused(kind: str):
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("perplexty", "no task named 'perplexty'. Did you mean 'perplexity'"),
         ({"task": "passkey", "depth": 0.5}, "passkey|depth: no such key"),
         ({"task": "passkey", "depths": [0.5, 0.5]}, "depth comes twice"),
         ({"task": "passkey", "depths": [1.5]}, "less than or equal to 1"),
         ({"task": "needle_multikey", "keys": 1}, "keys"),
         ({"task": "spans", "documents": 0}, "documents"),
-        ({"text": "pydoc"}, "expected KIND"),
-        (3, "expected KIND"),
+        ({"text": "pydoc"}, "expected NAME"),
+        (3, "expected NAME"),
     ],
 )
 def test_wrong_settings_are_refused(value: Any, said: str):
@@ -217,18 +217,23 @@ def test_wrong_settings_are_refused(value: Any, said: str):
         read_task(value, source="suite")
 
 
-def test_the_perplexity_task_measures_the_same_as_posenc_ppl():
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(UnknownNameError, match=r"suite: no task named 'perplexty'\. Did you mean 'perplexity'\?"):
+        read_task("perplexty", source="suite")
+
+
+def test_perplexity_is_the_loss_of_the_documents_ends():
     loaded = load(TINY)
     source = Source(loaded.tokenizer, read_text())
     task = read_task({"task": "perplexity", "documents": 3, "scored": 16}, source="t").fitted([64, 128])
     with posenc.apply(loaded.model, "rope") as handle:
         subject = Subject(loaded, handle)
-        short, long = (task.measure(subject, source, length, 0) for length in (64, 128))
-        other = task.measure(subject, source, 64, 1)
+        short, long = (list(task.measure(subject, source, length, 0)) for length in (64, 128))
+        other = list(task.measure(subject, source, 64, 1))
         documents = task.cut(source, 64, 0)  # type: ignore[attr-defined]
         assert documents.shape == (3, 128)
-        wanted = perplexity.measure(loaded.model, documents, 64, 16).losses.values
-    assert tuple(sample.score for sample in short) == wanted
+        expected = list(document_losses(loaded.model, documents, 64, 16))
+    assert [sample.score for sample in short] == expected
     assert [sample.score for sample in short] != [sample.score for sample in long]
     assert [sample.score for sample in short] != [sample.score for sample in other]
 
@@ -238,7 +243,7 @@ def test_the_shipped_model_finds_spans_inside_its_window():
     source = Source(loaded.tokenizer, read_text())
     task = read_task({"task": "spans", "documents": 2}, source="t")
     with posenc.apply(loaded.model, "rope") as handle:
-        samples = task.measure(Subject(loaded, handle), source, 256, 0)
+        samples = list(task.measure(Subject(loaded, handle), source, 256, 0))
     assert {sample.depth for sample in samples} == {0.1, 0.3, 0.5, 0.7, 0.9}
     assert over_documents(samples).mean > 0.6
 

@@ -17,7 +17,8 @@ import posenc
 from posenc.hf.cache.decode_tables import StaticDecodeTables
 from posenc.hf.cache.state import CacheState
 from posenc.planning.composed import ComposedStrategy
-from posenc.planning.planner import KEPT_PLANS, Planner, Schedule
+from posenc.planning.planner import KEPT_PLANS, Planner
+from posenc.planning.schedule import Schedule
 from posenc.testing import judge
 from scripts import tiny_families
 from tests.hf import tiny
@@ -224,7 +225,7 @@ def test_a_token_that_does_not_continue_the_cache_is_an_error(wrong: str) -> Non
             inputs["attention_mask"][0, 0, 0, 4] = False
         else:
             mask[0, 90 if wrong == "padding" else 4] = 0
-        with posenc.apply(model, "lampe", **LAMPE), pytest.raises(RuntimeError, match="does not go on"):
+        with posenc.apply(model, "lampe", **LAMPE), pytest.raises(RuntimeError, match="does not continue"):
             step(**inputs, past_key_values=cache)
 
 

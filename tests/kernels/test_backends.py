@@ -14,7 +14,7 @@ from posenc.kernels.devices import capturing
 from posenc.kernels.reference import ReferenceBackend
 from posenc.kernels.rotated import checked
 from posenc.plan import PositionPlan
-from posenc.testing.tensors import Call, check_result, installed, tensors
+from posenc.testing.tensors import AttentionCall, check_result, installed, tensors
 
 ROTARY = posenc.Rotary.from_theta(1e4, 8)
 
@@ -26,7 +26,7 @@ def test_rows_may_have_their_own_plans() -> None:
     out, lse = posenc.attention(q, k, v, per_row, ROTARY, backend="cpu_flash", return_lse=True)
     for row, plan in enumerate(per_row):
         rows = slice(row, row + 1)
-        call = Call(q[rows], k[rows], v[rows], plan, ROTARY, 8**-0.5)
+        call = AttentionCall(q[rows], k[rows], v[rows], plan, ROTARY, 8**-0.5)
         check_result(f"row {row}", call, out[rows], lse[rows], 2e-5)
 
 
@@ -36,7 +36,7 @@ def test_half_precision_is_close_on_a_long_plan(backend: str, dtype: torch.dtype
     """The tolerance is tighter than in the contract, whose short random plans average over fewer keys."""
     plan = posenc.strategy("lampe", window=64, mapping=40, head=8, tail=5).plan(150)
     q, k, v = tensors(plan, 150, (4, 2), 16, dtype=dtype)
-    call = Call(q, k, v, plan, posenc.Rotary.from_theta(1e4, 16), 0.25)
+    call = AttentionCall(q, k, v, plan, posenc.Rotary.from_theta(1e4, 16), 0.25)
     out, _ = call.run(backend)
     assert (out.double() - call.expected()[0]).abs().max() <= tolerance
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import posenc
-from posenc.planning.planner import Planner, Schedule
+from posenc.planning.planner import Planner
+from posenc.planning.schedule import Schedule
 
 WINDOW = 64
 

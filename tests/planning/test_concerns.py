@@ -1,4 +1,4 @@
-"""A valid plan that is hardly intended causes one warning for each kind, strategy and handle."""
+"""A handle warns once, for each kind, of a plan that is valid but probably not intended."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def generate(model: Any, length: int) -> None:
         (
             "self_extend",
             {"group": 2, "window_size": 40},
-            r"prompt of 150 tokens its plan sees distances up to 94, and the",
+            "prompt of 150 tokens sees distances up to 94, but the window is 64",
         ),
         (
             "self_extend",
             {"window_size": 500},
-            "prompt of 150 tokens is longer than the window of 64, and its plan moves not",
+            "prompt of 150 tokens is longer than the window of 64, but its plan moves nothing",
         ),
         ("lampe", {"mapping": 5000}, "its plan moves nothing"),
         ("rerope", {"active_from": 1000}, "its plan moves nothing.*active_from"),

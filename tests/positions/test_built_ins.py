@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 import posenc
+from posenc.config import read_config
 from posenc.testing.invariants import check_identity
 
 NAMES = list(posenc.strategies())
@@ -57,3 +59,28 @@ def test_every_capability_makes_a_difference_for_some_built_in() -> None:
     for name, capabilities in by_name.items():
         if name in INACTIVE_AT_64 and not capabilities.bounded:
             assert posenc.strategy(name, window=64).plan(1500).max_relative >= 64
+
+
+ONE_PICK = {"ranges": [{"up_to": 99, "pick": {"strategy": "yarn", "because": "a test"}}]}
+
+
+@pytest.mark.parametrize(
+    ("config", "active_from", "follows"),
+    [
+        ({"strategy": "rope"}, 0, False),
+        ({"strategy": "rerope"}, 0, False),
+        ({"strategy": {"rerope": {"active_from": 9}}}, 9, True),
+        ({"strategy": "lampe"}, 0, True),
+        ({"strategy": "yarn"}, 0, False),
+        ({"strategy": "dynamic"}, 0, True),
+        ({"strategy": "rerope", "frequencies": "yarn"}, 0, False),
+        ({"strategy": "rerope", "frequencies": "dynamic"}, 0, True),
+        ({"strategy": {"rerope": {"active_from": 9}}, "frequencies": "yarn"}, 9, True),
+        ({"strategy": {"auto": {"calibration": ONE_PICK}}}, 0, True),
+        ({"strategy": {"auto": {"calibration": ONE_PICK, "active_from": 9}}}, 9, True),
+    ],
+    ids=str,
+)
+def test_what_depends_on_the_length_of_the_prompt(config: dict[str, Any], active_from: int, follows: bool) -> None:
+    strategy = read_config(config).make(64)
+    assert (strategy.active_from, strategy.follows_prompt) == (active_from, follows)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from posenc_plugins.lampe import Lampe, Split
-from posenc_plugins.lampe_mapping import PROFILES, Curve
+from posenc_plugins.lampe_mapping import PROFILES, MappingCurve
 
 import posenc
 
@@ -22,9 +22,9 @@ FACTOR_SQUARED = (0.1 * math.log(2) + 1) ** 2
 
 
 def lampe(**params: Any) -> Lampe:
-    made = posenc.strategy("lampe", **params)
-    assert isinstance(made, Lampe)
-    return made
+    strategy = posenc.strategy("lampe", **params)
+    assert isinstance(strategy, Lampe)
+    return strategy
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_mapping_is_a_number_or_a_curve() -> None:
     assert lampe(window=512, mapping=77).mapping_length(5000) == 77
     curve = {"c": 300.0, "a": 0.001, "b": -2.0}
     assert lampe(window=512, mapping=curve).mapping_length(2000) == int(300 / (1 + math.exp(-(0.001 * 2000 - 2.0))))
-    assert Curve(c=5, a=0, b=-800)(10) == 0  # no overflow
+    assert MappingCurve(c=5, a=0, b=-800)(10) == 0  # no overflow
 
 
 def test_the_fallback_has_llama3s_shape_at_the_models_window_and_warns_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -115,7 +115,7 @@ def test_a_mapping_is_read_from_a_calibration_file(suffix: str, nested: bool, tm
     file.write_text(json.dumps(content))  # JSON is YAML too
     for given_path in (str(file), file):
         strategy = lampe(window=2048, mapping=given_path)
-        assert strategy.mapping_length(9000) == Curve(**curve)(9000)
+        assert strategy.mapping_length(9000) == MappingCurve(**curve)(9000)
     described = strategy.describe()
     assert described == {"name": "lampe", "mapping": curve}  # the values, since the path would be useless elsewhere
     assert posenc.strategy(window=2048, **described).plan(9000).max_relative == strategy.plan(9000).max_relative

@@ -45,12 +45,13 @@ def render(entries: Mapping[str, str]) -> tuple[str, int]:
     """Render the page for the entries of its form; returns its text and status, 400 if they cannot be planned."""
     installed = strategies()
     name = entries.get("strategy", IdentityStrategy.name)
+    info = strategy_info(IdentityStrategy, OWN_DISTRIBUTION)
     view, message = None, None
     try:
+        info = installed[name]
         view = _view(name, entries)
     except PosencError as error:
         message = str(error)
-    info = installed[name] if name in installed else strategy_info(IdentityStrategy, OWN_DISTRIBUTION)
     names: dict[str, list[str]] = {"positions": [], "frequencies": []}
     for strategy in installed.values():
         names[strategy.kind].append(strategy.name)

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from posenc.calibration.file import Calibration, damaged, parse
 from posenc.evaluate.calibrate.search import Candidate
 from posenc.evaluate.calibrate.sweep import Point, Sweep
-from posenc.evaluate.perplexity import Mean
+from posenc.evaluate.scores import Mean
 from posenc.files import plain, replacing
+from posenc.params import StrictModel
 
 if TYPE_CHECKING:
     from posenc.evaluate.calibrate.job import Outcome
@@ -25,11 +26,7 @@ DECIMALS = 6
 """Of a stored loss: far finer than its error."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Tried(_Strict):
+class Tried(StrictModel):
     """One candidate.
 
     Parameters
@@ -49,7 +46,7 @@ class Tried(_Strict):
     losses: tuple[float, ...] = Field(min_length=1)
 
 
-class Bundle(_Strict):
+class Bundle(StrictModel):
     """A calibration and its losses.
 
     Parameters
@@ -61,8 +58,8 @@ class Bundle(_Strict):
     """
 
     calibration: Calibration
-    reported: dict[int, dict[str, tuple[float, ...]]] = {}
-    sweeps: dict[str, dict[int, tuple[Tried, ...]]] = {}
+    reported: dict[int, dict[str, tuple[float, ...]]] = Field({})
+    sweeps: dict[str, dict[int, tuple[Tried, ...]]] = Field({})
 
     @model_validator(mode="after")
     def _one_is_whole(self) -> Bundle:

@@ -9,15 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from posenc.calibration.file import Calibration, Choice, ModelRecord, Score, Settings, Texts
+from posenc.calibration.file import Calibration, CalibrationSettings, Choice, LossScore, ModelRecord, Texts
 from posenc.errors import InvalidInputError
 from posenc.evaluate.calibrate import curve
-from posenc.evaluate.calibrate.cells import Cells
 from posenc.evaluate.calibrate.corpus import Corpus, check_apart, draw
+from posenc.evaluate.calibrate.losses import DocumentLosses
 from posenc.evaluate.calibrate.search import Candidate, candidates
 from posenc.evaluate.calibrate.sweep import STOPPING, Sweep, sweep
 from posenc.evaluate.models import Loaded
-from posenc.evaluate.perplexity import Mean, check_lengths
+from posenc.evaluate.scores import Mean
+from posenc.evaluate.tasks.perplexity import check_lengths
 from posenc.hf.fingerprint import fingerprint
 from posenc.params import Fingerprint
 from posenc.positions import IdentityStrategy
@@ -187,8 +188,8 @@ def run(job: Job, folder: Path, step: Callable[[str, int], None] = lambda descri
     step : callable
         Called with a description and a number of tokens that are done.
     """
-    cells = _cells(job, job.corpus, folder, step)
-    native = _native(job, cells)
+    choosing = _losses(job, job.corpus, folder, step)
+    native = _native(job, choosing)
     if native[min(native)].mean > math.log(job.fingerprint.vocabulary or math.inf):
         logger.warning(
             "%s guesses worse than at random on %s (%.2f nats per token): does the tokenizer belong to the model?",
@@ -197,9 +198,10 @@ def run(job: Job, folder: Path, step: Callable[[str, int], None] = lambda descri
             native[min(native)].mean,
         )
     sweeps = {
-        name: {length: sweep(cells, grid[length], length) for length in job.lengths} for name, grid in job.grids.items()
+        name: {length: sweep(choosing, grid[length], length) for length in job.lengths}
+        for name, grid in job.grids.items()
     }
-    reporting = None if job.report is None else _cells(job, job.report, folder, step)
+    reporting = None if job.report is None else _losses(job, job.report, folder, step)
     reported: dict[int, dict[str, Mean]] = {}
     if reporting is not None:
         reported = {length: {"native": losses} for length, losses in _native(job, reporting).items()}
@@ -207,7 +209,7 @@ def run(job: Job, folder: Path, step: Callable[[str, int], None] = lambda descri
     def choice(label: str, candidate: Candidate, length: int, tried: int, losses: Mean) -> Choice:
         report = None
         if reporting is not None:
-            own = reporting.losses(candidate, length, len(reporting.corpus.documents))
+            own = reporting.of(candidate, length, len(reporting.corpus.documents))
             reported[length][label] = own
             report = score_of(own, reported[length]["native"])
         return Choice(params=candidate.params, tried=tried, calibration=score_of(losses, native[length]), report=report)
@@ -225,13 +227,13 @@ def run(job: Job, folder: Path, step: Callable[[str, int], None] = lambda descri
         for length in job.lengths:
             mapped = {"head": fit.head, "tail": fit.tail, "mapping": fit.mapping}
             candidate = Candidate(FITTED, mapped, job.window)
-            losses = cells.losses(candidate, length, len(job.corpus.documents))
+            losses = choosing.of(candidate, length, len(job.corpus.documents))
             fitted[length] = choice(f"{FITTED} (curve)", candidate, length, 1, losses)
     calibration = Calibration(
         command=job.asked.command,
         model=ModelRecord(name=job.loaded.name, fingerprint=job.fingerprint),
         texts=Texts(calibration=job.corpus.texts, report=() if job.report is None else job.report.texts),
-        settings=Settings(
+        settings=CalibrationSettings(
             lengths=tuple(job.lengths),
             scored_tokens=job.asked.scored,
             documents=len(job.corpus.documents),
@@ -252,13 +254,13 @@ def run(job: Job, folder: Path, step: Callable[[str, int], None] = lambda descri
     return Outcome(calibration, sweeps, reported)
 
 
-def _cells(job: Job, corpus: Corpus, folder: Path, step: Callable[[str, int], None]) -> Cells:
-    return Cells(job.loaded, job.fingerprint, corpus, job.asked.scored, folder / CELLS, step)
+def _losses(job: Job, corpus: Corpus, folder: Path, step: Callable[[str, int], None]) -> DocumentLosses:
+    return DocumentLosses(job.loaded, job.fingerprint, corpus, job.asked.scored, folder / CELLS, step)
 
 
-def _native(job: Job, cells: Cells) -> dict[int, Mean]:
+def _native(job: Job, losses: DocumentLosses) -> dict[int, Mean]:
     candidate = Candidate(NATIVE, {}, job.window)
-    return {length: cells.losses(candidate, length, len(cells.corpus.documents)) for length in job.lengths}
+    return {length: losses.of(candidate, length, len(losses.corpus.documents)) for length in job.lengths}
 
 
 def _fit(job: Job, sweeps: dict[str, dict[int, Sweep]]) -> curve.Fit | None:
@@ -269,10 +271,10 @@ def _fit(job: Job, sweeps: dict[str, dict[int, Sweep]]) -> curve.Fit | None:
     return curve.fit_curve(beyond or list(sweeps[FITTED].values()), job.window, seed=job.asked.seed)
 
 
-def score_of(losses: Mean, native: Mean) -> Score:
+def score_of(losses: Mean, native: Mean) -> LossScore:
     """Summarize the losses of the same documents; four decimals, far below their errors."""
     gap = losses.minus(native)
-    return Score(
+    return LossScore(
         loss=round(losses.mean, 4),
         standard_error=_known(losses.standard_error),
         over_native=round(gap.mean, 4),

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from posenc.calibration.file import Score
+from posenc.calibration.file import LossScore
 from posenc.display.viz import COLOURS, MARKERS, new_figure, save
 from posenc.evaluate.calibrate.sweep import Sweep
 
@@ -21,7 +21,7 @@ def swept_keys(sweep: Sweep) -> tuple[str, str]:
     return keys[0], keys[1] if len(keys) > 1 else ""
 
 
-def plot_sweeps(sweeps: dict[int, Sweep], native: dict[int, Score], path: Path) -> Path:
+def plot_sweeps(sweeps: dict[int, Sweep], native: dict[int, LossScore], path: Path) -> Path:
     """Draw the mean loss of every candidate of one strategy, with the standard error of its gap to the best.
 
     Dropped candidates are drawn hollow, at the best one's loss plus the gap seen so far.

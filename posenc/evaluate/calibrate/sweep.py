@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from posenc.evaluate.calibrate.cells import Cells
+from posenc.evaluate.calibrate.losses import DocumentLosses
 from posenc.evaluate.calibrate.search import Candidate
-from posenc.evaluate.perplexity import Mean
+from posenc.evaluate.scores import Mean
 
 FIRST_ROUND = 8
 STOP_ERRORS = 3.0
@@ -98,21 +98,21 @@ def survivors(losses: dict[int, Mean]) -> set[int]:
     return kept
 
 
-def sweep(cells: Cells, candidates: list[Candidate], length: int) -> Sweep:
+def sweep(losses: DocumentLosses, candidates: list[Candidate], length: int) -> Sweep:
     """Score candidates round by round; what was scored before is read, so a second run decides the same."""
-    documents = len(cells.corpus.documents)
-    losses: dict[int, Mean] = {}
+    documents = len(losses.corpus.documents)
+    means: dict[int, Mean] = {}
     alive = set(range(len(candidates)))
     scored = 0
     for stop in rounds(documents):
-        losses |= {number: cells.losses(candidates[number], length, stop, before=scored) for number in sorted(alive)}
+        means |= {number: losses.of(candidates[number], length, stop, before=scored) for number in sorted(alive)}
         scored = stop
-        kept = survivors({number: losses[number] for number in alive}) if stop < documents else alive
+        kept = survivors({number: means[number] for number in alive}) if stop < documents else alive
         for number in alive - kept:
-            cells.skip(candidates[number], length, documents - stop)
+            losses.skip(candidates[number], length, documents - stop)
         alive = kept
     points = tuple(
-        Point(candidate, losses[number], candidate.made.plan(length).max_relative)
+        Point(candidate, means[number], candidate.made.plan(length).max_relative)
         for number, candidate in enumerate(candidates)
     )
     return Sweep(candidates[0].strategy, length, documents, points)

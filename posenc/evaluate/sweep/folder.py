@@ -9,9 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from posenc.errors import InvalidInputError
-from posenc.evaluate.sweep.results import CELL_FORMAT, FORMAT, CellResult, Entry, Sweep, read_checked, write_sweep
+from posenc.evaluate.cells import CellStore, clear_drafts
+from posenc.evaluate.sweep.results import CellResult, Entry, Sweep, read_cell, read_sweep, write_sweep
 from posenc.evaluate.tasks.base import Sample
-from posenc.files import replacing
+from posenc.files import make_folder
 
 SWEEP, CELLS, TIMINGS, FAILED, LOCK = "sweep.json", "cells", "timings.jsonl", "failed", ".lock"
 
@@ -21,6 +22,7 @@ class ResultsFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._cells = CellStore(path / CELLS, read_cell)
 
     def check(self) -> None:
         """Refuse a folder that another version, or something else, wrote.
@@ -35,7 +37,7 @@ class ResultsFolder:
         if not self.path.is_dir():
             raise InvalidInputError(f"{self.path}: is a file. Give a folder for the results with --out.")
         if (self.path / SWEEP).exists():
-            read_checked(self.path / SWEEP, Sweep, FORMAT)
+            read_sweep(self.path / SWEEP)
         elif any(entry.name != CELLS and not entry.name.startswith(".") for entry in self.path.iterdir()):
             raise InvalidInputError(
                 f"{self.path}: holds files, but no {SWEEP}: not a results folder. Give a new or empty folder."
@@ -51,8 +53,8 @@ class ResultsFolder:
             If one is at work in it, or it cannot be written.
         """
         self.check()
+        make_folder(self._cells.folder)
         try:
-            (self.path / CELLS).mkdir(parents=True, exist_ok=True)
             lock = (self.path / LOCK).open("w")
         except OSError as error:
             raise InvalidInputError(f"{self.path}: cannot be written ({error.strerror or error}).") from None
@@ -63,7 +65,8 @@ class ResultsFolder:
                 raise InvalidInputError(
                     f"{self.path}: another posenc eval is at work here. Wait for it, or choose another folder."
                 ) from None
-            self._clear_drafts()
+            clear_drafts(self.path)
+            self._cells.clear_drafts()
             yield
 
     def write_sweep(self, sweep: Sweep) -> None:
@@ -78,23 +81,26 @@ class ResultsFolder:
         InvalidInputError
             If it is something else.
         """
-        file = self._file(identifier)
-        if not file.is_file():
-            return False
-        self.read(identifier)
-        return True
+        return self.read(identifier) is not None
 
-    def read(self, identifier: str) -> tuple[Sample, ...]:
-        """The samples of a measured cell."""
-        result: CellResult = read_checked(self._file(identifier), CellResult, CELL_FORMAT)
+    def read(self, identifier: str) -> tuple[Sample, ...] | None:
+        """The samples of a cell, or None if it is not measured yet.
+
+        Raises
+        ------
+        InvalidInputError
+            If the file is damaged, or holds another cell.
+        """
+        result = self._cells.read(identifier)
+        if result is None:
+            return None
         if result.id != identifier:
-            raise InvalidInputError(f"{self._file(identifier)}: holds another cell. Remove it and measure again.")
+            raise InvalidInputError(f"{self._cells.file(identifier)}: holds another cell. Remove it and measure again.")
         return result.samples
 
     def write(self, result: CellResult, seconds: float) -> None:
         """Keep a measured cell, and note how long it took."""
-        with replacing(self._file(result.id)) as temporary:
-            temporary.write_text(result.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
+        self._cells.write(result.id, result.model_dump_json(indent=1, exclude_none=True) + "\n")
         with suppress(OSError), (self.path / TIMINGS).open("a", encoding="utf-8") as log:
             log.write(json.dumps({"id": result.id, "seconds": round(seconds, 3)}) + "\n")
         with suppress(OSError):
@@ -127,20 +133,11 @@ class ResultsFolder:
         """
         if not (self.path / SWEEP).is_file():
             raise InvalidInputError(f"{self.path}: no {SWEEP} here. Make one with posenc eval --out {self.path}.")
-        sweep: Sweep = read_checked(self.path / SWEEP, Sweep, FORMAT)
+        sweep = read_sweep(self.path / SWEEP)
         return sweep.model_copy(update={"cells": tuple(self._filled(entry) for entry in sweep.cells)})
 
     def _filled(self, entry: Entry) -> Entry:
-        return entry.model_copy(update={"samples": self.read(entry.id)}) if self.done(entry.id) else entry
-
-    def _file(self, identifier: str) -> Path:
-        return self.path / CELLS / f"{identifier}.json"
+        return entry.model_copy(update={"samples": self.read(entry.id)})
 
     def _failure(self, identifier: str) -> Path:
         return self.path / FAILED / f"{identifier}.txt"
-
-    def _clear_drafts(self) -> None:
-        """Remove the unfinished files of a killed run; nobody else is writing while the lock is held."""
-        for folder in (self.path, self.path / CELLS):
-            for draft in folder.glob(".*.json"):
-                draft.unlink(missing_ok=True)

@@ -7,35 +7,31 @@ again writes the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from posenc.errors import InvalidInputError
+from posenc.evaluate.cells import Model, cell_id, read_json, validated
 from posenc.evaluate.tasks.base import Sample
 from posenc.files import plain, replacing
+from posenc.params import StrictModel
 
 FORMAT, CELL_FORMAT = "posenc-eval", "posenc-eval-cell"
 VERSION = 1
 """Rises when a file of one version cannot be read as the other."""
 DECIMALS = 6
 """Of a stored score: finer than any error, coarser than the noise of a last bit."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+DIGITS = 20
+"""Of a cell's id."""
 
 
 def identify(identity: dict[str, Any]) -> str:
     """The id of a cell: a hash of everything that determines its result, the version of the files included."""
-    text = json.dumps({"version": VERSION, **plain(identity)}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+    return cell_id({"version": VERSION, **identity}, DIGITS)
 
 
-class CellResult(_Strict):
+class CellResult(StrictModel):
     """The file of one cell."""
 
     format: Literal["posenc-eval-cell"] = "posenc-eval-cell"
@@ -45,7 +41,7 @@ class CellResult(_Strict):
     samples: tuple[Sample, ...]
 
 
-class Entry(_Strict):
+class Entry(StrictModel):
     """One cell as the sweep file lists it.
 
     Parameters
@@ -78,7 +74,7 @@ class Entry(_Strict):
     samples: tuple[Sample, ...] | None = None
 
 
-class Sweep(_Strict):
+class Sweep(StrictModel):
     """A sweep file."""
 
     format: Literal["posenc-eval"] = "posenc-eval"
@@ -105,22 +101,15 @@ def rounded(samples: list[Sample]) -> tuple[Sample, ...]:
     )
 
 
-def read_checked(path: Path, model: type[BaseModel], expected: str) -> Any:
-    """Read a JSON file of one of the models above.
+def read_checked(path: Path, model: type[Model], expected: str) -> Model:
+    """Read a JSON file of one of the models above; `expected` is its ``format``.
 
     Raises
     ------
     InvalidInputError
         If it cannot be read, is something else, or another version wrote it.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInputError(f"{path}: cannot be read ({error.strerror or error}).") from None
-    except ValueError:
-        raise InvalidInputError(
-            f"{path}: not a result of posenc eval (not JSON). Remove it and measure again."
-        ) from None
+    data = read_json(path, command="posenc eval")
     if not isinstance(data, dict) or data.get("format") != expected:
         raise InvalidInputError(f"{path}: not a result of posenc eval (its 'format' is not {expected!r}).")
     if data.get("version") != VERSION:
@@ -128,14 +117,7 @@ def read_checked(path: Path, model: type[BaseModel], expected: str) -> Any:
             f"{path}: written by another version of posenc (results version {data.get('version')!r}, this one reads "
             f"and writes {VERSION}). Choose another folder with --out, or use the posenc that wrote it."
         )
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InvalidInputError(
-            f"{path}: damaged result ({where}: {first['msg']}). Remove it and measure again."
-        ) from None
+    return validated(data, model, path)
 
 
 def write_sweep(sweep: Sweep, path: Path) -> Path:
@@ -150,7 +132,11 @@ def write_sweep(sweep: Sweep, path: Path) -> Path:
     return path
 
 
-def read_bundle(path: Path) -> Sweep:
+def read_sweep(path: Path) -> Sweep:
     """Read a sweep file; of a bundle the samples are there as well."""
-    sweep: Sweep = read_checked(path, Sweep, FORMAT)
-    return sweep
+    return read_checked(path, Sweep, FORMAT)
+
+
+def read_cell(path: Path) -> CellResult:
+    """Read the file of one cell."""
+    return read_checked(path, CellResult, CELL_FORMAT)

@@ -14,7 +14,7 @@ from posenc.evaluate.sweep.folder import ResultsFolder
 from posenc.evaluate.sweep.results import Entry, Sweep
 from posenc.evaluate.sweep.session import Cell, Session
 from posenc.evaluate.sweep.suite import Suite, make_cells, read_suite
-from posenc.evaluate.tasks import read_task
+from posenc.evaluate.tasks.read import read_task
 from posenc.trace import versions
 
 ExecutorName = Literal["in-process", "processes", "slurm"]

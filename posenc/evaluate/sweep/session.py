@@ -13,8 +13,8 @@ from posenc.errors import InvalidInputError
 from posenc.evaluate import fingerprint
 from posenc.evaluate.models import Loaded, ModelSpec, load
 from posenc.evaluate.sweep.results import CellResult, identify, rounded
-from posenc.evaluate.tasks import read_task
 from posenc.evaluate.tasks.base import Source, Subject, Task
+from posenc.evaluate.tasks.read import read_task
 from posenc.evaluate.texts import read_text
 from posenc.files import plain
 from posenc.params import Fingerprint
@@ -119,7 +119,7 @@ class Session:
             label=label,
             model=model,
             config=config.as_dict(),
-            task={"task": task.kind, **task.model_dump(mode="json")},
+            task={"task": task.name, **task.model_dump(mode="json")},
             length=length,
             seed=seed,
             identity=plain(identity),
@@ -135,17 +135,15 @@ class Session:
         PosencError
             If the strategy does not fit the model.
         """
-        from posenc.hf.apply import apply
-
         config, task = read_config(cell.config, source=cell.label), read_task(cell.task, source=cell.label)
         found = self.cell(cell.label, cell.model, config, task, cell.length, cell.seed)
         if found.id != cell.id:
             changed = ", ".join(key for key in cell.identity if cell.identity[key] != found.identity.get(key))
             raise InvalidInputError(f"{cell.label}: {changed} changed since this sweep was started. Start it again.")
         loaded = self.loaded(cell.model)
-        with quiet(), loaded.threads(), apply(loaded.model, config) as handle:  # the numbers say it
+        with quiet(), Subject.under(loaded, config) as subject:  # a strategy's warnings are not needed beside its score
             source = self.source(cell.model, task.text)
-            samples = task.measure(Subject(loaded, handle), source, cell.length, cell.seed)
+            samples = list(task.measure(subject, source, cell.length, cell.seed))
         return CellResult(id=cell.id, identity=cell.identity, samples=rounded(samples))
 
     def fingerprint(self, model: ModelSpec) -> Fingerprint:

@@ -29,7 +29,7 @@ from posenc.errors import InvalidConfigError, InvalidInputError, PosencError
 from posenc.evaluate.models import ModelSpec
 from posenc.evaluate.sweep.entries import StrategyEntry
 from posenc.evaluate.sweep.session import Cell, Session
-from posenc.evaluate.tasks import read_task
+from posenc.evaluate.tasks.read import read_task
 from posenc.files import read_yaml
 from posenc.params import explain_validation
 
@@ -104,7 +104,7 @@ def make_cells(suite: Suite, session: Session, *, source: str) -> list[Cell]:
                     try:
                         cell = session.cell(one.label, suite.model, one.config(length), task, length, seed)
                     except PosencError as error:
-                        where = f"{source}: {one.label}, {task.kind}, {length} tokens"
+                        where = f"{source}: {one.label}, {task.name}, {length} tokens"
                         raise InvalidInputError(f"{where}: {error}") from None
                     cells.append(cell.model_copy(update={"against": one.against}))
     _different(cells, {one.label for one in entries if one.transferred}, source)

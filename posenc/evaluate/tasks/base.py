@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from posenc.errors import InvalidInputError
 from posenc.evaluate import fingerprint
-from posenc.evaluate.models import Loaded
-from posenc.evaluate.perplexity import Mean
+from posenc.evaluate.scores import Mean
 from posenc.evaluate.texts import BUILT_IN, Text, tokenize
-from posenc.hf.handle import Handle
+
+if TYPE_CHECKING:
+    from posenc.config import Config
+    from posenc.evaluate.models import Loaded
+    from posenc.hf.handle import Handle
+    from posenc.positions import PositionStrategy
 
 
 class Sample(BaseModel):
@@ -90,20 +95,38 @@ class Subject:
     loaded: Loaded
     handle: Handle
 
+    @classmethod
+    @contextmanager
+    def under(cls, loaded: Loaded, strategy: Config | PositionStrategy) -> Iterator[Subject]:
+        """Apply a strategy inside the block; afterwards the model is as it was before."""
+        from posenc.hf.apply import apply
+
+        with loaded.threads(), apply(loaded.model, strategy) as handle:
+            yield cls(loaded, handle)
+
 
 class Task(BaseModel, ABC):
-    """Settings of a task as they stand in a suite; subclasses are the kinds.
+    """Settings of a task as they stand in a suite; each subclass is one task.
 
-    ``version`` rises when the same settings give other prompts or scores: old results are then measured again.
+    Class attributes
+    ----------------
+    name, summary : str
+        What a suite calls the task, and one line for ``posenc list --tasks``.
+    metric : str
+        ``"loss"`` (nats per token) or ``"accuracy"`` (the share that is right).
+    version : int
+        Rises when the same settings give other prompts or scores: old results are then measured again.
+    unnamed : frozenset of str
+        Settings that :attr:`title` leaves out.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: ClassVar[str]
+    name: ClassVar[str]
+    summary: ClassVar[str]
     metric: ClassVar[Literal["loss", "accuracy"]] = "accuracy"
     version: ClassVar[int] = 1
     unnamed: ClassVar[frozenset[str]] = frozenset({"documents"})
-    """Settings that :attr:`title` leaves out."""
 
     text: str = Field(BUILT_IN, min_length=1)
     documents: PositiveInt = 4
@@ -117,8 +140,8 @@ class Task(BaseModel, ABC):
         """Raise InvalidInputError if the task cannot be made at this length."""
 
     @abstractmethod
-    def measure(self, subject: Subject, source: Source, length: int, seed: int) -> list[Sample]:
-        """Score a model."""
+    def measure(self, subject: Subject, source: Source, length: int, seed: int) -> Iterable[Sample]:
+        """Score a model: one sample after the other, so that whoever asks can show how far it is."""
 
     @property
     def prefills(self) -> int:
@@ -127,11 +150,11 @@ class Task(BaseModel, ABC):
 
     def settings(self) -> dict[str, Any]:
         """Everything that determines what is asked, as plain data; the text goes by its content instead."""
-        return {"task": self.kind, "version": self.version, **self.model_dump(mode="json", exclude={"text"})}
+        return {"task": self.name, "version": self.version, **self.model_dump(mode="json", exclude={"text"})}
 
     @property
     def title(self) -> str:
-        """A name for tables: the kind, and the settings that are not the usual ones."""
+        """A name for tables: that of the task, and the settings that differ from their defaults."""
         given = self.model_dump(mode="json", exclude_defaults=True, exclude=set(self.unnamed))
         shown = ", ".join(f"{key}={value}" for key, value in given.items() if not isinstance(value, list))
-        return f"{self.kind} ({shown})" if shown else self.kind
+        return f"{self.name} ({shown})" if shown else self.name

@@ -28,7 +28,8 @@ CODE = 6
 class CommonWords(QuestionTask):
     """A shuffled list: `common` words come `often` times each, as many others as fit come `seldom` times."""
 
-    kind: ClassVar[str] = "common_words"
+    name: ClassVar[str] = "common_words"
+    summary: ClassVar[str] = "the words that come most often in a list (RULER)"
 
     common: PositiveInt = 10
     often: PositiveInt = 30
@@ -36,7 +37,7 @@ class CommonWords(QuestionTask):
 
     def check(self, source: Source, length: int, seed: int) -> None:
         if self.often <= self.seldom:
-            raise InvalidInputError(f"{self.kind}: often ({self.often}) must be more than seldom ({self.seldom}).")
+            raise InvalidInputError(f"{self.name}: often ({self.often}) must be more than seldom ({self.seldom}).")
         super().check(source, length, seed)
 
     def questions(self, source: Source, length: int, rng: np.random.Generator) -> list[Question]:
@@ -49,7 +50,7 @@ class CommonWords(QuestionTask):
         needed = _numbers_size(source, 0, len(items)) + self.often * sum(_size(source, word) for word in chosen)
         if needed > room:
             raise InvalidInputError(
-                f"{self.kind}: {length} tokens have no room for {self.common} words that come {self.often} times. "
+                f"{self.name}: {length} tokens have no room for {self.common} words that come {self.often} times. "
                 f"Give fewer of either, or at least {length + needed - room} tokens."
             )
         for word in others:
@@ -71,7 +72,8 @@ class CommonWords(QuestionTask):
 class FrequentWords(QuestionTask):
     """Code words drawn from a Zeta distribution; the most frequent one is noise, the `asked` after it are asked for."""
 
-    kind: ClassVar[str] = "frequent_words"
+    name: ClassVar[str] = "frequent_words"
+    summary: ClassVar[str] = "the most frequent words of a Zeta distribution (RULER)"
 
     asked: PositiveInt = 3
     words: PositiveInt = 200
@@ -79,7 +81,7 @@ class FrequentWords(QuestionTask):
 
     def check(self, source: Source, length: int, seed: int) -> None:
         if self.words < self.asked:
-            raise InvalidInputError(f"{self.kind}: words ({self.words}) must be at least asked ({self.asked}).")
+            raise InvalidInputError(f"{self.name}: words ({self.words}) must be at least asked ({self.asked}).")
         super().check(source, length, seed)
 
     def questions(self, source: Source, length: int, rng: np.random.Generator) -> list[Question]:
@@ -98,7 +100,7 @@ class FrequentWords(QuestionTask):
         counts = _counts(low, share)
         if counts[self.asked] < 1 or (len(counts) > self.asked + 1 and counts[self.asked] == counts[self.asked + 1]):
             raise InvalidInputError(
-                f"{self.kind}: {length} tokens are too short to tell the {self.asked} most frequent words from the "
+                f"{self.name}: {length} tokens are too short to tell the {self.asked} most frequent words from the "
                 "others. Give longer lengths, or fewer asked."
             )
         items = np.repeat(np.arange(len(names)), counts)

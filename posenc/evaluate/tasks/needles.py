@@ -44,7 +44,7 @@ class _Needles(QuestionTask):
             source,
             length,
             rng,
-            what=self.kind,
+            what=self.name,
             head=HEAD,
             needles=[(depth, NEEDLE.format(key=key, value=value)) for depth, key, value in hidden],
             questions=[template.format(keys=_listed(asked))],
@@ -85,7 +85,8 @@ class _OneByOne(_Needles):
 class SingleNeedle(_OneByOne):
     """One key with one value."""
 
-    kind: ClassVar[str] = "needle_single"
+    name: ClassVar[str] = "needle_single"
+    summary: ClassVar[str] = "one hidden number (RULER)"
 
     def questions(self, source: Source, length: int, rng: np.random.Generator) -> list[Question]:
         return self._moving(source, length, rng, [])
@@ -94,7 +95,8 @@ class SingleNeedle(_OneByOne):
 class MultiKey(_OneByOne):
     """One key is asked for, the others are distractors."""
 
-    kind: ClassVar[str] = "needle_multikey"
+    name: ClassVar[str] = "needle_multikey"
+    summary: ClassVar[str] = "one of several hidden numbers, by its key (RULER)"
 
     keys: int = Field(4, ge=2)
 
@@ -107,7 +109,8 @@ class MultiKey(_OneByOne):
 class MultiValue(_Needles):
     """One key with several values, all of which are asked for."""
 
-    kind: ClassVar[str] = "needle_multivalue"
+    name: ClassVar[str] = "needle_multivalue"
+    summary: ClassVar[str] = "all numbers hidden under one key (RULER)"
 
     values: int = Field(4, ge=2)
 
@@ -121,7 +124,8 @@ class MultiValue(_Needles):
 class MultiQuery(_Needles):
     """Several keys, all of which are asked for in one question."""
 
-    kind: ClassVar[str] = "needle_multiquery"
+    name: ClassVar[str] = "needle_multiquery"
+    summary: ClassVar[str] = "the numbers of several keys in one question (RULER)"
 
     keys: PositiveInt = Field(4, ge=2)
 

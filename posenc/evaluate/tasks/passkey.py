@@ -1,4 +1,4 @@
-"""The passkey task with one or several keys, each asked for after one prefill."""
+"""The passkey tasks, for models that follow words: remember numbers across a long text."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import numpy as np
 from pydantic import Field
 
 from posenc.evaluate.tasks.base import Source
-from posenc.evaluate.tasks.depths import Depths
+from posenc.evaluate.tasks.depths import Depth, Depths
 from posenc.evaluate.tasks.questions import Question, QuestionTask, Reference, hide, room_for
 from posenc.evaluate.tasks.words import THINGS, numbers, things
 
 NEEDLE = "\n\nThe {name} is {key}. Remember it. {key} is the {name}.\n\n"
 QUESTION = "\n\nWhat is the {name}? The {name} is"
 DIGITS = 5
+PASS_KEY = "pass key"
 
 
 class Passkey(QuestionTask):
@@ -25,7 +26,8 @@ class Passkey(QuestionTask):
     that differ in a name alone even inside their window, and the score would then tell of that.
     """
 
-    kind: ClassVar[str] = "passkey"
+    name: ClassVar[str] = "passkey"
+    summary: ClassVar[str] = "five digits at every depth, each of another thing"
 
     depths: Annotated[Depths, Field(max_length=len(THINGS))] = (0.1, 0.5, 0.9)
 
@@ -37,9 +39,41 @@ class Passkey(QuestionTask):
             for depth, name, key in zip(self.depths, names, keys, strict=True)
         ]
         asked = [QUESTION.format(name=name) for name in names]
-        prompts = hide(source, length, rng, what=self.kind, needles=needles, questions=asked)
-        found = [(Reference(key, depth),) for depth, key in zip(self.depths, keys, strict=True)]
+        prompts = hide(source, length, rng, what=self.name, needles=needles, questions=asked)
+        references = [(Reference(key, depth),) for depth, key in zip(self.depths, keys, strict=True)]
         return [
-            Question(prompt, references, room_for(source, references))
-            for prompt, references in zip(prompts, found, strict=True)
+            Question(prompt, expected, room_for(source, expected))
+            for prompt, expected in zip(prompts, references, strict=True)
         ]
+
+
+class SinglePasskey(QuestionTask):
+    """One pass key at one depth, scored by the share of its digits that the answer begins with.
+
+    This is what ``posenc demo --model smollm2`` asks. Every length and depth has a key and a piece of prose of its own.
+    """
+
+    name: ClassVar[str] = "single_passkey"
+    summary: ClassVar[str] = "one pass key of five digits at one depth"
+
+    depth: Depth = 0.5
+
+    def random(self, length: int, seed: int, document: int) -> np.random.Generator:
+        return np.random.default_rng([seed, length, round(self.depth * 1000), document])
+
+    def questions(self, source: Source, length: int, rng: np.random.Generator) -> list[Question]:
+        key = "".join(str(digit) for digit in rng.integers(1, 10, DIGITS))
+        needles = [(self.depth, NEEDLE.format(name=PASS_KEY, key=key))]
+        questions = [QUESTION.format(name=PASS_KEY)]
+        (prompt,) = hide(source, length, rng, what=self.name, needles=needles, questions=questions)
+        return [Question(prompt, (Reference(key, self.depth),), 2 * DIGITS)]
+
+    def score(self, reference: Reference, answer: str) -> float:
+        """Share of the key's digits that the digits of the answer begin with; 1 where it names the whole key."""
+        digits = [character for character in answer if character.isdigit()]
+        right = 0
+        for given, expected in zip(digits, reference.text, strict=False):
+            if given != expected:
+                break
+            right += 1
+        return right / len(reference.text)

@@ -6,7 +6,7 @@ Prompts are put together from pieces that are tokenized one by one, so their siz
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,27 +56,31 @@ class QuestionTask(Task):
     def questions(self, source: Source, length: int, rng: np.random.Generator) -> list[Question]:
         """The questions about one document, all prompts of one length."""
 
-    def check(self, source: Source, length: int, seed: int) -> None:
-        self.questions(source, length, np.random.default_rng([seed, 0]))
+    def score(self, reference: Reference, answer: str) -> float:
+        """1 if the answer holds the reference, whatever the case of its letters, else 0."""
+        return float(reference.text.lower() in answer.lower())
 
-    def measure(self, subject: Subject, source: Source, length: int, seed: int) -> list[Sample]:
-        samples = []
+    def random(self, length: int, seed: int, document: int) -> np.random.Generator:
+        """The random numbers that a document and its questions are drawn with."""
+        return np.random.default_rng([seed, document])
+
+    def check(self, source: Source, length: int, seed: int) -> None:
+        self.questions(source, length, self.random(length, seed, 0))
+
+    def measure(self, subject: Subject, source: Source, length: int, seed: int) -> Iterator[Sample]:
         for document in range(self.documents):
             reader = SharedPrefill(subject.loaded.model, subject.handle)
-            for question in self.questions(source, length, np.random.default_rng([seed, document])):
+            for question in self.questions(source, length, self.random(length, seed, document)):
                 tokens = reader.answer(question.prompt, question.new_tokens)
-                said: str = source.tokenizer.decode(tokens, skip_special_tokens=True)
-                samples += [
-                    Sample(
+                answer: str = source.tokenizer.decode(tokens, skip_special_tokens=True)
+                for reference in question.references:
+                    yield Sample(
                         document=document,
                         depth=reference.depth,
-                        score=float(reference.text.lower() in said.lower()),
+                        score=self.score(reference, answer),
                         expected=reference.text,
-                        answer=said,
+                        answer=answer,
                     )
-                    for reference in question.references
-                ]
-        return samples
 
 
 def room_for(source: Source, references: Sequence[Reference]) -> int:

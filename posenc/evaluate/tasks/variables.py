@@ -22,7 +22,8 @@ DIGITS, NAME = 5, 5
 class VariableTracking(QuestionTask):
     """`chains` chains of `hops` further assignments each; the variables of the first chain are asked for."""
 
-    kind: ClassVar[str] = "variable_tracking"
+    name: ClassVar[str] = "variable_tracking"
+    summary: ClassVar[str] = "variables that have a value through a chain of assignments (RULER)"
 
     chains: PositiveInt = 1
     hops: PositiveInt = 4
@@ -38,6 +39,6 @@ class VariableTracking(QuestionTask):
             lines = [f"\nVAR {name} = {right}\n" for name, right in zip(chain, given, strict=True)]
             needles += list(zip(places, lines, strict=True))
         asked = QUESTION.format(value=values[0], count=size)
-        (prompt,) = hide(source, length, rng, what=self.kind, head=HEAD, needles=needles, questions=[asked])
+        (prompt,) = hide(source, length, rng, what=self.name, head=HEAD, needles=needles, questions=[asked])
         references = tuple(Reference(name) for name in names[0])
         return [Question(prompt, references, room_for(source, references))]

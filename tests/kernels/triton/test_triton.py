@@ -17,7 +17,7 @@ from posenc.positions import FrequencyStrategy
 from posenc.rope import Rotary
 from posenc.segment import Lengths, Segment
 from posenc.testing.generators import banded_plan
-from posenc.testing.tensors import Call, check_result, tensors
+from posenc.testing.tensors import AttentionCall, check_result, tensors
 
 pytest.importorskip("triton", reason="triton is available for Linux only")
 
@@ -41,7 +41,7 @@ def check(plan: PositionPlan, q_len: int, heads: tuple[int, int], rotary: Rotary
     dtype = options.pop("dtype", torch.float32)
     assert isinstance(dtype, torch.dtype)
     q, k, v = tensors(plan, q_len, heads, dim, batch=1, dtype=dtype, device=DEVICE)
-    call = Call(q, k, v, plan, rotary, dim**-0.5, **options)  # type: ignore[arg-type]
+    call = AttentionCall(q, k, v, plan, rotary, dim**-0.5, **options)  # type: ignore[arg-type]
     check_result("triton", call, *call.run("triton"), TOLERANCES[dtype])
 
 
@@ -73,7 +73,7 @@ def test_values_of_another_width_and_softcaps_are_exact() -> None:
     plan, rotary = banded_plan(50), Rotary.from_theta(1e3, 16, channels=(32, 48), style="interleaved")
     for q_len in (50, 4):
         q, k, v = tensors(plan, q_len, (4, 2), 48, device=DEVICE)
-        call = Call(q, k, v[..., :20], plan, rotary, 0.3, softcap=2.0)
+        call = AttentionCall(q, k, v[..., :20], plan, rotary, 0.3, softcap=2.0)
         check_result("triton", call, *call.run("triton"), 2e-5)
 
 
@@ -85,7 +85,7 @@ def test_strided_tensors_are_read_in_place() -> None:
         room_k, room_v = (torch.full((2, 2, 64, 32), torch.nan, device=DEVICE) for _ in range(2))
         room_k[:, :, 7:52, ::2], room_v[:, :, 7:52, :16] = k, v
         apart = q.transpose(1, 2).contiguous().transpose(1, 2)
-        call = Call(apart, room_k[:, :, 7:52, ::2], room_v[:, :, 7:52, :16], plan, rotary, 0.25)
+        call = AttentionCall(apart, room_k[:, :, 7:52, ::2], room_v[:, :, 7:52, :16], plan, rotary, 0.25)
         assert not call.k.is_contiguous()
         check_result("triton", call, *call.run("triton"), 2e-5)
 
@@ -98,7 +98,7 @@ def test_rows_may_have_their_own_plans() -> None:
         out, lse = posenc.attention(q, k, v, plans, rotary, backend="triton", return_lse=True)
         for row, plan in enumerate(plans):
             own = slice(row, row + 1)
-            call = Call(q[own], k[own], v[own], plan, rotary, 8**-0.5)
+            call = AttentionCall(q[own], k[own], v[own], plan, rotary, 8**-0.5)
             check_result(f"row {row}", call, out[own], lse[own], 2e-5)
 
 
@@ -121,7 +121,7 @@ def test_gaps_and_rows_without_keys_are_exact(q_len: int) -> None:
 def test_splits_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, rotary = posenc.strategy("dca", window=64).plan(220), Rotary.from_theta(1e4, 16)
     q, k, v = tensors(plan, 2, (4, 2), 16, device=DEVICE)
-    call = Call(q, k, v, plan, rotary, 0.25)
+    call = AttentionCall(q, k, v, plan, rotary, 0.25)
     merged: list[int] = []
     monkeypatch.setattr(triton_decode, "merge_kernel", _Counted(triton_decode.merge_kernel, merged))
     for most in (1, 64):
@@ -147,7 +147,7 @@ def test_backends_may_share_a_plan() -> None:
         plan, rotary = banded_plan(30), Rotary.from_theta(1e3, 8)
         q, k, v = tensors(plan, 30, (4, 2), 8, device=DEVICE)
         for q_len in (30, 2):
-            call = Call(q[:, :, -q_len:], k, v, plan, rotary, 0.3)
+            call = AttentionCall(q[:, :, -q_len:], k, v, plan, rotary, 0.3)
             for name in order:
                 check_result(name, call, *call.run(name), 2e-5)
 

@@ -12,18 +12,19 @@ import posenc
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
 from posenc.testing.generators import banded_plan
-from posenc.testing.tensors import Call, check_result, tensors
+from posenc.testing.tensors import AttentionCall, check_result, tensors
 
 pytest.importorskip("triton", reason="triton is available for Linux only")
 
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.kernels.triton import decode as triton_decode
 from posenc.kernels.triton import prefill as triton_prefill
+from posenc.kernels.triton import requests as triton_requests
 from posenc.kernels.triton import rotate as triton_rotate
-from posenc.kernels.triton import tables as triton_plan
 from posenc.kernels.triton.angles import LEAST, angles, key_angles, whole_positions
 from posenc.kernels.triton.backend import TritonBackend
-from posenc.kernels.triton.tiles import Entry, TileTable
+from posenc.kernels.triton.tables import prefill_tables
+from posenc.kernels.triton.tiles import TileEntry, TileTable
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PLANS = {
@@ -34,10 +35,10 @@ PLANS = {
 }
 
 
-def entry(kernel: str, *, tma: bool = False, keys: int = 32) -> list[Entry]:
+def entry(kernel: str, *, tma: bool = False, keys: int = 32) -> list[TileEntry]:
     common = {"capability": (8, 0), "head_dim": 256, "warps": 4, "stages": 2, "source": "a test"}
     rows = 64 if kernel == "prefill" else 16
-    return [Entry(kernel=kernel, bits=bits, rows=rows, keys=keys, tma=tma, **common) for bits in (16, 32)]  # type: ignore[arg-type]
+    return [TileEntry(kernel=kernel, bits=bits, rows=rows, keys=keys, tma=tma, **common) for bits in (16, 32)]  # type: ignore[arg-type]
 
 
 def backend(*, tma: bool) -> TritonBackend:
@@ -46,7 +47,7 @@ def backend(*, tma: bool) -> TritonBackend:
     )
 
 
-def run(chosen: TritonBackend, call: Call, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
+def run(chosen: TritonBackend, call: AttentionCall, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
     return chosen.attend(
         call.q, call.k, call.v, call.plan, call.rotary, scale=call.scale, mask=None, softcap=call.softcap, **options
     )
@@ -60,14 +61,14 @@ class TestDescriptors:
         plan, rotary = PLANS[name].plan(100, 110), Rotary.from_theta(1e4, 16)
         for q_len in (110, 31):
             q, k, v = tensors(plan, q_len, (2, 1), 16, batch=1, device=DEVICE)
-            call = Call(q, k, v, plan, rotary, 0.25)
+            call = AttentionCall(q, k, v, plan, rotary, 0.25)
             check_result(name, call, *run(backend(tma=True), call), 2e-5)
         assert noted == [True, True]
 
     def test_odd_shapes_and_softcaps_are_exact(self) -> None:
         plan, rotary = banded_plan(60), Rotary.from_theta(1e3, 16, channels=(4, 20), style="interleaved")
         q, k, v = tensors(plan, 60, (4, 2), 24, batch=1, device=DEVICE)
-        call = Call(q, k, v[..., :20], plan, rotary, 0.3, softcap=2.0)
+        call = AttentionCall(q, k, v[..., :20], plan, rotary, 0.3, softcap=2.0)
         check_result("tma", call, *run(backend(tma=True), call), 2e-5)
 
     def test_values_that_descriptors_cannot_read_are_copied(self, noted: list[bool]) -> None:
@@ -84,7 +85,7 @@ class TestDescriptors:
             (v[..., :7], True),
             (v[..., :7].contiguous(), False),
         ):
-            call = Call(q, k, values, plan, rotary, 0.3)
+            call = AttentionCall(q, k, values, plan, rotary, 0.3)
             check_result("tma", call, *run(backend(tma=True), call), 2e-5)
             assert noted.pop() == descriptors
 
@@ -110,7 +111,7 @@ def test_heads_in_several_launches_are_exact(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(triton_prefill, "_heads", lambda *args: (launches.append(args[0].shape[1]), real(*args)))
     plan, rotary = PLANS["lampe"].plan(130), Rotary.from_theta(1e4, 8)
     q, k, v = tensors(plan, 130, (6, 3), 8, batch=1, device=DEVICE)
-    call = Call(q, k, v, plan, rotary, 0.3)
+    call = AttentionCall(q, k, v, plan, rotary, 0.3)
     check_result("triton", call, *run(backend(tma=False), call), 2e-5)
     assert launches == [4, 2]
 
@@ -119,7 +120,7 @@ def test_rotated_rows_take_about_one_copy_of_the_queries(monkeypatch: pytest.Mon
     """LaMPE on an H100 at 32,768 tokens and 32/8 heads has two long segments, and half of the heads run at a time."""
     monkeypatch.setattr(triton_prefill, "processors", lambda device: 132)
     plan, device = posenc.strategy("lampe", window=8192, mapping=6144).plan(32768), torch.device("cpu")
-    tables = triton_plan.prefill_tables(plan, 32768, Rotary.from_theta(1e4, 16), device)
+    tables = prefill_tables(plan, 32768, Rotary.from_theta(1e4, 16), device)
     assert tables is not None
     tiling = TileTable.shipped().tiling("prefill", capability=(9, 0), dtype=torch.bfloat16, head_dim=128)
     q = torch.empty(1, 32, 32768, 128, device="meta")
@@ -134,7 +135,7 @@ def test_heads_that_share_a_look_up_of_angles_are_exact(monkeypatch: pytest.Monk
     monkeypatch.setattr(triton_rotate, "MANY_ROWS", 1)
     plan, rotary = PLANS["dca"].plan(40), Rotary.from_theta(1e4, 8)
     q, k, v = tensors(plan, 40, (18, 3), 8, batch=1, device=DEVICE)
-    call = Call(q, k, v, plan, rotary, 0.3)
+    call = AttentionCall(q, k, v, plan, rotary, 0.3)
     check_result("triton", call, *run(backend(tma=False), call), 2e-5)
 
 
@@ -143,7 +144,7 @@ def test_heads_that_share_a_look_up_of_angles_are_exact(monkeypatch: pytest.Monk
 def test_decoding_with_cached_rotated_keys_is_exact(name: str, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of one sequence read cached keys and rotate only new ones."""
     rotary = Rotary.from_theta(1e4, 12, style=style, channels=(2, 14))  # type: ignore[arg-type]
-    whole, kept, rotated = PLANS[name].plan(90, 110), KeptKeys(), []
+    whole, kept, rotated = PLANS[name].plan(90, 110), RotatedKeyCache(), []
     real = triton_rotate.rotate
 
     def rotate(x: torch.Tensor, *rest: object) -> None:
@@ -155,7 +156,7 @@ def test_decoding_with_cached_rotated_keys_is_exact(name: str, style: str, monke
     for total, new in ((90, 3), (91, 1), (94, 3)):
         rotated.clear()
         q, k, v = q_all[:, :, total - new : total], k_all[:, :, :total], v_all[:, :, :total]
-        call = Call(q, k, v, whole.prefix(total), rotary, 0.25)
+        call = AttentionCall(q, k, v, whole.prefix(total), rotary, 0.25)
         check_result(f"{total} keys", call, *run(backend(tma=False), call, kept=kept), 2e-5)
     assert sum(rotated) <= 3 * 3  # of 94 keys in at most three maps
     assert kept.bytes > 0
@@ -163,9 +164,9 @@ def test_decoding_with_cached_rotated_keys_is_exact(name: str, style: str, monke
 
 def test_more_copies_than_a_launch_takes_fall_back_to_raw_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_decode, "MOST_COPIES", 1)
-    plan, rotary, kept = PLANS["lampe"].plan(150), Rotary.from_theta(1e4, 8), KeptKeys()
+    plan, rotary, kept = PLANS["lampe"].plan(150), Rotary.from_theta(1e4, 8), RotatedKeyCache()
     q, k, v = tensors(plan, 2, (4, 2), 8, device=DEVICE)
-    call = Call(q, k, v, plan, rotary, 0.25)
+    call = AttentionCall(q, k, v, plan, rotary, 0.25)
     check_result("raw", call, *run(backend(tma=False), call, kept=kept), 2e-5)
     assert kept.bytes == 0
 
@@ -182,7 +183,7 @@ def test_a_plan_for_every_row_is_one_launch(q_len: int, monkeypatch: pytest.Monk
     out, lse = posenc.attention(q, k, v, plans, rotary, backend="triton", scale=0.3, return_lse=True)
     for row, plan in enumerate(plans):
         own = slice(row, row + 1)
-        check_result(f"row {row}", Call(q[own], k[own], v[own], plan, rotary, 0.3), out[own], lse[own], 2e-5)
+        check_result(f"row {row}", AttentionCall(q[own], k[own], v[own], plan, rotary, 0.3), out[own], lse[own], 2e-5)
     assert len(launches) == (1 if q_len <= 16 else 0)
 
 
@@ -213,7 +214,7 @@ class TestPages:
             slots = torch.arange(plan.total)
             pages = table[row, slots // page].long()
             both[pages, :, slots % page] = torch.cat((k, v), -1)[0].transpose(0, 1)
-            calls.append(Call(q[:, :, :count], k, v, plan, rotary, 0.25))
+            calls.append(AttentionCall(q[:, :, :count], k, v, plan, rotary, 0.25))
             done += needed[row]
         q_THD = torch.cat([call.q[0].transpose(0, 1) for call in calls])
         k, v = both.split(16, -1)
@@ -225,9 +226,9 @@ class TestPages:
 
 def test_layers_share_the_tables_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    real = triton_plan.request_tables
+    real = triton_requests._decode_tables
     monkeypatch.setattr(
-        triton_plan, "request_tables", lambda *args, **kw: (made.append(len(args[0])), real(*args, **kw))[1]
+        triton_requests, "_decode_tables", lambda *args: (made.append(1 + len(args[1])), real(*args))[1]
     )
     rotary, chosen = Rotary.from_theta(1e4, 8), backend(tma=False)
     roots = [strategy.plan(20, 30) for strategy in PLANS.values()]

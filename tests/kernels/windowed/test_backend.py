@@ -20,17 +20,17 @@ from hypothesis import strategies as st
 import posenc
 import posenc.testing
 from posenc.kernels.devices import loadable, on_device
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.kernels.windowed import backend as windowed
 from posenc.kernels.windowed import xformers as xformers_segments
 from posenc.kernels.windowed import xformers_library
 from posenc.kernels.windowed.backend import WindowedBackend, _for_kernel
-from posenc.kernels.windowed.bands import Band, schedule
+from posenc.kernels.windowed.bands import Band, band_schedule
 from posenc.kernels.windowed.torch_flash import TorchFlashBackend
 from posenc.kernels.windowed.xformers import XformersBackend
 from posenc.kernels.windowed.xformers_library import NEEDED, find_fmha
 from posenc.plan import PositionPlan
-from posenc.testing.tensors import Call, check_result, installed, tensors
+from posenc.testing.tensors import AttentionCall, check_result, installed, tensors
 from tests.kernels import stand_ins
 from tests.kernels.stand_ins import fmha
 from tests.kernels.windowed.test_bands import seen
@@ -59,10 +59,10 @@ def test_a_window_open_to_the_right_is_exact(backend: WindowedBackend, monkeypat
     bounds = {"far": (index * 0, cut), "before": (cut, chunk), "own": (chunk, index + 1)}
     segments = [posenc.Segment(name, *bound, index, index // (2 + n)) for n, (name, bound) in enumerate(bounds.items())]
     plan = PositionPlan.build(lengths, segments)
-    assert any(call.band.left is not None and call.band.right is None for call in schedule(plan, 64).calls)
+    assert any(call.band.left is not None and call.band.right is None for call in band_schedule(plan, 64).calls)
     for dtype in backend.capabilities.dtypes:
         q, k, v = tensors(plan, 64, (4, 2), 8, dtype=dtype)
-        call = Call(q, k, v, plan, posenc.Rotary.from_theta(1e3, 8), 0.5)
+        call = AttentionCall(q, k, v, plan, posenc.Rotary.from_theta(1e3, 8), 0.5)
         with installed(backend) as name:
             check_result(name, call, *call.run(name), TestXformers.tolerances[dtype])
 
@@ -96,7 +96,7 @@ def test_tensors_that_the_kernels_cannot_load_are_copied(
     made = {"shifted by": shifted, "spread": spread}[how]
     q, k, v = (made(x, int(number)) for x in tensors(plan, 20, (4, 2), 16, batch=1, dtype=torch.bfloat16))
     assert not any(loadable(x) for x in (q, k, v))
-    call = Call(q, k, v, plan, posenc.Rotary.from_theta(1e3, 16), 0.5)
+    call = AttentionCall(q, k, v, plan, posenc.Rotary.from_theta(1e3, 16), 0.5)
     with installed(backend) as name:
         check_result(name, call, *call.run(name), 2e-2)
 
@@ -134,7 +134,7 @@ def test_every_launch_is_on_the_gpu_of_the_tensors(backend: WindowedBackend, mon
     plan = posenc.strategy("lampe", window=32, mapping=20, head=6, tail=3).plan(40)
     q, k, v = tensors(plan, 40, (4, 2), 16, dtype=torch.bfloat16)
     with installed(backend) as name:
-        Call(q, k, v, plan, posenc.Rotary.from_theta(1e3, 16), 0.5).run(name)
+        AttentionCall(q, k, v, plan, posenc.Rotary.from_theta(1e3, 16), 0.5).run(name)
     assert len(launches) > 5
     assert all(held == [q.device] for held in launches)
     assert current == []
@@ -152,11 +152,11 @@ def test_the_current_gpu_is_that_of_the_tensors() -> None:
 def test_decoding_with_cached_rotated_keys_is_exact(backend: WindowedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("posenc.kernels.windowed.torch_flash.forward", stand_ins.flash_forward)
     strategy = posenc.strategy("lampe", window=64, mapping=40, head=12, tail=6)
-    whole, rotary, kept = strategy.plan(90, 100), posenc.Rotary.from_theta(1e4, 16), KeptKeys()
+    whole, rotary, kept = strategy.plan(90, 100), posenc.Rotary.from_theta(1e4, 16), RotatedKeyCache()
     q, k, v = tensors(whole, 100, (4, 2), 16, dtype=torch.bfloat16)
     for length in range(91, 101):
         new = q[:, :, length - 1 : length]
-        call = Call(new, k[:, :, :length], v[:, :, :length], whole.prefix(length), rotary, 0.25)
+        call = AttentionCall(new, k[:, :, :length], v[:, :, :length], whole.prefix(length), rotary, 0.25)
         with installed(backend) as name:
             given = (call.q, call.k, call.v, call.plan, rotary)
             out, lse = posenc.attention(*given, backend=name, scale=0.25, kept=kept, return_lse=True)

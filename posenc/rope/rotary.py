@@ -6,15 +6,17 @@ Shape letters: B batch, H heads, L tokens, D head_dim, F rotary frequencies (rot
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from posenc.derived import Arguments, Derivable, Value
 from posenc.errors import InvalidInputError
-from posenc.rope_types import geometric
+from posenc.rope.types import geometric
 from posenc.segment import Interpolation
 
 Style = Literal["half", "interleaved"]
@@ -22,7 +24,7 @@ Arithmetic = Literal["native", "mixed", "float32", "complex"]
 
 
 @dataclass(frozen=True, eq=False)
-class Rotary:
+class Rotary(Derivable):
     """Frequencies and layout of a rotary embedding.
 
     Two of equal numbers are equal, so that what is kept for one serves the other. ``inv_freq`` may be written to in
@@ -60,8 +62,6 @@ class Rotary:
     theta: float | None = None
     arithmetic: Arithmetic = "native"
     scaling: str = "default"
-    memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
-    """What kernels derive from the frequencies and share between plans; never part of their meaning."""
 
     def __post_init__(self) -> None:
         inv_freq = torch.as_tensor(self.inv_freq)
@@ -100,7 +100,11 @@ class Rotary:
         return self._keyed()[2]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_known"} | {"memo": {}}
+        return {name: value for name, value in super().__getstate__().items() if name != "_known"}
+
+    def derived(self, make: Callable[[Self, *Arguments], Value], *arguments: *Arguments) -> Value:
+        """``make(self, *arguments)``, computed once for each state of ``inv_freq``: see :meth:`Derivable.derived`."""
+        return self._keep((make, self.key, *arguments), make, *arguments)
 
     @property
     def key(self) -> tuple[Any, ...]:
