@@ -123,16 +123,16 @@ class SweepWork:
     tensors: tuple[Tensor, Tensor, Tensor]
     plan: posenc.PositionPlan
     rotary: posenc.Rotary
-    kept: RotatedKeyCache | None
+    rotated_keys: RotatedKeyCache | None
     rows: Any
     expected: tuple[Tensor, Tensor]
 
     def run(self, backend: TritonBackend) -> tuple[Tensor, Tensor]:
         """Run the backend; returns output and logsumexp."""
         options: dict[str, Any] = {}
-        if self.kept is not None:
-            self.kept.truncate(self.plan.total - 1)
-            options["kept"] = self.kept
+        if self.rotated_keys is not None:
+            self.rotated_keys.truncate(self.plan.total - 1)
+            options["kept"] = self.rotated_keys
         q, k, v = self.tensors
         return backend.attend(q, k, v, self.plan, self.rotary, scale=q.shape[-1] ** -0.5, mask=None, **options)
 
@@ -152,8 +152,8 @@ def work(setting: Setting) -> SweepWork:
     rows, scale = sampled_rows(plan, q_len, ROWS, 0), heads.dim**-0.5
     aim_queries(q, k, plan, rotary, rows, scale, 0)
     expected = expected_rows(q, k, v, plan, rotary, rows, scale)
-    kept = RotatedKeyCache() if setting.kernel == "decode_kept" else None
-    return SweepWork((q, k, v), plan, rotary, kept, rows, expected)
+    rotated_keys = RotatedKeyCache() if setting.kernel == "decode_kept" else None
+    return SweepWork((q, k, v), plan, rotary, rotated_keys, rows, expected)
 
 
 def backend_of(setting: Setting, tiling: Tiling) -> TritonBackend:
