@@ -17,10 +17,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import posenc
 from tests.hf import tiny
 from tests.hf.batches import batched, greedy, reused_prefixes
+from tests.hf.tiny import LAMPE
 
 NEW = 16
 LENGTHS = (5, 90, 33, 70, 12, 120, 64)
-LAMPE: dict[str, Any] = {"head": 8, "tail": 5, "mapping": 30}
 
 
 def prompts() -> list[list[int]]:
