@@ -23,8 +23,8 @@ from posenc.bench.cases import STRATEGIES, BenchCase
 from posenc.bench.model import Prefill, make_model, padded_batch
 from posenc.bench.padded import RowByRow
 from posenc.bench.shapes import SHAPES, Heads, row_lengths
-from posenc.kernels.cpu.flash_operator import flash
 from posenc.kernels.cpu.calls import flash_calls
+from posenc.kernels.cpu.flash_operator import flash
 from posenc.kernels.merge import merge_into
 
 RUNS = 7
