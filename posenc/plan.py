@@ -1,4 +1,4 @@
-"""The plan: which positions each (query, key) pair is seen at.
+"""The plan: at which positions each pair of a query and a key is seen.
 
 Pure numpy, no model, no torch: this is the one data type between strategies, adapters and backends.
 
@@ -29,7 +29,7 @@ from posenc.segment import (
 
 
 def _all_segments(segments: Any) -> tuple[Segment, ...]:
-    """Whatever a strategy returned as its segments, as a tuple of them."""
+    """What a strategy returned as its segments, as a tuple."""
     if not isinstance(segments, Iterable) or isinstance(segments, str | bytes | Mapping):
         raise InvalidInputError(f"segments must be a sequence of Segment, got {segments!r:.100}.")
     given = tuple(segments)
@@ -40,7 +40,7 @@ def _all_segments(segments: Any) -> tuple[Segment, ...]:
 
 
 def _scale_slice(scale: NDArray[np.float64] | None, rows: slice) -> NDArray[np.float64] | None:
-    """Part of a scale, or None where that part is all ones: what is left may be the identity plan."""
+    """Part of a scale, or None where that part is all ones: the plan may be the identity then."""
     if scale is None or bool((scale[rows] == 1.0).all()):
         return None
     return scale[rows]
@@ -83,10 +83,19 @@ class PositionPlan(Derivable):
     ) -> PositionPlan:
         """Drop empty segments and a scale of all ones, then make the plan.
 
+        Parameters
+        ----------
+        lengths : Lengths
+            Prompt and total length.
+        segments : iterable of Segment
+            Their intervals are disjoint; :meth:`check` looks at that.
+        query_scale, window, strategy
+            As in the plan.
+
         Raises
         ------
         InvalidInputError
-            If something else than segments is given, or their arrays are of the wrong kind.
+            If something other than segments is given, or their arrays are of the wrong kind.
         """
         given = _all_segments(segments)
         for segment in given:
@@ -167,7 +176,7 @@ class PositionPlan(Derivable):
         if total == self.total:
             return self
         scale = _scale_slice(self.query_scale, slice(0, total))
-        kept = tuple(s for s in (s._slice(0, total) for s in self.segments) if not s.is_empty)
+        kept = tuple(s for s in (s.sliced(0, total) for s in self.segments) if not s.is_empty)
         return replace(self, total=total, segments=kept, query_scale=scale)
 
     def suffix(self, start: int) -> PositionPlan:
@@ -176,7 +185,7 @@ class PositionPlan(Derivable):
         if start == 0:
             return self
         scale = _scale_slice(self.query_scale, slice(start, None))
-        kept = tuple(s for s in (s._slice(start, self.total) for s in self.segments) if not s.is_empty)
+        kept = tuple(s for s in (s.sliced(start, self.total) for s in self.segments) if not s.is_empty)
         return replace(self, total=self.total - start, segments=kept, query_scale=scale)
 
     def clipped(self, sliding_window: int) -> PositionPlan:
@@ -220,13 +229,18 @@ class PositionPlan(Derivable):
         return relative
 
     def check(self, *, drops_keys: bool = False) -> None:
-        """Check arrays and the partition invariant in O(L): the work of the contract suite and of ``apply``.
+        """Check arrays, values and the partition in O(L), as the contract suite and ``apply`` do.
+
+        Parameters
+        ----------
+        drops_keys : bool
+            Some pairs may be attended by no segment.
 
         Raises
         ------
         InvalidInputError
-            Naming the first pair that two segments attend, that none attends, or that lies in the
-            future, or the segment and the array that is wrong.
+            If an array is wrong, or a pair is attended by two segments, by none, or in the future. The message
+            names the segment and the array, or the first such pair.
         """
         for segment in self.segments:
             check_segment_arrays(segment, self.total)
@@ -237,7 +251,7 @@ class PositionPlan(Derivable):
         check_partition(self.segments, self.total, drops_keys=drops_keys)
 
     def explain(self) -> str:
-        """Text for people: segments, ranges, the d -> relative table, what lies beyond the window."""
+        """A text that shows the segments, their ranges, the d -> relative table, and what lies beyond the window."""
         text: str = _display("explain").explain(self)
         return text
 
@@ -247,12 +261,12 @@ class PositionPlan(Derivable):
 
 
 def check_partition(segments: Sequence[Segment], total: int, *, drops_keys: bool) -> None:
-    """Every pair lies in exactly one segment, in O(L); none is required to where keys may be dropped.
+    """Check in O(L) that every pair lies in exactly one segment, or in at most one where keys may be dropped.
 
     Raises
     ------
     InvalidInputError
-        Naming the first pair that two segments attend, that none attends, or that lies in the future.
+        If a pair is attended by two segments, by none, or in the future; the message names the first such pair.
     """
     if not segments:
         raise InvalidInputError("pair (i=0, j=0) is attended by no segment.")
@@ -292,12 +306,12 @@ def check_partition(segments: Sequence[Segment], total: int, *, drops_keys: bool
 
 
 def check_scale_array(query_scale: Any, total: int) -> None:
-    """A scale is float64 [L]; looks at no value."""
+    """Check that a scale is float64 [L]; the values are not looked at."""
     scale = checked_array(query_scale, "query_scale", (np.float64,))
     if scale.shape != (total,):
         raise InvalidInputError(f"query_scale must have shape [{total}], got {list(scale.shape)}.")
 
 
-def _display(room: str) -> Any:
-    """A module that shows plans, by name: the core imports no tool."""
-    return import_module(f"posenc.display.{room}")
+def _display(name: str) -> Any:
+    """A module of ``posenc.display``, imported when a plan is shown: the core imports no tool."""
+    return import_module(f"posenc.display.{name}")

@@ -85,12 +85,13 @@ def fail(message: str) -> int:
 
 def run(chosen: argparse.Namespace) -> int:
     """Run the steps, and write a result of what was measured whatever happens."""
-    from posenc.bench import collect, lines, machine, results
+    from posenc.bench import collect, lines, machine
+    from posenc.files import make_folder
     from scripts.gpu_timing import Timing
 
     ends = time.monotonic() + 60 * chosen.minutes
-    results.prepare(chosen.out)
-    results.prepare(chosen.folder)
+    make_folder(chosen.out)
+    make_folder(chosen.folder)
     file = chosen.folder / collect.FILE
     if chosen.only == "times":
         collect.forget_times(chosen.folder)
@@ -175,6 +176,7 @@ def write(folder: Path, chosen: argparse.Namespace) -> int:
     """Write the result file from a folder's lines and the page of all results, then print the short table."""
     from posenc.bench import collect, results, summary
     from posenc.bench.report import describe_machine, write_report
+    from posenc.files import make_folder
 
     checks, left_out = collect.checks(folder), collect.left_out(folder)
     for line in left_out:
@@ -186,7 +188,7 @@ def write(folder: Path, chosen: argparse.Namespace) -> int:
         print("gpu: nothing was measured", file=sys.stderr)
         return 1
     result = collect.collect(folder)
-    results.prepare(chosen.out)
+    make_folder(chosen.out)
     print(describe_machine(result.machine))
     print(f"written: {results.save(result, chosen.out)}")
     print(f"written: {write_report(chosen.out)}")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Validati
 
 from posenc.bench.cases import KINDS
 from posenc.errors import InvalidInputError
-from posenc.files import plain, replacing
+from posenc.files import write_json
 from posenc.params import StrictModel
 
 BUSY = 0.1
@@ -149,28 +147,10 @@ def is_file(out: Path) -> bool:
     return out.suffix == ".json"
 
 
-def prepare(folder: Path) -> None:
-    """Make a folder and check that it can be written, before minutes are spent on measuring.
-
-    Raises
-    ------
-    InvalidInputError
-        If it cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InvalidInputError(f"{folder}: cannot be written ({error.strerror or error}).") from None
-
-
 def save(result: Result, out: Path) -> Path:
     """Write a result to a ``.json`` file, or into a folder under its own file name."""
     target = out if is_file(out) else out / result.file_name
-    with replacing(target) as temporary:
-        temporary.write_text(json.dumps(plain(result.model_dump()), indent=1) + "\n", encoding="utf-8")
-    return target
+    return write_json(result.model_dump(), target)
 
 
 ADVICE = "Remove it, or measure again with posenc bench --out."

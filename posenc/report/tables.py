@@ -65,6 +65,11 @@ def with_error(value: float, error: float) -> str:
     return f"{text} ± {error:.{decimals}f}" if math.isfinite(error) else text
 
 
+def length_head(length: int, window: int | None) -> str:
+    """``1024 (4x)``: a length in tokens, and how many windows it is."""
+    return f"{length} ({length / window:g}x)" if window else str(length)
+
+
 def tasks_of(sweep: Sweep) -> list[str]:
     """The tasks of a sweep by name, in its order."""
     return list(dict.fromkeys(cell.task for cell in sweep.cells))

@@ -50,17 +50,14 @@ def twice(model: Any) -> None:
 CHANGES = (in_place, one_entry, through_a_view, replaced, rounded, twice)
 STRATEGIES: dict[str, dict[str, Any]] = {
     "rope": {},
-    "lampe": {"head": 8, "tail": 5, "mapping": 30, "replan": "never"},
+    "lampe": {**tiny.LAMPE, "replan": "never"},
     "rerope": {"window_size": 12, "replan": "never"},
 }
 
 
 def logits(model: Any, ids: Tensor) -> Tensor:
     """Return the logits of a prompt and decoded tokens, on a fresh cache."""
-    cache = DynamicCache(config=model.config)
-    parts = [model(ids[:, :PROMPT], past_key_values=cache).logits]
-    parts += [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(PROMPT, TOTAL)]
-    return torch.cat(parts, 1)[0]
+    return tiny.decoded(model, ids, PROMPT, DynamicCache(config=model.config))[0]
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -24,8 +24,8 @@ from scripts import tiny_families
 from tests.hf import tiny
 from tests.hf.dense import dense_logits
 from tests.hf.test_dense import PARAMS, PROMPT, REMAPS, TOLERANCE, without_replan
+from tests.hf.tiny import LAMPE
 
-LAMPE: dict[str, Any] = {"head": 8, "tail": 5, "mapping": 30}
 STEPS = 12
 
 

@@ -17,7 +17,7 @@ from posenc.hf.layer_call import LayerCall
 from posenc.hf.probe.masks import NotedMask, measured_window
 from posenc.rope import Arithmetic, Rotary, Style
 
-CASES = ("none", "quarter", "double", "own")
+CASES = ("none", "quarter", "double", "model")
 """Rotations of a row: none, a quarter turn of every pair, none with doubled cosines, and the model's own."""
 
 TOKENS = 3
@@ -99,10 +99,10 @@ def layer_facts(call: LayerCall, kinds: Kinds, masks: list[NotedMask], where: st
 
 def _layouts(x_RHLD: Tensor, widths: set[int], where: str) -> list[tuple[tuple[int, int], Style]] | None:
     """Return the channels and styles that explain the quarter turn, or None if nothing rotates."""
-    none, quarter, double, own = by_case(x_RHLD).unbind(0)
+    none, quarter, double, model = by_case(x_RHLD).unbind(0)
     tolerance = _tolerance(x_RHLD)
     smallest = tolerance * (float(none.abs().max()) or 1.0)
-    moved_D = torch.stack([(x - none).abs() > smallest for x in (quarter, double, own)]).flatten(0, 3).any(0)
+    moved_D = torch.stack([(x - none).abs() > smallest for x in (quarter, double, model)]).flatten(0, 3).any(0)
     if not bool(moved_D.any()):
         return None
     moved, dim = moved_D.nonzero().flatten(), x_RHLD.shape[-1]
