@@ -28,19 +28,19 @@ class BackendCapabilities:
     dtypes : tuple of torch.dtype
         Input dtypes.
     gradients : bool
-        Exact gradients for query, key and value.
+        Gives exact gradients for query, key and value.
     masks : bool
         Accepts a bool mask [B, 1, Lq, Lk].
     softcap : bool
         Accepts ``softcap``: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
     lse_gradients : bool
-        The logsumexp carries exact gradients too, which attention sinks need in training, and whoever takes the
-        logsumexp of tensors that require a gradient: there a backend without them is refused.
+        Gives exact gradients for the logsumexp too. Attention sinks need them in training, and so does a caller who
+        takes the logsumexp of tensors that require a gradient: there a backend without them is refused.
     logit_interpolation : bool
-        Runs segments with ``interpolation="logits"``, as a backend does that hands it to ``rotary.tables``.
+        Runs segments with ``interpolation="logits"``: it passes a segment's interpolation on to ``rotary.tables``.
     keeps_keys : bool
-        Accepts ``kept``, a :class:`~posenc.kernels.rotated_key_cache.KeptKeys`, and leaves the rotated keys there for
-        the next step.
+        Accepts ``kept``, a :class:`~posenc.kernels.rotated_key_cache.RotatedKeyCache`, and leaves the rotated keys
+        there for the next step.
     """
 
     devices: tuple[str, ...]
@@ -54,16 +54,16 @@ class BackendCapabilities:
 
 
 class AttentionBackend(ABC):
-    """Runs plans. One instance is registered and shared, so it holds no state."""
+    """Runs plans. One instance is registered and shared by all models and threads, so it holds no state."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
     capabilities: ClassVar[BackendCapabilities]
     priority: ClassVar[int] = 0
-    """``auto`` chooses the highest priority among the backends that can run a case: the fastest where that is measured.
+    """``auto`` takes the backend of the highest priority that can run a case: the fastest, where that is measured.
 
-    Ours, and between them room for yours: ``xformers`` 20, ``torch_flash`` 15, ``cpu_flash`` 10, ``triton`` 5
-    (until a GPU has measured it; 25 for few queries), ``flash_attn_4`` 4 (likewise), ``reference`` -100.
+    The built-in ones leave room between them: ``xformers`` 20, ``torch_flash`` 15, ``cpu_flash`` 10, ``triton`` 5
+    (until it is measured on a GPU; 25 for few queries), ``flash_attn_4`` 4 (likewise), ``reference`` -100.
     """
 
     @abstractmethod
@@ -81,9 +81,23 @@ class AttentionBackend(ABC):
     ) -> tuple[Tensor, Tensor]:
         """Attention of the last ``Lq`` of ``plan.total == Lk`` positions over raw keys.
 
-        Tensors come in any layout: transposed, sliced with a step, or expanded, in every dimension. The batch is
-        not empty, and ``scale`` is positive and finite. ``options`` holds ``softcap`` and ``kept`` where the
-        capabilities name them and there are any, else nothing.
+        Parameters
+        ----------
+        q_BHLD : float [B, Hq, Lq, D]
+            Queries, not rotated. Tensors come in any layout: transposed, sliced with a step, or expanded, in every
+            dimension. The batch is not empty.
+        k_BHLD, v_BHLD : float [B, Hkv, Lk, D] and [B, Hkv, Lk, Dv]
+            Keys (not rotated) and values.
+        plan : PositionPlan
+            The same object for every layer, so it can keep what is derived from it.
+        rotary : Rotary
+            Frequencies and layout.
+        scale : float
+            Factor on the logits, positive and finite.
+        mask : bool [B, 1, Lq, Lk] or None
+            True where a pair may attend, on top of the plan.
+        **options
+            ``softcap`` and ``kept``, where the capabilities name them and there are any; else nothing.
 
         Returns
         -------
@@ -104,27 +118,28 @@ class AttentionBackend(ABC):
         mask: Tensor | None,
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
-        """The same with a plan of its own for every batch row: row by row, unless a backend knows a faster way.
+        """:meth:`attend` with a plan for every batch row: row by row, unless a backend knows a faster way.
 
         ``options`` never holds ``kept`` here.
         """
-        parts = []
+        results = []
         for row, plan in enumerate(plans):
-            own = slice(row, row + 1)
-            own_mask = None if mask is None else mask[own]
-            case = (q_BHLD[own], k_BHLD[own], v_BHLD[own], plan, rotary)
-            parts.append(self.attend(*case, scale=scale, mask=own_mask, **options))
-        out_BHLD, lse_BHL = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+            at = slice(row, row + 1)
+            row_mask = None if mask is None else mask[at]
+            results.append(
+                self.attend(q_BHLD[at], k_BHLD[at], v_BHLD[at], plan, rotary, scale=scale, mask=row_mask, **options)
+            )
+        out_BHLD, lse_BHL = (torch.cat(tensors) for tensors in zip(*results, strict=True))
         return out_BHLD, lse_BHL
 
     def priority_for(self, q_BHLD: Tensor, k_BHLD: Tensor) -> int:
-        """The priority for tensors of these shapes, where it is not the same for all: see :attr:`priority`."""
+        """The priority for tensors of these shapes, by default :attr:`priority`."""
         return self.priority
 
     def refuses(self, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, mask: Tensor | None) -> str | None:
-        """Why this case cannot run here, or None when it can.
+        """Why this case cannot run here, in words that finish a message, or None when it can.
 
-        Layers of one forward whose tensors agree in shape, dtype, device and need of a gradient ask once.
+        It is asked once for all layers of a forward whose tensors agree in shape, dtype, device and need of a gradient.
         """
         able = self.capabilities
         if q_BHLD.device.type not in able.devices:
@@ -139,5 +154,5 @@ class AttentionBackend(ABC):
 
 
 def needs_gradient(*tensors: Tensor) -> bool:
-    """True where autograd would follow what is computed from these tensors."""
+    """True where autograd follows what is computed from these tensors."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)

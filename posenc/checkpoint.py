@@ -139,7 +139,7 @@ def rotary_of(config: Any, layer_type: str | None = None) -> Rotary:
 
 def _rotary(config: Any, kind: str, theta: float, parameters: dict[str, Any], layer_type: str | None) -> Rotary:
     from posenc.rope import Rotary
-    from posenc.rope_types import frequencies_of
+    from posenc.rope.types import frequencies_of
 
     head_dim, share = _head_dim(config, layer_type), parameters.get("partial_rotary_factor") or 1.0
     rotated = int(head_dim * share)

@@ -123,34 +123,71 @@ def load_config(path: str | Path) -> Config:
     return read_config(read_yaml(path), source=str(path))
 
 
+def config_of(value: Any) -> Config:
+    """Read a configuration from any of its forms: a Config, a dict, the path of a YAML file, or a strategy's name.
+
+    Raises
+    ------
+    InvalidConfigError
+        If a key or a value is wrong, or a file cannot be read.
+    UnknownNameError
+        If it names a strategy that is not installed.
+    """
+    if isinstance(value, Config):
+        return value
+    if isinstance(value, dict):
+        return read_config(value if "strategy" in value else {"strategy": value})
+    return load_config(value) if _is_path(value) else read_config({"strategy": value})
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, os.PathLike) or (isinstance(value, str) and value.endswith((".yaml", ".yml")))
+
+
 def resolve_strategy(
     value: Any, window: int | None, frequencies: Any, params: dict[str, Any]
 ) -> tuple[PositionStrategy, Config | None]:
-    """A strategy object (and the configuration it came from) from every form that ``apply`` accepts."""
-    configured: Config | None = None
-    if isinstance(value, os.PathLike) or (isinstance(value, str) and value.endswith((".yaml", ".yml"))):
-        value = load_config(Path(value))
-    elif isinstance(value, dict):
-        value = read_config(value if "strategy" in value else {"strategy": value})
+    """The strategy that a value names or holds, and its configuration if it has one.
+
+    Parameters
+    ----------
+    value : str, path, dict, Config or PositionStrategy
+        Every form that ``apply`` accepts.
+    window : int or None
+        Pretraining window in tokens.
+    frequencies : str, dict, PositionStrategy or None
+        Frequencies to combine with it.
+    params : dict
+        Parameters of a strategy that is given by name.
+
+    Raises
+    ------
+    InvalidConfigError
+        If the value has none of these forms, or ``params`` are given with another form than a name.
+    UnknownNameError
+        If no strategy of that name is installed.
+    """
+    config: Config | None = None
+    if isinstance(value, dict) or _is_path(value):
+        value = config_of(value)
     if params and not isinstance(value, str):
         raise InvalidConfigError(
-            f"parameters ({', '.join(sorted(params))}) can only be given with a strategy's name: "
-            f"this {type(value).__name__} has its own."
+            f"parameters ({', '.join(sorted(params))}) can only be given with a strategy's name, and this "
+            f"{type(value).__name__} has its own."
         )
     if isinstance(value, Config):
-        configured = value
-        made = value.make(window)
+        config, strategy = value, value.make(window)
     elif isinstance(value, str):
-        made = make_strategy(value, window=window, **params)
+        strategy = make_strategy(value, window=window, **params)
     elif isinstance(value, PositionStrategy):
-        made = value
+        strategy = value
     else:
         raise InvalidConfigError(f"strategy: expected a name, a strategy, a config or a path, got {value!r}.")
     if frequencies is not None:
         if not isinstance(frequencies, PositionStrategy):
             frequencies = _named(frequencies).make(window)
-        made = ComposedStrategy(made, frequencies)
-    return made, configured
+        strategy = ComposedStrategy(strategy, frequencies)
+    return strategy, config
 
 
 def _named(value: Any) -> NamedParams:

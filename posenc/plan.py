@@ -1,4 +1,4 @@
-"""The plan: which positions each (query, key) pair is seen at.
+"""The plan: at which positions each pair of a query and a key is seen.
 
 Pure numpy, no model, no torch: this is the one data type between strategies, adapters and backends.
 
@@ -8,7 +8,7 @@ Shape letters: L = total tokens, F = rotary frequencies (rotary_dim // 2).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from posenc.derived import Derivable
 from posenc.errors import InvalidInputError
 from posenc.segment import (
     Lengths,
@@ -28,7 +29,7 @@ from posenc.segment import (
 
 
 def _all_segments(segments: Any) -> tuple[Segment, ...]:
-    """Whatever a strategy returned as its segments, as a tuple of them."""
+    """What a strategy returned as its segments, as a tuple."""
     if not isinstance(segments, Iterable) or isinstance(segments, str | bytes | Mapping):
         raise InvalidInputError(f"segments must be a sequence of Segment, got {segments!r:.100}.")
     given = tuple(segments)
@@ -39,14 +40,14 @@ def _all_segments(segments: Any) -> tuple[Segment, ...]:
 
 
 def _scale_slice(scale: NDArray[np.float64] | None, rows: slice) -> NDArray[np.float64] | None:
-    """Part of a scale, or None where that part is all ones: what is left may be the identity plan."""
+    """Part of a scale, or None where that part is all ones: the plan may be the identity then."""
     if scale is None or bool((scale[rows] == 1.0).all()):
         return None
     return scale[rows]
 
 
 @dataclass(frozen=True, eq=False)
-class PositionPlan:
+class PositionPlan(Derivable):
     """Segments that partition the causal plane, and an optional logit scale per query.
 
     Parameters
@@ -69,8 +70,6 @@ class PositionPlan:
     query_scale: NDArray[np.float64] | None = None
     window: int | None = None
     strategy: str = ""
-    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
-    """What backends derive from the plan once and share across layers; never part of its meaning."""
 
     @classmethod
     def build(
@@ -84,10 +83,19 @@ class PositionPlan:
     ) -> PositionPlan:
         """Drop empty segments and a scale of all ones, then make the plan.
 
+        Parameters
+        ----------
+        lengths : Lengths
+            Prompt and total length.
+        segments : iterable of Segment
+            Their intervals are disjoint; :meth:`check` looks at that.
+        query_scale, window, strategy
+            As in the plan.
+
         Raises
         ------
         InvalidInputError
-            If something else than segments is given, or their arrays are of the wrong kind.
+            If something other than segments is given, or their arrays are of the wrong kind.
         """
         given = _all_segments(segments)
         for segment in given:
@@ -132,17 +140,22 @@ class PositionPlan:
         """True when a segment has ``interpolation="logits"``: only some backends can run it."""
         return any(segment.interpolation == "logits" for segment in self.segments)
 
-    def is_stock(self, window: int | None) -> bool:
-        """True when a model's own attention computes this plan, clipped to its window if it has one.
+    def is_stock(self, sliding_window: int | None) -> bool:
+        """True when a model's own attention computes this plan, clipped to the layer's sliding window if it has one.
 
-        Where the window hides keys, positions may be shifted by a constant; no other key may be missing.
+        Where the sliding window hides keys, positions may be shifted by a constant; no other key may be missing.
+
+        Parameters
+        ----------
+        sliding_window : int or None
+            Tokens that a query of the layer sees, itself included; None where it sees all.
         """
-        if window is None or window >= self.total:
+        if sliding_window is None or sliding_window >= self.total:
             return self.is_identity
         if not self.keeps_distances:
             return False
         attended = sum(np.maximum(s.key_stop - s.key_start, 0) for s in self.segments)
-        return bool((attended == np.minimum(np.arange(1, self.total + 1), window)).all())
+        return bool((attended == np.minimum(np.arange(1, self.total + 1), sliding_window)).all())
 
     @cached_property
     def reach(self) -> NDArray[np.float64]:
@@ -163,8 +176,8 @@ class PositionPlan:
         if total == self.total:
             return self
         scale = _scale_slice(self.query_scale, slice(0, total))
-        kept = tuple(s for s in (s._slice(0, total) for s in self.segments) if not s.is_empty)
-        return replace(self, total=total, segments=kept, query_scale=scale, memo={})
+        kept = tuple(s for s in (s.sliced(0, total) for s in self.segments) if not s.is_empty)
+        return replace(self, total=total, segments=kept, query_scale=scale)
 
     def suffix(self, start: int) -> PositionPlan:
         """The plan of the tokens ``start .. total - 1`` alone: keys before ``start`` are dropped."""
@@ -172,25 +185,24 @@ class PositionPlan:
         if start == 0:
             return self
         scale = _scale_slice(self.query_scale, slice(start, None))
-        kept = tuple(s for s in (s._slice(start, self.total) for s in self.segments) if not s.is_empty)
-        return replace(self, total=self.total - start, segments=kept, query_scale=scale, memo={})
+        kept = tuple(s for s in (s.sliced(start, self.total) for s in self.segments) if not s.is_empty)
+        return replace(self, total=self.total - start, segments=kept, query_scale=scale)
 
-    def clipped(self, window: int) -> PositionPlan:
-        """The plan with pairs at ``i - j >= window`` dropped (a model's own sliding window)."""
-        if window >= self.total:
+    def clipped(self, sliding_window: int) -> PositionPlan:
+        """The plan with pairs at ``i - j >= sliding_window`` dropped, as a layer's own sliding window drops them."""
+        if sliding_window >= self.total:
             return self
-        floor = np.maximum(np.arange(self.total, dtype=np.int64) - (window - 1), 0)
+        floor = np.maximum(np.arange(self.total, dtype=np.int64) - (sliding_window - 1), 0)
         segments = (
             replace(
                 s,
                 key_start=np.maximum(s.key_start, floor),
                 key_stop=np.maximum(s.key_stop, floor),
-                origin=s.origin or (s, 0),
-                memo={},
+                origin=s.root,
             )
             for s in self.segments
         )
-        return replace(self, segments=tuple(s for s in segments if not s.is_empty), memo={})
+        return replace(self, segments=tuple(s for s in segments if not s.is_empty))
 
     def relative_positions(self) -> NDArray[np.float64]:
         """Relative position of every pair, dense: for tests and pictures only.
@@ -217,13 +229,18 @@ class PositionPlan:
         return relative
 
     def check(self, *, drops_keys: bool = False) -> None:
-        """Check arrays and the partition invariant in O(L): the work of the contract suite and of ``apply``.
+        """Check arrays, values and the partition in O(L), as the contract suite and ``apply`` do.
+
+        Parameters
+        ----------
+        drops_keys : bool
+            Some pairs may be attended by no segment.
 
         Raises
         ------
         InvalidInputError
-            Naming the first pair that two segments attend, that none attends, or that lies in the
-            future, or the segment and the array that is wrong.
+            If an array is wrong, or a pair is attended by two segments, by none, or in the future. The message
+            names the segment and the array, or the first such pair.
         """
         for segment in self.segments:
             check_segment_arrays(segment, self.total)
@@ -234,7 +251,7 @@ class PositionPlan:
         check_partition(self.segments, self.total, drops_keys=drops_keys)
 
     def explain(self) -> str:
-        """Text for people: segments, ranges, the d -> relative table, what lies beyond the window."""
+        """A text that shows the segments, their ranges, the d -> relative table, and what lies beyond the window."""
         text: str = _display("explain").explain(self)
         return text
 
@@ -244,12 +261,12 @@ class PositionPlan:
 
 
 def check_partition(segments: Sequence[Segment], total: int, *, drops_keys: bool) -> None:
-    """Every pair lies in exactly one segment, in O(L); none is required to where keys may be dropped.
+    """Check in O(L) that every pair lies in exactly one segment, or in at most one where keys may be dropped.
 
     Raises
     ------
     InvalidInputError
-        Naming the first pair that two segments attend, that none attends, or that lies in the future.
+        If a pair is attended by two segments, by none, or in the future; the message names the first such pair.
     """
     if not segments:
         raise InvalidInputError("pair (i=0, j=0) is attended by no segment.")
@@ -289,12 +306,12 @@ def check_partition(segments: Sequence[Segment], total: int, *, drops_keys: bool
 
 
 def check_scale_array(query_scale: Any, total: int) -> None:
-    """A scale is float64 [L]; looks at no value."""
+    """Check that a scale is float64 [L]; the values are not looked at."""
     scale = checked_array(query_scale, "query_scale", (np.float64,))
     if scale.shape != (total,):
         raise InvalidInputError(f"query_scale must have shape [{total}], got {list(scale.shape)}.")
 
 
-def _display(room: str) -> Any:
-    """A module that shows plans, by name: the core imports no tool."""
-    return import_module(f"posenc.display.{room}")
+def _display(name: str) -> Any:
+    """A module of ``posenc.display``, imported when a plan is shown: the core imports no tool."""
+    return import_module(f"posenc.display.{name}")

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from posenc.derived import Derivable
 from posenc.errors import InvalidInputError
 
 IntArray = NDArray[np.int64]
@@ -61,7 +62,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, eq=False)
-class Segment:
+class Segment(Derivable):
     """A set of (query, key) pairs that share one position map.
 
     Parameters
@@ -85,9 +86,7 @@ class Segment:
     key_positions: Positions
     interpolation: Interpolation = "positions"
     origin: tuple[Segment, int] | None = field(default=None, repr=False)
-    """The segment this one is a slice of and where the slice starts: cos/sin tables are shared along it."""
-    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
-    """What backends derive from the positions once; never part of the segment's meaning."""
+    """The segment that this one is a slice of, and where the slice starts; None for no slice. See :attr:`root`."""
 
     @classmethod
     def band(
@@ -100,8 +99,16 @@ class Segment:
         key: Positions,
         interpolation: Interpolation = "positions",
     ) -> Segment:
-        """The pairs with ``nearest <= i - j < farthest`` (``None``: no far end)."""
-        # In place: at a million tokens touching fresh memory costs more than the arithmetic.
+        """The pairs of ``total`` tokens at a distance ``nearest <= i - j < farthest``.
+
+        Parameters
+        ----------
+        nearest, farthest : int
+            Distances in tokens; without a ``farthest``, the band reaches back to the first key.
+        query, key : int64 or float64, [total] or [total, F]
+            Rotary positions.
+        """
+        # In place: at a million tokens, touching fresh memory costs more than the arithmetic.
         stop = np.arange(1 - nearest, total + 1 - nearest, dtype=np.int64)
         if nearest > 1:
             np.maximum(stop, 0, out=stop)
@@ -116,6 +123,14 @@ class Segment:
     def total(self) -> int:
         """Number of queries (and keys) the segment is defined over."""
         return len(self.key_start)
+
+    @property
+    def root(self) -> tuple[Segment, int]:
+        """The longest segment that this one is a slice of, or itself, and the token at which the slice starts.
+
+        What is derived from the root's positions serves all of its slices, so cos/sin tables are kept there.
+        """
+        return self.origin or (self, 0)
 
     @property
     def is_empty(self) -> bool:
@@ -135,7 +150,7 @@ class Segment:
         lowest, highest = int(self.key_start[used].min()), int(self.key_stop[used].max())
         key_shift = (self.key_positions - index)[lowest:highest]
         if self.interpolation == "logits" and key_shift[0] % 1:
-            return False  # mixing the neighbours of two fractions is not their difference
+            return False  # two interpolated fractions are not seen at their difference
         return bool((query_shift == key_shift[0]).all() and (key_shift == key_shift[0]).all())
 
     def reach(self) -> NDArray[np.float64]:
@@ -152,9 +167,10 @@ class Segment:
             result[used] = np.maximum(result[used], q[used] - smallest)
         return result
 
-    def _slice(self, start: int, stop: int) -> Segment:
+    def sliced(self, start: int, stop: int) -> Segment:
+        """The segment of the tokens ``start .. stop - 1`` alone. Views where nothing moves, not copies."""
         rows = slice(start, stop)
-        root, offset = self.origin or (self, 0)
+        root, offset = self.root
         key_start, key_stop = self.key_start[rows], self.key_stop[rows]
         if start:
             key_start, key_stop = np.maximum(key_start - start, 0), np.maximum(key_stop - start, 0)
@@ -187,12 +203,12 @@ def _range_minimum(values: Positions, start: IntArray, stop: IntArray) -> Positi
 
 
 def check_segment_arrays(segment: Segment, total: int) -> None:
-    """The arrays of a segment have the kinds and shapes that plans are made of; looks at no value.
+    """Check the kinds and shapes of a segment's arrays; the values are not looked at.
 
     Raises
     ------
     InvalidInputError
-        Naming the segment and the array.
+        If one is wrong; the message names the segment and the array.
     """
     label = f"segment {segment.name!r}: "
     for key in ("key_start", "key_stop"):
@@ -213,7 +229,7 @@ def check_segment_arrays(segment: Segment, total: int) -> None:
 
 
 def check_values(segments: Sequence[Segment], query_scale: Any) -> None:
-    """Bounds never decrease, positions are finite, and a scale is finite and positive."""
+    """Check that bounds never decrease, positions are finite, and a scale is finite and positive."""
     for segment in segments:
         label = f"segment {segment.name!r}: "
         for key in ("key_start", "key_stop"):
@@ -232,28 +248,32 @@ def check_values(segments: Sequence[Segment], query_scale: Any) -> None:
 
 
 def check_columns(segments: Sequence[Segment], frequencies: int | None) -> None:
-    """Positions with columns have one for every rotary frequency, or one that serves all of them.
+    """Check that positions with columns have one for every rotary frequency, or one that serves all.
 
     Parameters
     ----------
     segments : sequence of Segment
-        All of a plan.
+        All segments of a plan.
     frequencies : int, optional
         How many rotary frequencies the model has; without it, all positions of the plan must agree.
     """
-    known, names = frequencies, "the model has" if frequencies is not None else "another segment has"
+    expected, owner = frequencies, "the model has" if frequencies is not None else "another segment has"
     for segment in segments:
         for key in ("query_positions", "key_positions"):
             positions = getattr(segment, key)
             columns = positions.shape[1] if positions.ndim == 2 else 1
-            if columns != 1 and columns != (known := columns if known is None else known):
+            if columns == 1:
+                continue
+            expected = columns if expected is None else expected
+            if columns != expected:
                 raise InvalidInputError(
-                    f"segment {segment.name!r}: {key} have {columns} columns, and {names} {known} rotary frequencies. "
-                    "Give one column, or one for each frequency."
+                    f"segment {segment.name!r}: {key} have {columns} columns, and {owner} {expected} rotary "
+                    "frequencies. Give one column, or one for each frequency."
                 )
 
 
 def checked_array(value: Any, what: str, kinds: tuple[Any, ...]) -> np.ndarray[Any, Any]:
+    """The value, if it is a numpy array of one of some dtypes; ``what`` names it in the message otherwise."""
     names = " or ".join(np.dtype(kind).name for kind in kinds)
     if not isinstance(value, np.ndarray):
         raise InvalidInputError(f"{what} must be a numpy array of {names}, got a {type(value).__name__}.")

@@ -70,12 +70,12 @@ class Environment:
 def oldest(package: str) -> str:
     """Return ``NAME==VERSION``, the oldest version of a package that pyproject.toml accepts."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    (found,) = (line for line in project["dependencies"] if re.match(rf"{package}\W", line))
-    return found.replace(">=", "==")
+    (requirement,) = (line for line in project["dependencies"] if re.match(rf"{package}\W", line))
+    return requirement.replace(">=", "==")
 
 
 def pinned(package: str) -> str:
     """Return ``NAME==VERSION``, the version that development and CI use, from constraints.txt."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    (found,) = (line for line in lines if line.startswith(f"{package}=="))
-    return found
+    (requirement,) = (line for line in lines if line.startswith(f"{package}=="))
+    return requirement

@@ -35,28 +35,28 @@ def measured(names: list[str]) -> list[dict[str, Any]]:
     """Measure some families in this process, printing each verdict as a line of JSON."""
     from scripts.family_measure import measure
 
-    found = []
+    verdicts = []
     for name in names:
-        found.append(measure(name).data())
-        print(json.dumps(found[-1]), flush=True)
-    return found
+        verdicts.append(measure(name).data())
+        print(json.dumps(verdicts[-1]), flush=True)
+    return verdicts
 
 
 def in_processes(names: list[str]) -> list[dict[str, Any]]:
     """Measure families in processes of a few each; a process that dies costs only the family it died on."""
-    found: dict[str, dict[str, Any]] = {}
+    verdicts: dict[str, dict[str, Any]] = {}
     waiting = list(names)
     while waiting:
         chunk = waiting[:CHUNK]
         for line in _lines(chunk):
             verdict = json.loads(line)
-            found[verdict["model_type"]] = verdict
+            verdicts[verdict["model_type"]] = verdict
             print(f"{verdict['verdict']:8} {verdict['model_type']}", file=sys.stderr, flush=True)
-        missing = [name for name in chunk if name not in found]
+        missing = [name for name in chunk if name not in verdicts]
         if missing:
-            found[missing[0]] = {"model_type": missing[0], "verdict": "crashed", "reason": "its process died"}
-        waiting = [name for name in waiting if name not in found]
-    return [found[name] for name in names]
+            verdicts[missing[0]] = {"model_type": missing[0], "verdict": "crashed", "reason": "its process died"}
+        waiting = [name for name in waiting if name not in verdicts]
+    return [verdicts[name] for name in names]
 
 
 def _lines(names: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import posenc
 from posenc.testing.judge import dense_logits
-from posenc.testing.models import decoded, difference, relative_error, uses
+from posenc.testing.models import decoded, difference, model_outputs, relative_error
 from scripts.tiny_families import tiny_model, tokens
 
 PROMPT, STEPS, WINDOW_SIZE = 40, 5, 6
@@ -41,7 +41,7 @@ class Verdict:
 
 def used(model: Any) -> dict[str, Tensor]:
     """Return the logits of every way to use a model."""
-    return uses(model, tokens(2, PROMPT + STEPS), PROMPT)
+    return model_outputs(model, tokens(2, PROMPT + STEPS), PROMPT)
 
 
 def farthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:

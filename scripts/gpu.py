@@ -164,11 +164,11 @@ def good(checks: list[Check]) -> bool:
 
 def unfit(name: str, checks: list[Check]) -> str | None:
     """Return why a backend must not be timed, or None."""
-    found = next((item for item in checks if (item.backend, item.kind) == (name, "canary")), None)
-    if found is None:
+    canary = next((item for item in checks if (item.backend, item.kind) == (name, "canary")), None)
+    if canary is None:
         return "no canary has compared its outputs"
-    if not found.good:
-        return f"its canary failed ({found.problem or 'no case ran'})"
+    if not canary.good:
+        return f"its canary failed ({canary.problem or 'no case ran'})"
     return None
 
 

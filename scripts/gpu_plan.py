@@ -161,8 +161,8 @@ class Plan:
         if time.monotonic() - self._copied < every:
             return
         self._copied = time.monotonic()
-        found = [*(self.folder / name for name in KEPT), *(self.folder / "results").glob("*.json")]
-        for file in found:
+        files = [*(self.folder / name for name in KEPT), *(self.folder / "results").glob("*.json")]
+        for file in files:
             with suppress(OSError):  # not there yet, or being replaced
                 if file.stat().st_size <= LARGEST:
                     shutil.copyfile(file, self.out / file.name)

@@ -41,22 +41,22 @@ def facts(workers: Workers, device: str) -> dict[str, Any] | None:
     """Return the facts of the machine from the first process that answers, or None if none does."""
     for worker in workers.values():
         with suppress(Died):
-            found: dict[str, Any] = worker.ask("scripts.gpu_times:describe", SECONDS, device=device)
-            return found
+            machine: dict[str, Any] = worker.ask("scripts.gpu_times:describe", SECONDS, device=device)
+            return machine
     return None
 
 
 def unusable(workers: Workers, device: str) -> dict[str, str]:
     """Return the backends that cannot run here, and why; each is asked in its own process, which may crash."""
-    found = {}
+    reasons = {}
     for name, worker in workers.items():
         try:
             reason = worker.ask("scripts.gpu_times:refusal", SECONDS, backend=name, device=device)
         except Died as error:
             reason = f"it cannot be asked: {error}"
         if reason is not None:
-            found[name] = reason
-    return found
+            reasons[name] = reason
+    return reasons
 
 
 def operators() -> dict[str, str]:
@@ -86,14 +86,14 @@ def main(arguments: list[str] | None = None) -> int:
     from posenc.plugins import backends
 
     with Workers([*backends(), XFORMERS], FOLDER) as workers:
-        aside = workers.pop(XFORMERS)
-        found = {"facts": facts(workers, device), "refused": unusable(workers, device)}
+        xformers = workers.pop(XFORMERS)
+        report = {"facts": facts(workers, device), "refused": unusable(workers, device)}
         try:
-            found["xformers"] = aside.ask("scripts.gpu_setup:operators", SECONDS)
+            report["xformers"] = xformers.ask("scripts.gpu_setup:operators", SECONDS)
         except Died as error:
-            found["xformers"] = str(error)
-        aside.end()
-    text = json.dumps(found, indent=1)
+            report["xformers"] = str(error)
+        xformers.end()
+    text = json.dumps(report, indent=1)
     print(text)
     if chosen.out is not None:
         chosen.out.parent.mkdir(parents=True, exist_ok=True)

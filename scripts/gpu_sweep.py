@@ -129,7 +129,7 @@ class Sweep:
                 setting = Setting(kernel, shape, self.length, self.dtype, self.device)
                 lists.append([(setting, tiling) for tiling in candidates(setting, capability, most[_kind(kernel)])])
             for turn in range(max(map(len, lists))):
-                yield from (own[turn] for own in lists if turn < len(own))
+                yield from (pairs[turn] for pairs in lists if turn < len(pairs))
 
     def _verify(self, worker: Worker, turns: Iterator[tuple[Setting, Tiling]], ends: float) -> None:
         """Check the next candidate again and again in one process, until time is up."""
@@ -139,14 +139,16 @@ class Sweep:
                 return
             about = {"setting": asdict(setting), "tiling": asdict(tiling)}
             try:
-                found = worker.ask("posenc.bench.sweep:verify", min(left, CANDIDATE_SECONDS), **about)
+                outcome = worker.ask("posenc.bench.sweep:verify", min(left, CANDIDATE_SECONDS), **about)
             except Died as error:
-                found = {"good": False, "problem": str(error)}
-            self._line({"checked": {**about, **found}})
-            if found["good"]:
+                outcome = {"good": False, "problem": str(error)}
+            self._line({"checked": {**about, **outcome}})
+            if outcome["good"]:
                 self.good[setting].append(tiling)
             else:
-                self.problems[setting, tiling] = found.get("problem") or f"its output is off by {found['output']:.2g}"
+                self.problems[setting, tiling] = (
+                    outcome.get("problem") or f"its output is off by {outcome['output']:.2g}"
+                )
 
     def _time(self, worker: Worker) -> None:
         """Time the correct candidates in rounds, the first shape first; skip kernels whose shipped tiling is wrong."""

@@ -54,7 +54,7 @@ def check(names: tuple[str, ...], device: str, seconds: float, folder: Path, onl
                 start_new_session=True,  # so that pytest's own processes are killed with it
             )
     ends = time.monotonic() + seconds
-    found = []
+    checks = []
     try:
         for name, process in started.items():
             stopped = None
@@ -63,11 +63,11 @@ def check(names: tuple[str, ...], device: str, seconds: float, folder: Path, onl
             except subprocess.TimeoutExpired:
                 stopped = seconds
                 _end(process)
-            found.append(verdict(name, folder, stopped))
+            checks.append(verdict(name, folder, stopped))
     finally:
         for process in started.values():
             _end(process)  # if interrupted: no test outlives this function
-    return found
+    return checks
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

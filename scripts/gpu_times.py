@@ -28,10 +28,10 @@ def refusal(backend: str, device: str) -> str | None:
 
 def time_case(case: dict[str, Any], rounds: int, seconds: float) -> dict[str, Any]:
     """Return a row of a result file, and how many cores other work used meanwhile."""
-    asked, settings = BenchCase(**case), BenchSettings(rounds=rounds, seconds=seconds)
+    bench_case, settings = BenchCase(**case), BenchSettings(rounds=rounds, seconds=seconds)
     watch = machine.Watch()
-    measure = run.on_gpu if asked.device == "cuda" else run.on_cpu
-    row = measure(asked, settings)
-    if asked.device == "cuda":
+    measure = run.on_gpu if bench_case.device == "cuda" else run.on_cpu
+    row = measure(bench_case, settings)
+    if bench_case.device == "cuda":
         torch.cuda.empty_cache()  # the next case may run in another process
     return {"row": row.model_dump(mode="json"), "other_cores": watch.other_cores()}

@@ -91,13 +91,13 @@ class Timing:
         options: dict[str, Any] = {"rounds": settings.rounds, "seconds": settings.seconds}
         try:
             left = min(CASE_SECONDS, self.ends - 2 - time.monotonic())
-            found = worker.ask(TIME, left, case=asdict(case), **options)
+            result = worker.ask(TIME, left, case=asdict(case), **options)
         except Died as error:
             self.deaths[case.backend] += not worker.alive
             self._say(f"{case}: {error}")
             return str(error)
-        lines.append(self.file, found)
-        row = BenchRow.model_validate(found["row"])
+        lines.append(self.file, result)
+        row = BenchRow.model_validate(result["row"])
         self.slow[_work(case)] += ratio(row) > FAR_OFF
         self._say(f"{case}: {_described(row)}")
         return None
@@ -139,8 +139,8 @@ def parts(names: tuple[str, ...], smoke: bool) -> list[BenchSettings]:
     first = tuple(name for name in names if name == MAIN_BACKEND)
     rest = tuple(name for name in names if name != MAIN_BACKEND)
     main_shape, other_shape = GPU_SHAPES[:1], GPU_SHAPES[1:]
-    found = []
-    for shapes, strategies, own, lengths in (
+    settings = []
+    for shapes, strategies, part_backends, lengths in (
         (main_shape, (MAIN_STRATEGY,), names, LENGTHS),
         (other_shape, (MAIN_STRATEGY,), first, LENGTHS),
         (main_shape, others, first, GPU_LENGTHS),
@@ -149,10 +149,10 @@ def parts(names: tuple[str, ...], smoke: bool) -> list[BenchSettings]:
         (main_shape, others, rest, GPU_LENGTHS),
         (other_shape, others, rest, GPU_LENGTHS),
     ):
-        part = replace(base, heads=shapes, strategies=strategies, backends=own, lengths=lengths)
-        found.append(part)
+        part = replace(base, heads=shapes, strategies=strategies, backends=part_backends, lengths=lengths)
+        settings.append(part)
         for cache in CACHES[::-1]:
-            able = own if cache == "raw" else tuple(name for name in own if name in keeping)
-            query = replace(part, kinds=("query",), caches=(cache,), backends=able, rounds=30, seconds=1.0)
-            found.append(replace(query, lengths=tuple(length for length in lengths if length >= SHORTEST_CACHE)))
-    return [part for part in found if part.backends]
+            capable = part_backends if cache == "raw" else tuple(name for name in part_backends if name in keeping)
+            query = replace(part, kinds=("query",), caches=(cache,), backends=capable, rounds=30, seconds=1.0)
+            settings.append(replace(query, lengths=tuple(length for length in lengths if length >= SHORTEST_CACHE)))
+    return [part for part in settings if part.backends]

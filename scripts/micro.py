@@ -23,8 +23,8 @@ from posenc.bench.cases import STRATEGIES, BenchCase
 from posenc.bench.model import Prefill, make_model, padded_batch
 from posenc.bench.padded import RowByRow
 from posenc.bench.shapes import SHAPES, Heads, row_lengths
-from posenc.kernels.cpu.backend import flash
-from posenc.kernels.cpu.calls import plan_calls
+from posenc.kernels.cpu.calls import flash_calls
+from posenc.kernels.cpu.flash_operator import flash
 from posenc.kernels.merge import merge_into
 
 RUNS = 7
@@ -117,7 +117,7 @@ def planning() -> None:
         params = {"mapping": 3072} if name == "lampe" else {}
         strategy = posenc.strategy(name, window=4096, **params)
         plan_time = seconds(lambda s=strategy: s.plan(16384))
-        both = seconds(lambda s=strategy: plan_calls(s.plan(16384), 16384))
+        both = seconds(lambda s=strategy: flash_calls(s.plan(16384), 16384))
         print(f"  {name:12} plan {plan_time * 1e3:5.2f}  calls {(both - plan_time) * 1e3:5.2f}")
 
 

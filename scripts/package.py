@@ -66,11 +66,11 @@ def check_doctor(environment: Environment) -> None:
 def follow_quickstart(environment: Environment, folder: Path) -> None:
     """Run its Python as one program and its commands, in a folder with only the model they name from the clone."""
     shutil.copytree(ROOT / MODEL, folder / MODEL)
-    found = blocks(QUICKSTART)
+    page = blocks(QUICKSTART)
     program = folder / "quickstart.py"
-    program.write_text("".join(block.code for block in found if block.language == "python"), encoding="utf-8")
+    program.write_text("".join(block.code for block in page if block.language == "python"), encoding="utf-8")
     environment.run(program, cwd=folder)
-    for command in (line for block in found if block.language == "bash" for line in block.commands):
+    for command in (line for block in page if block.language == "bash" for line in block.commands):
         words = shlex.split(command)
         if words[0] == "posenc":
             environment.call(environment.posenc, *words[1:], cwd=folder)
@@ -82,10 +82,10 @@ def main() -> None:
     """Build, check the metadata, install, and follow the quickstart."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        made = build(folder / "dist")
-        subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *made], check=True)
-        (version,) = {path.name.removesuffix(".tar.gz").split("-")[1] for path in made}
-        (wheel,) = (path for path in made if path.suffix == ".whl")
+        distributions = build(folder / "dist")
+        subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *distributions], check=True)
+        (version,) = {path.name.removesuffix(".tar.gz").split("-")[1] for path in distributions}
+        (wheel,) = (path for path in distributions if path.suffix == ".whl")
         environment, began = Environment(folder / "environment"), time.perf_counter()
         environment.pip("install", f"{wheel}[plot]", pinned("torch"))
         print(f"installed in {time.perf_counter() - began:.0f} s", flush=True)

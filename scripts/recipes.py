@@ -40,8 +40,8 @@ class Command(BaseModel):
 
     def words(self, root: Path) -> list[str]:
         """The words of the command line, with the files that exist below `root`, each once."""
-        found = (path for pattern in self.files for path in sorted(root.glob(pattern)))
-        return [*shlex.split(self.run), *dict.fromkeys(path.relative_to(root).as_posix() for path in found)]
+        paths = (path for pattern in self.files for path in sorted(root.glob(pattern)))
+        return [*shlex.split(self.run), *dict.fromkeys(path.relative_to(root).as_posix() for path in paths)]
 
 
 class Recipe(BaseModel):
@@ -94,9 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.recipes", description=f"Run a recipe of {FILE.name}.")
     parser.add_argument("name", choices=recipes)
     parser.add_argument("--dry-run", action="store_true", help="print the commands instead")
-    asked = parser.parse_args(arguments)
-    recipe = recipes[asked.name]
-    if asked.dry_run:
+    options = parser.parse_args(arguments)
+    recipe = recipes[options.name]
+    if options.dry_run:
         print(recipe.script())
         return 0
     return recipe.execute()

@@ -148,9 +148,9 @@ def sizes_for(kind: Any) -> dict[str, Any]:
     aliases = {alias: name for name, alias in getattr(kind, "attribute_map", {}).items()}
     parameters = inspect.signature(kind.__init__).parameters
     for name, parameter in parameters.items():
-        known = name if name in SIZES else aliases.get(name)
-        if known in SIZES and not (parameter.default is None and known == "sliding_window"):
-            values[name] = SIZES[known]
+        size = name if name in SIZES else aliases.get(name)
+        if size in SIZES and not (parameter.default is None and size == "sliding_window"):
+            values[name] = SIZES[size]
     if "kv_lora_rank" in parameters:
         values["num_key_value_heads"] = SIZES["num_attention_heads"]
     for name in ("layer_types", "layers_block_type"):
@@ -159,8 +159,8 @@ def sizes_for(kind: Any) -> dict[str, Any]:
     for name, sub in getattr(kind, "sub_configs", {}).items():
         if sub.__name__ != "AutoConfig":
             values[name] = sizes_for(sub)
-        elif (own := getattr(kind(), name, None)) is not None:
-            values[name] = {**sizes_for(type(own)), "model_type": own.model_type}
+        elif (default := getattr(kind(), name, None)) is not None:
+            values[name] = {**sizes_for(type(default)), "model_type": default.model_type}
     return {**values, **OVERRIDES.get(getattr(kind, "model_type", ""), {})}
 
 

@@ -121,7 +121,7 @@ class Auto(PositionStrategy):
             return super().plan(prompt, total)
         picked = self.picked(prompt)
         trace("auto: %d tokens -> %s: %s", prompt, picked.pick, picked.pick.because)
-        return replace(picked.strategy.plan(prompt, lengths.total), strategy=f"auto -> {picked.pick}", memo={})
+        return replace(picked.strategy.plan(prompt, lengths.total), strategy=f"auto -> {picked.pick}")
 
     def rotary(self, base: Rotary, prompt: int) -> Rotary:
         if self.recommendation is None or prompt <= self.active_from:

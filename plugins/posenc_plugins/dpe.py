@@ -43,10 +43,10 @@ class DimensionWisePositions(NeighbourWindow):
         return Segment.band("beyond", len(index), w, None, grouped + (w - w // scales), grouped)
 
     def for_frequencies(self, count: int) -> PositionStrategy:
-        given = len(self.params.scales)
-        if given not in (1, count):
+        scales = len(self.params.scales)
+        if scales not in (1, count):
             raise InvalidConfigError(
-                f"dpe.scales: {given} scales given, but the model has {count} rotary frequencies. "
+                f"dpe.scales: {scales} scales given, but the model has {count} rotary frequencies. "
                 "Give one scale, or one for each frequency."
             )
         return self

@@ -132,7 +132,7 @@ class ScaledFrequencies(FrequencyStrategy):
             If the frequencies are scaled already, or the window or the base of the frequencies is unknown.
         """
         from posenc.rope import Rotary
-        from posenc.rope_types import ORIGINAL, frequencies_of
+        from posenc.rope.types import ORIGINAL, frequencies_of
 
         if base.scaling != PLAIN:
             raise InvalidConfigError(

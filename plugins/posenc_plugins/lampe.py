@@ -50,7 +50,7 @@ class LampeParams(RemapParams):
         0.1 * math.log(2) + 1, gt=0, allow_inf_nan=False, description="factor on q and on k; logits get its square"
     )
     granularity: Literal["full", "uniform", "head_only"] = Field(
-        "full", description="ablation: head, middle and tail; middle only ('uniform'); head and middle"
+        "full", description="ablation: 'full' has head, middle and tail, 'uniform' the middle only, 'head_only' no tail"
     )
     continuity: bool = Field(True, description="ablation: False omits the offsets that join the three parts")
     compat: Literal["paper", "official"] = Field(
@@ -75,7 +75,7 @@ class Split:
 
 
 class Lampe(PositionStrategy):
-    """Distances near the query and at the start of the text are exact, those between are compressed (section 3).
+    """Exact distances near the query, exact steps at the start of the text, compression between them (section 3).
 
     Names of the paper: ``H`` head, ``T`` tail, ``U`` mapping length, ``R`` tail start, ``b1`` and
     ``b2`` the offsets that keep the relative position continuous across the borders.

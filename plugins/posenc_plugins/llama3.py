@@ -38,7 +38,7 @@ class Llama3Scaling(FactorScaling):
             )
 
     def scaled(self, base: Rotary, prompt: int) -> Rotary:
-        from posenc.rope_types import llama3_bands
+        from posenc.rope.types import llama3_bands
 
         params, window = self.params, self.known_window
         if params.factor == 1:  # mixing a frequency with itself would round it

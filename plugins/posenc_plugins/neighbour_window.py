@@ -52,7 +52,7 @@ class NeighbourWindow(PositionStrategy):
 class ScaledNeighbourWindow(NeighbourWindow):
     """A near window whose strategy may scale logits by the logarithm of the length (parameter ``log_scale``).
 
-    ``log_scale=None`` scales where the pretraining window is known.
+    With ``log_scale=None`` they are scaled if the pretraining window is known.
     """
 
     def __init__(self, *, window: int | None = None, **params: Any) -> None:

@@ -17,7 +17,7 @@ import posenc
 from posenc.bench.cases import BenchCase
 from posenc.bench.shapes import Heads
 from posenc.bench.timing import Pair
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 
 THETA = 1e4
 
@@ -107,8 +107,8 @@ def build(case: BenchCase) -> Pair:
     base = posenc.Rotary.from_theta(THETA, heads.dim)
     strategy = case.make_strategy()
     plan = strategy.plan(case.length)
-    kept = KeptKeys() if decoding and case.cache == "rotated" else None
-    remapped = partial(_attention, q, k, v, plan, strategy.rotary(base, case.length), case.backend, kept)
+    rotated_keys = RotatedKeyCache() if decoding and case.cache == "rotated" else None
+    remapped = partial(_attention, q, k, v, plan, strategy.rotary(base, case.length), case.backend, rotated_keys)
     return Pair((PlainQuery if decoding else PlainAttention)(q, k, v), remapped)
 
 
@@ -119,10 +119,10 @@ def _attention(
     plan: posenc.PositionPlan,
     rotary: posenc.Rotary,
     backend: str,
-    kept: KeptKeys | None,
+    rotated_keys: RotatedKeyCache | None,
 ) -> Tensor:
-    if kept is not None:
-        kept.truncate(k.shape[2] - 1)  # as in decoding, the newest key is not rotated yet
-    out = posenc.attention(q, k, v, plan, rotary, backend=backend, kept=kept)
+    if rotated_keys is not None:
+        rotated_keys.truncate(k.shape[2] - 1)  # as in decoding, the newest key is not rotated yet
+    out = posenc.attention(q, k, v, plan, rotary, backend=backend, kept=rotated_keys)
     assert isinstance(out, Tensor)
     return out

@@ -23,7 +23,7 @@ from posenc.bench.attention import THETA
 from posenc.bench.cases import STRATEGIES, WINDOW_SHARE, BenchCase, kind_shown
 from posenc.bench.sampled import RowErrors, aim_queries, compare_rows, expected_rows, sampled_rows
 from posenc.bench.shapes import Heads
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.plan import PositionPlan
 from posenc.plugins import backends
 
@@ -99,12 +99,12 @@ def check(case: BenchCase, seed: int = 0) -> Verdict:
     decoding = case.kind == "query"
     prompt = case.length - STEPS + 1 if decoding else case.length
     rotary = strategy.rotary(posenc.Rotary.from_theta(THETA, q.shape[-1]), prompt)
-    kept = KeptKeys() if decoding and case.cache == "rotated" else None
+    rotated_keys = RotatedKeyCache() if decoding and case.cache == "rotated" else None
     steps: list[RowErrors] = []
     with torch.no_grad():
         for step, total in enumerate(range(prompt, case.length + 1)):
             tensors = q[:, :, step : step + 1] if decoding else q, k[:, :, :total], v[:, :, :total]
-            steps.append(_compared(case, tensors, strategy.plan(prompt, total), rotary, kept, seed + step))
+            steps.append(_compared(case, tensors, strategy.plan(prompt, total), rotary, rotated_keys, seed + step))
     worst = max(steps, key=lambda errors: errors.output)
     return Verdict(
         case=f"{kind_shown(case.kind, case.cache)} {case.shape} {case.dtype} {case.strategy} {case.length}",
@@ -142,14 +142,14 @@ def _compared(
     tensors: tuple[Tensor, Tensor, Tensor],
     plan: PositionPlan,
     rotary: posenc.Rotary,
-    kept: KeptKeys | None,
+    rotated_keys: RotatedKeyCache | None,
     seed: int,
 ) -> RowErrors:
     """Aim some queries at keys, run the backend, and compare the rows of these queries."""
     q, k, _ = tensors
     rows, scale = sampled_rows(plan, q.shape[2], ROWS, seed), q.shape[-1] ** -0.5
     aim_queries(q, k, plan, rotary, rows, scale, seed)
-    result = _poisoned_attention(case, tensors, plan, rotary, kept)
+    result = _poisoned_attention(case, tensors, plan, rotary, rotated_keys)
     expected = expected_rows(*tensors, plan, rotary, rows, scale)
     return compare_rows(result, expected, rows, plan.total - q.shape[2])
 
@@ -159,11 +159,11 @@ def _poisoned_attention(
     tensors: tuple[Tensor, Tensor, Tensor],
     plan: PositionPlan,
     rotary: posenc.Rotary,
-    kept: KeptKeys | None,
+    rotated_keys: RotatedKeyCache | None,
 ) -> tuple[Tensor, Tensor]:
     """The backend's output and logsumexp; memory that it does not write holds NaN."""
     with poisoned(case.device):
-        result = posenc.attention(*tensors, plan, rotary, backend=case.backend, kept=kept, return_lse=True)
+        result = posenc.attention(*tensors, plan, rotary, backend=case.backend, kept=rotated_keys, return_lse=True)
     if case.device == "cuda":
         torch.cuda.synchronize()
     assert isinstance(result, tuple)

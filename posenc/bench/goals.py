@@ -153,7 +153,7 @@ GPU_TARGETS = (
         _gpu_goals("query", DECODE_MIB, "triton", cache="raw", measure="MiB"),
     ),
     Target(
-        "`triton`, one query with kept rotated keys: time over flash attention alone",
+        "`triton`, one query with cached rotated keys: time over flash attention alone",
         _gpu_goals("query", DECODE, "triton"),
     ),
     Target("`xformers`, prefill: time over flash attention alone", _gpu_goals("attention", XFORMERS, "xformers")),

@@ -23,7 +23,7 @@ from posenc.hf.attachment import Attachment, Layers
 from posenc.hf.cache.record import empty_record
 from posenc.hf.cache.state import CachedTokens
 from posenc.hf.layer_call import LayerCall
-from posenc.hf.own_frequencies import Base
+from posenc.hf.model_frequencies import Base
 from posenc.hf.step import Step
 from posenc.positions import PositionStrategy
 from posenc.rope import Rotary

@@ -27,9 +27,9 @@ from posenc.bench.run import machine_facts
 from posenc.bench.sampled import aim_queries, compare_rows, expected_rows, sampled_rows
 from posenc.bench.shapes import Heads
 from posenc.bench.timing import wall
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.kernels.triton.backend import TritonBackend
-from posenc.kernels.triton.tiles import Entry, Kernel, TileTable, Tiling
+from posenc.kernels.triton.tiles import Kernel, TileEntry, TileTable, Tiling
 from posenc.plugins import strategy
 
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
@@ -79,10 +79,10 @@ class Setting:
         """Bits of an element."""
         return 8 * cast("int", getattr(torch, self.dtype).itemsize)
 
-    def entry(self, tiling: Tiling, capability: tuple[int, int], source: str) -> Entry:
+    def entry(self, tiling: Tiling, capability: tuple[int, int], source: str) -> TileEntry:
         """The entry of a tile table that selects a tiling for this problem."""
         facts = {"kernel": self.kernel, "capability": capability, "bits": self.bits, "head_dim": self.head_dim}
-        return Entry.model_validate({**facts, **asdict(tiling), "source": source})
+        return TileEntry.model_validate({**facts, **asdict(tiling), "source": source})
 
 
 def shipped(setting: Setting, capability: tuple[int, int]) -> Tiling:
@@ -123,16 +123,16 @@ class SweepWork:
     tensors: tuple[Tensor, Tensor, Tensor]
     plan: posenc.PositionPlan
     rotary: posenc.Rotary
-    kept: KeptKeys | None
+    rotated_keys: RotatedKeyCache | None
     rows: Any
     expected: tuple[Tensor, Tensor]
 
     def run(self, backend: TritonBackend) -> tuple[Tensor, Tensor]:
         """Run the backend; returns output and logsumexp."""
         options: dict[str, Any] = {}
-        if self.kept is not None:
-            self.kept.truncate(self.plan.total - 1)
-            options["kept"] = self.kept
+        if self.rotated_keys is not None:
+            self.rotated_keys.truncate(self.plan.total - 1)
+            options["kept"] = self.rotated_keys
         q, k, v = self.tensors
         return backend.attend(q, k, v, self.plan, self.rotary, scale=q.shape[-1] ** -0.5, mask=None, **options)
 
@@ -152,8 +152,8 @@ def work(setting: Setting) -> SweepWork:
     rows, scale = sampled_rows(plan, q_len, ROWS, 0), heads.dim**-0.5
     aim_queries(q, k, plan, rotary, rows, scale, 0)
     expected = expected_rows(q, k, v, plan, rotary, rows, scale)
-    kept = KeptKeys() if setting.kernel == "decode_kept" else None
-    return SweepWork((q, k, v), plan, rotary, kept, rows, expected)
+    rotated_keys = RotatedKeyCache() if setting.kernel == "decode_kept" else None
+    return SweepWork((q, k, v), plan, rotary, rotated_keys, rows, expected)
 
 
 def backend_of(setting: Setting, tiling: Tiling) -> TritonBackend:

@@ -1,4 +1,4 @@
-"""Lists of numbers on the command line, and input lengths: in tokens, and in windows of the model."""
+"""Lists of numbers on the command line, and options for the lengths and the number of inputs."""
 
 from __future__ import annotations
 
@@ -63,8 +63,3 @@ def lengths_in_windows(multiples: Sequence[int], window: int | None) -> tuple[in
     if window is None:
         raise click.UsageError("the model's configuration does not tell its window: give --lengths.")
     return tuple(multiple * window for multiple in multiples)
-
-
-def length_head(length: int, window: int | None) -> str:
-    """Head of a column: ``1024 (4x)``, a length in tokens and in windows."""
-    return str(length) if not window else f"{length} ({length / window:g}x)"

@@ -16,7 +16,7 @@ from posenc.errors import UnknownNameError
 @click.argument("family", nargs=-1)
 @json_option
 def command(exact: bool, family: tuple[str, ...], as_json: bool) -> None:
-    """List every causal-LM family of transformers with its measured verdict, or only each FAMILY.
+    """List the measured verdict on every causal-LM family of transformers, or on each FAMILY.
 
     A family that is not listed may be exact too: the probe decides when posenc is applied to a model.
     """

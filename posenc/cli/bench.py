@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from posenc.cli._lengths import NumberList, lengths_option
+from posenc.cli._lengths import Decorator, NumberList, lengths_option
 from posenc.cli._output import json_option, print_json, print_table, progress
 from posenc.cli._paths import FilePath
 
@@ -18,17 +18,22 @@ SETTINGS = ("kind", "shape", "dtype", "threads", "backend")
 """Columns that are left out if they are equal in every row; the command above the table has them."""
 
 
+def _repeatable(*names: str, metavar: str, help: str, default: str) -> Decorator:
+    """An option that can be repeated; its default is that of ``BenchSettings``."""
+    return click.option(*names, multiple=True, metavar=metavar, help=f"{help}; repeatable [default: {default}].")
+
+
 @click.command("bench", short_help="Measure time and memory against plain attention.")
 @click.argument("kinds", nargs=-1, metavar="[attention|query|prefill|decode|padded_attention|padded]...")
-@click.option("--strategy", "-s", "strategies", multiple=True, metavar="NAME", help="Repeatable [default: five].")
-@lengths_option("Tokens [default: 2048,4096].")
-@click.option("--heads", multiple=True, metavar="HQ/HKVxD", help="Of raw tensors; repeatable [default: 9/3x64].")
-@click.option("--model", metavar="SHAPE", help="smollm2-135m or tiny, random weights [default: smollm2-135m].")
-@click.option("--dtype", "dtypes", multiple=True, metavar="DTYPE", help="Repeatable [default: float32].")
-@click.option("--threads", type=NumberList(int), help="torch threads [default: 2].")
-@click.option("--backend", "backends", multiple=True, metavar="NAME", help="Repeatable [default: auto].")
+@_repeatable("--strategy", "-s", "strategies", metavar="NAME", help="Strategy to measure", default="five")
+@lengths_option("Input lengths in tokens [default: 2048,4096].")
+@_repeatable("--heads", metavar="HQ/HKVxD", help="Heads of raw tensors", default="9/3x64")
+@click.option("--model", metavar="SHAPE", help="smollm2-135m or tiny, with random weights [default: smollm2-135m].")
+@_repeatable("--dtype", "dtypes", metavar="DTYPE", help="Dtype of tensors and weights", default="float32")
+@click.option("--threads", type=NumberList(int), help="Numbers of torch threads [default: 2].")
+@_repeatable("--backend", "backends", metavar="NAME", help="Backend of the remapped side", default="auto")
 @click.option("--device", metavar="DEVICE", help="cpu, or cuda for attention and query [default: cpu].")
-@click.option("--cache", "caches", multiple=True, metavar="CACHE", help="For query: rotated or raw [default: rotated].")
+@_repeatable("--cache", "caches", metavar="CACHE", help="For query: rotated or raw", default="rotated")
 @click.option("--window-share", type=int, help="The window is the length divided by this [default: 4].")
 @click.option("--rounds", type=int, help="Most rounds per case [default: 7].")
 @click.option("--seconds", type=float, help="Start no further round after this time, but make three [default: 20].")

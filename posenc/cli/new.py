@@ -20,7 +20,7 @@ def command() -> None:
 into_option = click.option("--into", metavar="FOLDER", default=".", help="Parent folder (default: the current one).")
 
 
-@command.command("plugin", short_help="With a strategy.")
+@command.command("plugin", short_help="Write a plugin with a strategy.")
 @click.argument("name")
 @into_option
 def plugin(name: str, into: str) -> None:
@@ -28,7 +28,7 @@ def plugin(name: str, into: str) -> None:
     _create("plugin", name, into)
 
 
-@command.command("adapter", short_help="With a model family.")
+@command.command("adapter", short_help="Write a plugin with a model family.")
 @click.argument("name")
 @into_option
 def adapter(name: str, into: str) -> None:

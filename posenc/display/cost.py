@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from posenc.display.explain import segment_pairs
-from posenc.kernels.rotated import layout
+from posenc.kernels.rotated import rotation_layout
 from posenc.plan import PositionPlan
 
 
@@ -47,7 +47,7 @@ def cost(plan: PositionPlan) -> Cost:
     """Count the work of a backend for all tokens of a plan at once, as for a prompt."""
     causal_pairs = plan.total * (plan.total + 1) // 2
     pairs = [(segment.name, segment_pairs(segment)) for segment in plan.segments]
-    copies = layout(plan, plan.total).copies
+    copies = rotation_layout(plan, plan.total).keys
     return Cost(
         segments=tuple(SegmentCost(name, count, count / causal_pairs) for name, count in pairs),
         pairs=sum(count for _, count in pairs),

@@ -1,4 +1,9 @@
-"""Apply a strategy to a model: choose it, probe the model, install the hooks, and prove that the identity is stock."""
+"""``posenc.apply``: choose the strategy, probe the model, install the hooks, and check the result.
+
+This is the entry to ``posenc/hf``. The adapter says where the model keeps its parts, the probe measures what each
+attention layer does (``posenc/hf/probe``), the hooks go in (``posenc/hf/hooks.py``), and with the identity plan the
+patched model must compute exactly what the unpatched one does. If anything fails, the model is left as it was.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,7 @@ from posenc.rope import Rotary
 from posenc.trace import trace
 
 WRAPPED = ("_orig_mod", "module")
-"""Where torch.compile and data parallel wrappers keep the model they wrap."""
+"""Attributes in which torch.compile and data parallel wrappers keep the wrapped model."""
 
 
 def apply(
@@ -53,23 +58,23 @@ def apply(
         Attention backend by name; ``"auto"`` by default.
     cache : {"rotated", "raw"}, optional
         Decoding reads raw keys, which a backend such as ``cpu_flash`` must rotate. ``"rotated"`` (the
-        default) keeps their rotated copies beside them, so that a step rotates new keys only; the keys
-        then take twice the memory, the values what they did. ``"raw"`` keeps nothing and rotates every key
-        at every step. Prompts, and backends that rotate while they read, keep nothing either way.
+        default) keeps rotated copies beside the raw keys, so that a step rotates new keys only; the keys
+        then take twice the memory, the values the same as before. ``"raw"`` keeps no copies and rotates every
+        key at every step. Prompts, and backends that rotate while they read, keep no copies either way.
     window : int, optional
-        Pretraining window in tokens, by default what the model's configuration declares.
+        Pretraining window in tokens, by default the one that the model's configuration declares.
     **params
         Parameters of a strategy given by name.
 
     Returns
     -------
     Handle
-        Removes everything again; also a context manager.
+        Describes what is applied and removes it again; also a context manager.
 
     Raises
     ------
     UnsupportedModelError
-        If the model cannot be served exactly; it is left untouched.
+        If the model cannot be served exactly; it stays as it was.
     ModelBusyError
         If the model is running in another thread.
     UnknownNameError, InvalidConfigError
@@ -80,24 +85,24 @@ def apply(
     decoder = adapter.decoder(model)
     adapter.rotary_modules(decoder)
     window = adapter.window(model) if window is None else window
-    chosen, configured = resolve_strategy(strategy, window, frequencies, params)
-    chosen = chosen.for_model(lambda: fingerprint(model, adapter))
-    backend = backend or (configured.backend if configured else "auto")
-    cache = cache or (configured.cache if configured else "rotated")
+    position_strategy, configuration = resolve_strategy(strategy, window, frequencies, params)
+    position_strategy = position_strategy.for_model(lambda: fingerprint(model, adapter))
+    backend = backend or (configuration.backend if configuration else "auto")
+    cache = cache or (configuration.cache if configuration else "rotated")
     if cache not in get_args(CacheMode):
         raise InvalidConfigError(f"cache: must be one of {', '.join(get_args(CacheMode))}, got {cache!r}.")
     if backend != "auto":
         backends()[backend]
     config: Any = decoder.config
     original = config._attn_implementation
-    for stock, ours in IMPLEMENTATIONS.items():  # a model that shares its config object with a patched one
-        original = stock if original == ours else original
+    for stock, patched in IMPLEMENTATIONS.items():  # if the model shares its config object with a patched one
+        original = stock if original == patched else original
     if original not in STOCK_IMPLEMENTATIONS:
         raise UnsupportedModelError(
             f"the model was loaded with attn_implementation={original!r}. posenc is exact on top of "
             f"{' or '.join(STOCK_IMPLEMENTATIONS)}: load it with one of them."
         )
-    attachment = Attachment(chosen, adapter, backend, original, cache)
+    attachment = Attachment(position_strategy, adapter, backend, original, cache)
     with exclusive(model, decoder, "apply a strategy"):
         if find_attachment(model) is not None:
             raise UnsupportedModelError(
@@ -105,12 +110,12 @@ def apply(
                 "(posenc.attached(model) returns the handle)."
             )
         _attach(model, decoder, attachment)
-    trace("applied %r to %s (adapter %s)", chosen, type(model).__name__, adapter.name)
+    trace("applied %r to %s (adapter %s)", position_strategy, type(model).__name__, adapter.name)
     return Handle(model, attachment)
 
 
 def find_adapter(model: nn.Module) -> ArchitectureAdapter:
-    """The adapter for a model's family.
+    """Return the adapter that serves a model's family.
 
     Raises
     ------
@@ -121,13 +126,13 @@ def find_adapter(model: nn.Module) -> ArchitectureAdapter:
 
     if not isinstance(model, PreTrainedModel):
         inner = next((name for name in WRAPPED if isinstance(getattr(model, name, None), nn.Module)), None)
-        remedy = (
+        fix = (
             "Pass the whole model if this is a part of one; for other models call posenc.attention on raw queries and "
             "keys."
             if inner is None
             else f"It wraps one: apply posenc to its .{inner}, or before wrapping."
         )
-        raise UnsupportedModelError(f"posenc.apply serves transformers models, got {type(model).__name__}. {remedy}")
+        raise UnsupportedModelError(f"posenc.apply serves transformers models, got {type(model).__name__}. {fix}")
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder; posenc serves causal decoders.")
     for model_type in (model.config.model_type, EVERY_FAMILY):
@@ -143,21 +148,21 @@ def find_adapter(model: nn.Module) -> ArchitectureAdapter:
 
 
 def unwrapped(model: Any) -> Any:
-    """The transformers model that a PEFT model adapts: the hooks go there, and serve both."""
+    """Return the transformers model inside a PEFT model: hooks on it serve both. Other models are returned as given."""
     base = getattr(model, "get_base_model", None)
     return base() if callable(base) else model
 
 
 def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
-    """Probe the layers, install the hooks, and prove that the identity plan is stock; undo everything otherwise."""
+    """Probe the layers, install the hooks, and check the identity plan; on any error, undo everything."""
     check_structure(model, decoder)
     register_with_transformers()
-    ours = IMPLEMENTATIONS[attachment.original]
-    decoder.set_attn_implementation(attachment.original)  # where a model of the same configuration is patched
+    patched = IMPLEMENTATIONS[attachment.original]
+    decoder.set_attn_implementation(attachment.original)  # if another model of the same configuration is patched
     expected = forward_of_fixed_tokens(decoder)
-    decoder.set_attn_implementation(ours)  # not the whole model: it may hold a vision tower
+    decoder.set_attn_implementation(patched)  # not on the whole model, which may have a vision tower
     try:
-        if decoder.config._attn_implementation != ours:
+        if decoder.config._attn_implementation != patched:
             raise UnsupportedModelError(
                 f"{type(model).__name__} ({decoder.config.model_type!r}) does not let its attention be replaced "
                 "through transformers' AttentionInterface, so its queries and keys are out of reach."
@@ -168,7 +173,7 @@ def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
         attachment.planner = Planner(IdentityStrategy())
         install(model, decoder, attachment)
         check_identity(decoder, expected, attachment.adapter)
-        bases = _own_frequencies(decoder, attachment)
+        bases = _frequencies_by_layer(decoder, attachment)
         attachment.strategy = fitted(attachment.strategy, bases)
         attachment.fingerprint = attachment.strategy.fingerprint
         attachment.planner = Planner(attachment.strategy, len(attachment.facts))
@@ -178,8 +183,8 @@ def _attach(model: Any, decoder: Any, attachment: Attachment) -> None:
         raise
 
 
-def _own_frequencies(decoder: Any, attachment: Attachment) -> list[Rotary | None]:
-    """The frequencies that the model has, by attention layer; None where it has no rotary positions."""
+def _frequencies_by_layer(decoder: Any, attachment: Attachment) -> list[Rotary | None]:
+    """Return the model's own frequencies by attention layer, None for a layer without rotary positions."""
     device = execution_device(decoder.get_input_embeddings())
     bases = attachment.bases(decoder, torch.zeros(1, 1, dtype=torch.long, device=device))
     return [bases[facts].stock if facts in bases else None for facts in attachment.facts.values()]

@@ -1,4 +1,10 @@
-"""What the hooks of one patched model share."""
+"""What a patched model remembers: the strategy in force, the measured layers, the plans, and announced prompt lengths.
+
+``posenc.apply`` makes one :class:`Attachment` per model, and all hooks of the model share it. At the start of every
+forward the decoder's hook takes a :class:`Layers` from it, which goes down to the attention layers with the step.
+
+Shape letters: B batch, L new tokens.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +21,7 @@ from torch import Tensor, nn
 from posenc.adapter import ArchitectureAdapter, LayerFacts
 from posenc.config import CacheMode
 from posenc.errors import InvalidInputError
-from posenc.hf.own_frequencies import Base, OwnFrequencies
+from posenc.hf.model_frequencies import Base, ModelFrequencies
 from posenc.hf.stock import StockAttention, stock_attention
 from posenc.planning.planner import Planner
 from posenc.positions import PositionStrategy
@@ -25,42 +31,45 @@ Announced = tuple[tuple["Attachment", int | list[int]], ...]
 _announced: ContextVar[Announced] = ContextVar("posenc_announced", default=())
 """Announcements in force in this thread or task, the innermost first."""
 
-_asking: ContextVar[bool] = ContextVar("posenc_asking", default=False)
+_adapter_reads: ContextVar[bool] = ContextVar("posenc_adapter_reads", default=False)
+"""True while an adapter reads the model's frequencies in this thread or task."""
 
-_counting = threading.Lock()
+_count_lock = threading.Lock()
 
 
 @dataclass
 class Attachment:
-    """What the hooks of one model share.
+    """What the hooks of one patched model share.
 
     Parameters
     ----------
     strategy : PositionStrategy
         The strategy in force.
     adapter : ArchitectureAdapter
-        The family's facts.
+        Says where the model's family keeps its parts.
     backend : str
         Backend name or ``"auto"``.
     original : str
-        The attention implementation to restore.
+        The attention implementation that the model was loaded with, restored when the hooks are removed.
     cache : {"rotated", "raw"}
         Whether decoding keeps rotated copies of the keys beside the raw ones.
     facts : dict of LayerFacts
         What the probe measured, by attention module, in the order of the forward pass.
     rotaries : tuple of str
         Names of the decoder's rotary modules that are hooked.
-    batches : OpenBatches
-        Continuous batching that runs on the model (``posenc/hf/continuous_batching.py``).
     open_announcements : int
-        How many announcements of a prompt's length are in force, in any thread.
-    own_rotary : bool
-        Whether the adapter reads frequencies in a way of its own, and may run the model's rotary modules for it.
+        How many announced prompt lengths are in force, in any thread.
 
     Attributes
     ----------
+    planner : Planner
+        Makes and keeps the strategy's plans.
     fingerprint : str
-        What a cache must have been filled by.
+        Identifies the strategy; a cache can only be read under the strategy that filled it.
+    batches : OpenBatches
+        Continuous batching that runs on the model (``posenc/hf/continuous_batching.py``).
+    custom_rotary : bool
+        Whether the adapter overrides ``rotary``, for which it may run the model's rotary modules.
     """
 
     strategy: PositionStrategy
@@ -74,53 +83,71 @@ class Attachment:
     rotaries: tuple[str, ...] = ()
     batches: Any = field(init=False, repr=False)
     open_announcements: int = 0
-    own_rotary: bool = field(init=False)
-    _frequencies: OwnFrequencies = field(init=False, repr=False)
+    custom_rotary: bool = field(init=False)
+    _frequencies: ModelFrequencies = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.own_rotary = type(self.adapter).rotary is not ArchitectureAdapter.rotary
-        self._frequencies = OwnFrequencies(self.adapter)
+        self.custom_rotary = type(self.adapter).rotary is not ArchitectureAdapter.rotary
+        self._frequencies = ModelFrequencies(self.adapter)
         self.planner = Planner(self.strategy)
         self.fingerprint = self.strategy.fingerprint
 
     def layers(self, decoder: nn.Module, position_ids_BL: Tensor) -> Layers:
-        """What the attention layers of one forward share."""
+        """Return what the attention layers of one forward share."""
         return Layers(self, decoder, self.bases(decoder, position_ids_BL))
 
     def bases(self, decoder: nn.Module, position_ids_BL: Tensor) -> dict[LayerFacts, Base]:
-        """The model's own frequencies in the layout of every kind of layer, the same objects until they change."""
-        if not self.own_rotary:
+        """Return the model's own frequencies by kind of layer, as the same objects until they change.
+
+        Parameters
+        ----------
+        decoder : Module
+            The decoder that holds the rotary modules.
+        position_ids_BL : int64 [B, L]
+            Position ids of the forward; frequencies may follow the longest row.
+        """
+        if not self.custom_rotary:
             return self._frequencies.bases(decoder, self.facts.values(), position_ids_BL)
-        token = _asking.set(True)
+        token = _adapter_reads.set(True)
         try:
             return self._frequencies.bases(decoder, self.facts.values(), position_ids_BL)
         finally:
-            _asking.reset(token)
+            _adapter_reads.reset(token)
 
     @property
     def reach(self) -> int | None:
-        """How far the model's masks reach back where every layer slides, in tokens; None where some see everything."""
-        windows = [facts.sliding_window for facts in self.facts.values()]
-        known = [window for window in windows if window is not None]
-        return max(known) if known and len(known) == len(windows) else None
+        """How many tokens the model's masks reach back if every layer has a sliding window, else None."""
+        widths = [facts.sliding_window for facts in self.facts.values()]
+        sliding = [width for width in widths if width is not None]
+        return max(sliding) if sliding and len(sliding) == len(widths) else None
 
     @cached_property
     def witnesses(self) -> tuple[tuple[int, int], ...]:
-        """Layers whose cached keys tell what became of a cache, with a channel that they rotate; the best first."""
-        found = [
+        """``(layer, channel)`` pairs whose cached keys can show that a cache was changed, the best choice first.
+
+        Layers without a sliding window come first, then those with rotary positions, then the last in the model. The
+        channel is one that the layer rotates.
+        """
+        candidates = [
             (facts.sliding_window is not None, facts.source is None, -index, index, (facts.channels or (0, 0))[0])
             for module, facts in self.facts.items()
             if isinstance(index := getattr(module, "layer_idx", None), int)
         ]
-        return tuple((index, channel) for *_, index, channel in sorted(found))
+        return tuple((index, channel) for *_, index, channel in sorted(candidates))
 
     @property
-    def asking(self) -> bool:
-        """True while an adapter asks the model's rotary modules in this thread: they answer as if unpatched."""
-        return self.own_rotary and _asking.get()
+    def adapter_reads_rotary(self) -> bool:
+        """True while an adapter runs the model's rotary modules in this thread: they return what they do unpatched."""
+        return self.custom_rotary and _adapter_reads.get()
 
     def announced_rows(self, batch: int) -> list[int] | None:
-        """Prompt lengths announced in this thread (or task), one per row."""
+        """Return the prompt lengths announced in this thread (or task), one per row, or None.
+
+        Raises
+        ------
+        InvalidInputError
+            If the number of announced lengths is not the batch size.
+        """
         announced = next((lengths for owner, lengths in _announced.get() if owner is self), None)
         if announced is None or isinstance(announced, int):
             return None if announced is None else [announced] * batch
@@ -133,14 +160,14 @@ class Attachment:
 
     @contextmanager
     def announcing(self, lengths: int | list[int]) -> Iterator[None]:
-        """Announce prompt lengths to the forwards of this thread (or task)."""
+        """Announce prompt lengths, in tokens, to the forwards of this thread (or task) inside the block."""
         token = _announced.set(((self, lengths), *_announced.get()))
-        with _counting:
+        with _count_lock:
             self.open_announcements += 1
         try:
             yield
         finally:
-            with _counting:
+            with _count_lock:
                 self.open_announcements -= 1
             _announced.reset(token)
 
@@ -156,7 +183,7 @@ class Layers:
     decoder : Module
         The decoder that the layers belong to.
     bases : mapping of LayerFacts to Base
-        The model's own frequencies, in the layout of each kind of layer that has some.
+        The model's own frequencies, for each kind of layer that has rotary positions.
     """
 
     attachment: Attachment

@@ -1,11 +1,12 @@
 """Continuous batching (``model.generate_batch``): many requests in one forward, each under its own plan.
 
-transformers packs the new tokens of all requests into one row and keeps their keys in one paged cache, raw
-keys as everywhere. Every request is then a sequence of its own: it knows its prompt, so also a prefill
-in chunks plans with the final length, and its attention is the one it gets in ``generate``.
+transformers packs the new tokens of all requests into one row and keeps their keys in one paged cache, as raw keys. For
+each request of a forward :class:`OpenBatches` makes a :class:`~posenc.hf.step.Step`, and :class:`PagedStep` runs them
+all. A request knows its prompt, so a chunked prefill plans with the final length too, and its attention is the one that
+``generate`` would give it.
 
-transformers admits attention functions to this by name. A patched model therefore carries its own
-``init_continuous_batching``, which shows the name ``sdpa`` while the manager looks at it.
+transformers admits attention functions to continuous batching by name. A patched model therefore carries its own
+``init_continuous_batching``, which shows the name ``sdpa`` while the manager is made.
 
 Shape letters: H heads, L new tokens of all requests, K keys of all requests, D head_dim.
 """
@@ -41,14 +42,14 @@ logger = logging.getLogger("posenc")
 
 METHOD = "init_continuous_batching"
 KEPT = "_cached_continuous_batching_manager"
-"""Where transformers keeps a manager for the next call."""
+"""Attribute of a model in which transformers keeps a manager for the next call."""
 
 PAGED = ("cu_seq_lens_k", "max_length_k", "read_index", "write_index", "block_table")
 """Keyword arguments of the forward that the paged cache reads, and writes to."""
 
 
 class Request(NamedTuple):
-    """One sequence of a forward: its prompt, and its length before and after, in tokens."""
+    """One sequence of a forward: the length of its prompt, and its length before and after the forward, in tokens."""
 
     prompt: int
     before: int
@@ -56,7 +57,7 @@ class Request(NamedTuple):
 
 
 class OpenBatches:
-    """The managers that a patched model made, and the steps of their forwards."""
+    """The managers of continuous batching that a patched model has made; makes the steps of their forwards."""
 
     def __init__(self) -> None:
         self.managers: WeakSet[Any] = WeakSet()
@@ -67,7 +68,16 @@ class OpenBatches:
         return OpenBatches, ()
 
     def step(self, layers: Layers, kwargs: Mapping[str, Any], position_ids_1L: Tensor) -> PagedStep:
-        """The step of one forward over packed requests.
+        """Make the step of one forward over packed requests.
+
+        Parameters
+        ----------
+        layers : Layers
+            What the attention layers of the forward share.
+        kwargs : mapping
+            Keyword arguments of the decoder's forward.
+        position_ids_1L : int64 [1, L]
+            Position ids of the packed tokens.
 
         Raises
         ------
@@ -98,22 +108,30 @@ class OpenBatches:
         )
 
     def _schedule(self, planner: Planner, request: Request) -> Schedule:
-        """What ``generate`` would have planned with so far: it depends on the prompt and the length alone."""
-        reached, schedule = self.schedules.pop(request.prompt, (0, Schedule()))
-        if not reached:
-            reached, schedule = request.prompt, planner.extend(schedule, 0, request.prompt)
-        if request.after > reached:
-            schedule = planner.extend(schedule, reached, request.after, candidates=request.after - reached)
-            reached = request.after
+        """Return the schedule that ``generate`` would have by now; it follows from the prompt and the length alone."""
+        length, schedule = self.schedules.pop(request.prompt, (0, Schedule()))
+        if not length:
+            length, schedule = request.prompt, planner.extend(schedule, 0, request.prompt)
+        if request.after > length:
+            schedule = planner.extend(schedule, length, request.after, candidates=request.after - length)
+            length = request.after
         while len(self.schedules) >= KEPT_PLANS:
             self.schedules.pop(next(iter(self.schedules)))
-        self.schedules[request.prompt] = (reached, schedule)
+        self.schedules[request.prompt] = (length, schedule)
         return schedule
 
 
 @dataclass(eq=False)
 class InitContinuousBatching:
-    """``init_continuous_batching`` of a patched model; an attribute of the model for as long as it is patched."""
+    """``init_continuous_batching`` of a patched model, set as an attribute of the model while it is patched.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The model.
+    attachment : Attachment
+        What its hooks share.
+    """
 
     model: Any
     attachment: Attachment
@@ -121,7 +139,9 @@ class InitContinuousBatching:
     def __call__(
         self, generation_config: Any = None, continuous_batching_config: Any = None, workload_hints: Any = None
     ) -> Any:
-        """What transformers' own method does, with settings under which every request is computed exactly.
+        """Call transformers' own method, with settings under which every request is computed exactly.
+
+        The parameters are those of transformers.
 
         Raises
         ------
@@ -137,13 +157,13 @@ class InitContinuousBatching:
         """
         self._check()
         generation = generation_config or self.model.generation_config
-        asked = continuous_batching_config or getattr(generation, "continuous_batching_config", None)
+        batching = continuous_batching_config or getattr(generation, "continuous_batching_config", None)
         decoder = self.attachment.adapter.decoder(self.model)
         with exclusive(self.model, decoder, "start continuous batching"), _shown_as_sdpa(self.model.config):
             manager = getattr(type(self.model), METHOD)(
                 self.model,
                 generation_config=generation_config,
-                continuous_batching_config=exact_settings(asked, self.attachment.strategy),
+                continuous_batching_config=exact_settings(batching, self.attachment.strategy),
                 workload_hints=workload_hints,
             )
         _check_settings(manager.continuous_batching_config)
@@ -159,8 +179,8 @@ class InitContinuousBatching:
                 "continuous batching of a patched model needs the paged cache of transformers 5.23 or newer: "
                 f"transformers {version()} hands it to attention in another way. Upgrade it, or call generate."
             )
-        kept = getattr(model, KEPT, None)
-        if kept is not None and kept not in attachment.batches.managers:
+        manager = getattr(model, KEPT, None)
+        if manager is not None and manager not in attachment.batches.managers:
             raise CacheMismatchError(
                 "the model keeps a continuous batching manager from before posenc was applied, with rotated keys. "
                 "Call model.destroy_cached_continuous_batching_manager() first."
@@ -177,16 +197,16 @@ class InitContinuousBatching:
 
 @dataclass
 class PagedStep:
-    """A forward over packed requests: one :class:`~posenc.hf.step.Step` each.
+    """The step of a forward over packed requests, with one :class:`~posenc.hf.step.Step` for each of them.
 
     Parameters
     ----------
     cache : PagedAttentionCache
-        Where the layers' keys and values are.
+        Holds the keys and values of all requests.
     paging : dict
-        Which slots of it the forward writes and reads.
+        Which slots of the cache the forward writes and reads.
     requests : list of Request
-        In packed order.
+        The requests in packed order.
     steps : list of Step
         One per request.
     """
@@ -198,16 +218,25 @@ class PagedStep:
     _masks: dict[tuple[int, int, int | None], Tensor | None] = field(default_factory=dict)
 
     def attend(self, call: LayerCall) -> tuple[Tensor, Tensor | None]:
-        """Attention of one layer on raw packed queries and keys; output [1, L, H, D]."""
+        """Compute the attention of one layer on raw packed queries and keys; output [1, L, H, D].
+
+        Raises
+        ------
+        BackendError
+            If the packed batch is padded.
+        """
         module, q_1HLD, k_1HKD, v_1HKD = call.module, call.q_BHLD, call.k_BHKD, call.v_BHKD
-        number: int = module.layer_idx  # type: ignore[assignment]
-        if "cache" in call.options:  # up to transformers 5.23 its update is left to the attention function
-            k_1HKD, v_1HKD = self.cache.update(k_1HKD, v_1HKD, number, dict(self.paging))
-        allocator = self.cache.layer_to_allocator[number]
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        if "cache" in call.options:  # up to transformers 5.23 the attention function updates the cache
+            k_1HKD, v_1HKD = self.cache.update(k_1HKD, v_1HKD, layer, dict(self.paging))
+        allocator = self.cache.layer_to_allocator[layer]
         widths = [allocator.get_seqlen_k(before, after - before) for _, before, after in self.requests]
         new = [after - before for _, before, after in self.requests]
         if sum(widths) != k_1HKD.shape[2] or sum(new) != q_1HLD.shape[2]:
-            raise BackendError("the packed batch is padded, which remapped attention does not expect.")
+            raise BackendError(
+                "the packed batch is padded, as for graph capture, and remapped attention needs one without padding. "
+                "Leave use_cuda_graph and the compile settings of ContinuousBatchingConfig unset."
+            )
         options = {name: value for name, value in call.options.items() if name not in ("cache", "is_causal", *PAGED)}
         parts = zip(
             self.steps,
@@ -224,24 +253,33 @@ class PagedStep:
             outs.append(out)
         return torch.cat(outs, dim=1), None
 
-    def _mask(self, q: Tensor, k: Tensor, window: int | None) -> Tensor | None:
-        """What the stock attention of one request needs: bool [1, 1, Lq, Lk], or None where causal is enough."""
+    def _mask(self, q: Tensor, k: Tensor, sliding_window: int | None) -> Tensor | None:
+        """Return the mask for the model's own attention, bool [1, 1, Lq, Lk], or None if causal attention is enough."""
         q_len, k_len = q.shape[2], k.shape[2]
-        key = (q_len, k_len, window)
+        key = (q_len, k_len, sliding_window)
         if key not in self._masks:
+            width = sliding_window or k_len
             key_index = torch.arange(k_len, device=q.device)
             distance = key_index[k_len - q_len :, None] - key_index
-            allowed = (distance >= 0) & (distance < (window or k_len))
-            plain = q_len in (1, k_len) and k_len <= (window or k_len)
-            self._masks[key] = None if plain else allowed[None, None]
+            allowed = (distance >= 0) & (distance < width)
+            causal = q_len in (1, k_len) and k_len <= width
+            self._masks[key] = None if causal else allowed[None, None]
         return self._masks[key]
 
 
-def exact_settings(asked: Any, strategy: PositionStrategy) -> Any:
-    """A copy of the batching settings without those under which requests would depend on each other."""
+def exact_settings(batching: Any, strategy: PositionStrategy) -> Any:
+    """Return a copy of the batching settings, without those under which requests would depend on each other.
+
+    Parameters
+    ----------
+    batching : ContinuousBatchingConfig or None
+        The settings that the caller passed.
+    strategy : PositionStrategy
+        The strategy in force.
+    """
     from transformers import ContinuousBatchingConfig
 
-    settings = ContinuousBatchingConfig() if asked is None else copy.copy(asked)
+    settings = ContinuousBatchingConfig() if batching is None else copy.copy(batching)
     settings.auto_switch_to_flash = False
     if strategy.follows_prompt and settings.allow_block_sharing:
         logger.info(
@@ -257,8 +295,8 @@ def _check_settings(resolved: Any) -> None:
     if compiled or resolved.use_async_batching:
         raise BackendError(
             "compiled, graph-captured and asynchronous continuous batching are not available while posenc is applied: "
-            "plans follow lengths that such batches keep from Python. Leave use_cuda_graph, use_async_batching and the "
-            "compile settings of ContinuousBatchingConfig unset."
+            "plans follow lengths, which Python does not see in such batches. Leave use_cuda_graph, use_async_batching "
+            "and the compile settings of ContinuousBatchingConfig unset."
         )
 
 
@@ -273,24 +311,24 @@ def _shown_as_sdpa(config: Any) -> Iterator[None]:
 
 
 def install(model: Any, attachment: Attachment) -> None:
-    """Give a model its own ``init_continuous_batching``, where it has one to begin with."""
+    """Give a model its own ``init_continuous_batching``, if transformers gives it one."""
     attachment.batches = OpenBatches()
     if hasattr(type(model), METHOD):
         setattr(model, METHOD, InitContinuousBatching(model, attachment))
 
 
 def uninstall(model: Any) -> None:
-    """Take it off again."""
+    """Restore transformers' own ``init_continuous_batching``."""
     if isinstance(vars(model).get(METHOD), InitContinuousBatching):
         delattr(model, METHOD)
 
 
 def stop(model: Any) -> None:
-    """Stop what runs on a patched model: its cache holds raw keys, which the unpatched model could not read."""
-    own = vars(model).get(METHOD)
-    if not isinstance(own, InitContinuousBatching):
+    """Stop the managers of a patched model: their caches hold raw keys, which the unpatched model cannot use."""
+    init = vars(model).get(METHOD)
+    if not isinstance(init, InitContinuousBatching):
         return
-    for manager in list(own.attachment.batches.managers):
+    for manager in list(init.attachment.batches.managers):
         if manager.is_running():
             logger.warning("posenc is removed while continuous batching runs: its open requests fail.")
             manager.stop(hard_stop=True)

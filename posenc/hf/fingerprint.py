@@ -1,6 +1,6 @@
-"""What tells one model from another: the facts that decide which positions it can read, and some of its weights.
+"""Compute a model's fingerprint from its sizes, its rotary parameters and some of its weights.
 
-A calibration file carries one, so that numbers measured on one model are not used on another.
+A calibration file stores the fingerprint, so that numbers measured on one model are not used on another.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from posenc.adapter import ArchitectureAdapter
 
 SAMPLED = 16
-"""Values hashed of every parameter tensor."""
+"""How many values of every parameter tensor are hashed."""
 
 
 def fingerprint(model: nn.Module, adapter: ArchitectureAdapter) -> Fingerprint:
-    """Take the fingerprint of a transformers model; reads a few numbers of every tensor."""
+    """Compute the fingerprint of a transformers model; this reads a few numbers of every tensor."""
     decoder = adapter.decoder(model)
     config: Any = decoder.config
     sizes = {
@@ -34,7 +34,7 @@ def fingerprint(model: nn.Module, adapter: ArchitectureAdapter) -> Fingerprint:
     return Fingerprint(
         model_type=config.model_type,
         window=adapter.window(model),
-        **{ours: getattr(config, theirs, None) for ours, theirs in sizes.items()},
+        **{field: getattr(config, attribute, None) for field, attribute in sizes.items()},
         rope=plain(getattr(config, "rope_parameters", None) or {}),
         weights=_hash_weights(decoder),
     )

@@ -1,4 +1,8 @@
-"""The handle of a patched model: what it runs, announcements to it, and how the strategy comes off again."""
+"""The handle that ``posenc.apply`` returns: it describes the patched model, and removes the strategy again.
+
+A handle holds the model and its :class:`~posenc.hf.attachment.Attachment`. It is a context manager: after the block the
+model is restored bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -42,12 +46,16 @@ class Handle:
         return find_attachment(self.model) is self._attachment
 
     def plan(self, prompt: int, total: int | None = None, *, layer: int | None = None) -> PositionPlan:
-        """The plan the model uses for a prompt of ``prompt`` tokens, ``total`` tokens present.
+        """Return the plan that the model uses for a prompt.
 
         Parameters
         ----------
+        prompt : int
+            Tokens of the prompt.
+        total : int, optional
+            Tokens so far, with those decoded after the prompt; by default ``prompt``.
         layer : int, optional
-            Of which attention layer, for strategies whose layers see different positions.
+            The attention layer, for strategies whose layers see different positions.
 
         Raises
         ------
@@ -73,19 +81,19 @@ class Handle:
         Raises
         ------
         InvalidInputError
-            If a length is not an ``int`` of at least 1 (here), or the number of lengths is not the batch size (in
-            the forward).
+            If a length is not an ``int`` of at least 1 (raised here), or the number of lengths is not the batch size
+            (raised by the forward).
         """
-        announced = _announced_lengths(tokens)
-        with self._attachment.announcing(announced):
+        lengths = _announced_lengths(tokens)
+        with self._attachment.announcing(lengths):
             yield self
 
     def bounded_cache(self, *, slack: int = 64) -> BoundedCache:
-        """An empty cache that drops the keys which the strategy never attends again.
+        """Return an empty cache that drops the keys which the strategy never attends again.
 
-        Pass it as ``cache`` (``past_key_values`` before transformers 5.24). Between two forwards it holds at most
-        ``first + last + slack`` tokens of each row (``strategy.retention``; ``last`` at least the model's largest
-        sliding window), and gives the same logits as a cache of all tokens.
+        Pass it as ``cache`` (``past_key_values`` before transformers 5.24). It gives the same logits as a cache of all
+        tokens, and between two forwards it holds at most ``first + last + slack`` tokens of each row. ``first`` and
+        ``last`` come from ``strategy.retention``; ``last`` is at least the model's largest sliding window.
 
         Parameters
         ----------
@@ -97,7 +105,7 @@ class Handle:
         InvalidConfigError
             If the strategy may attend every key again, or ``slack`` is negative.
         UnsupportedModelError
-            If some layers attend every key whatever the strategy: those without rotary positions.
+            If the model has layers without rotary positions, which attend every key under any strategy.
         """
         from posenc.hf.cache.bounded import BoundedCache, retention
 
@@ -107,7 +115,8 @@ class Handle:
         layers = len(self._attachment.facts)
         if any(self.strategy.for_layer(layer, layers).retention != kept for layer in range(layers)):
             raise InvalidConfigError(
-                f"strategy {self.strategy.name!r} keeps other keys in other layers, which one bounded cache cannot."
+                f"strategy {self.strategy.name!r} keeps different keys in different layers, and a bounded cache keeps "
+                "the same keys in all of them. Use DynamicCache."
             )
         facts = self._attachment.facts.values()
         if any(layer.source is None for layer in facts):
@@ -115,7 +124,7 @@ class Handle:
                 f"{type(self.model).__name__} has layers without rotary positions, which attend every key under any "
                 "strategy: a bounded cache would change what they see. Use the model's own cache."
             )
-        # A layer's window counts dropped keys too: beyond it, the joined text must not look nearer.
+        # A sliding window counts dropped keys too. The kept text must not bring keys from beyond the window into it.
         last = max([kept.last, *(layer.sliding_window for layer in facts if layer.sliding_window is not None)])
         config: Any = self._attachment.adapter.decoder(self.model).config
         return BoundedCache(
@@ -123,7 +132,7 @@ class Handle:
         )
 
     def describe(self) -> dict[str, Any]:
-        """What is applied to what, as plain data."""
+        """Return the model, the strategy, the backend and what the probe measured, as plain data."""
         config: Any = self._attachment.adapter.decoder(self.model).config
         return {
             "model": type(self.model).__name__,
@@ -138,14 +147,14 @@ class Handle:
         }
 
     def layers(self) -> list[str]:
-        """What the probe measured, one line per kind of attention layer."""
-        count: dict[LayerFacts, int] = {}
+        """Return what the probe measured, one line per kind of attention layer."""
+        counts: dict[LayerFacts, int] = {}
         for facts in self._attachment.facts.values():
-            count[facts] = count.get(facts, 0) + 1
-        return [f"{number} x {facts.describe()}" for facts, number in count.items()]
+            counts[facts] = counts.get(facts, 0) + 1
+        return [f"{count} x {facts.describe()}" for facts, count in counts.items()]
 
     def remove(self) -> None:
-        """Take every hook off the model; a second call does nothing.
+        """Remove every hook from the model; a second call does nothing.
 
         Caches filled while the handle was active hold raw keys: do not use them afterwards. Continuous
         batching that still runs on the model is stopped, with a warning.
@@ -153,7 +162,7 @@ class Handle:
         Raises
         ------
         ModelBusyError
-            If the model is running in another thread; the strategy stays on.
+            If the model is running in another thread; the strategy then stays applied.
         """
         if not self.is_active:
             return
@@ -180,20 +189,20 @@ class Handle:
 
 
 def attached(model: nn.Module) -> Handle | None:
-    """The handle of a patched model (also of a deepcopy of one), or None."""
+    """Return the handle of a patched model (or of a deepcopy of one), or None."""
     attachment = find_attachment(model)
     return None if attachment is None else Handle(model, attachment)
 
 
 def restore(model: nn.Module, attachment: Attachment) -> None:
-    """Take every hook off a model and give it its own attention back."""
+    """Remove every hook from a model and restore its own attention implementation."""
     uninstall(model)
     attachment.adapter.decoder(model).set_attn_implementation(attachment.original)  # type: ignore[operator]
 
 
 def _announced_lengths(tokens: Any) -> int | list[int]:
-    listed = isinstance(tokens, list | tuple)
-    lengths = list(tokens) if listed else [tokens]
+    several = isinstance(tokens, list | tuple)
+    lengths = list(tokens) if several else [tokens]
     for length in lengths:
         if isinstance(length, bool) or not isinstance(length, int):
             raise InvalidInputError(
@@ -203,4 +212,4 @@ def _announced_lengths(tokens: Any) -> int | list[int]:
         Lengths(length, length)
     if not lengths:
         raise InvalidInputError("prompt_length got an empty list: give one length, or one per row.")
-    return lengths if listed else lengths[0]
+    return lengths if several else lengths[0]

@@ -1,11 +1,14 @@
-"""How a transformers model is hooked: two forward hooks, one more on the head, two registry entries.
+"""The hooks that ``posenc.apply`` puts on a transformers model, and the attention functions that it registers.
 
-No forward is replaced. The decoder's pre-forward hook makes a :class:`~posenc.hf.step.Step` and passes
-it down as a keyword argument, so that it reaches every attention layer (also when gradient
-checkpointing runs the layer again); the rotary hook turns the architecture's own rotation into a
-no-op, so that raw keys are cached. An attention layer that gets no step is not patched and runs
-transformers' own attention. Hooks are instances of classes, not closures, so that a model can be
-copied and pickled. How continuous batching starts is in ``posenc/hf/continuous_batching.py``.
+No forward is replaced. Before the decoder's forward, :class:`DecoderHook` makes a :class:`~posenc.hf.step.Step`. It
+travels down as a keyword argument and so reaches every attention layer, also when gradient checkpointing runs a layer
+again. After a rotary module's forward, :class:`RotaryHook` replaces its tables, so that the architecture's own
+rotation does nothing and raw keys are cached. After the decoder's forward, :class:`RecordHook` stores the new state on
+the cache. :func:`posenc_attention_forward`, registered with transformers by name, hands each layer's call to the step;
+a layer that gets no step runs transformers' own attention.
+
+Hooks are instances of classes, not closures, so that a model can be copied and pickled. Continuous batching starts in
+``posenc/hf/continuous_batching.py``.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from posenc.hf.transformers_names import cache_of, output_cache, paged_cache_of
 from posenc.hf.unstepped import note_unstepped
 
 IMPLEMENTATIONS = {"sdpa": "posenc", "eager": "posenc_eager"}
-"""Names registered with transformers, by the implementation that unpatched models of the same configuration run."""
+"""Names registered with transformers, by the implementation that the unpatched model runs."""
 
 STEP = "posenc_step"
 CANDIDATES = "posenc_candidates"
@@ -48,23 +51,29 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def outside_graphs(function: Function) -> Function:
-    """The function, not traced by torch.compile, which breaks its graph around it."""
+    """Keep torch.compile from tracing a function: it breaks its graph around it."""
     disable: Any = torch.compiler.disable
-    disabled: Function = disable(function, reason=OUTSIDE)
-    return disabled
+    untraced: Function = disable(function, reason=OUTSIDE)
+    return untraced
 
 
 def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Positional arguments of a forward by name."""
+    """Return all arguments of a forward by name."""
     names = list(inspect.signature(type(module).forward).parameters)[1:] if args else []
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _hidden_dtype(decoder: Any, kwargs: dict[str, Any]) -> torch.dtype:
-    """Of the hidden states that enter the layers, and so of the tables that the rotary modules make."""
-    embedded = kwargs.get("inputs_embeds")
-    found: torch.dtype = decoder.get_input_embeddings().weight.dtype if embedded is None else embedded.dtype
-    return found
+    """Return the dtype of the hidden states that enter the layers; the rotary modules make tables of this dtype."""
+    embeddings = kwargs.get("inputs_embeds")
+    dtype: torch.dtype = decoder.get_input_embeddings().weight.dtype if embeddings is None else embeddings.dtype
+    return dtype
+
+
+def _input_tokens(kwargs: dict[str, Any]) -> Any:
+    """Return the token ids of a forward, its embeddings if it has no ids, or None."""
+    ids = kwargs.get("input_ids")
+    return kwargs.get("inputs_embeds") if ids is None else ids
 
 
 def _refuse_tracing() -> None:
@@ -78,12 +87,12 @@ def _refuse_tracing() -> None:
 
 
 class HeadHook:
-    """On the language-model head: recognises the candidate tokens of assisted generation.
+    """Recognizes the candidate tokens of assisted generation, before the forward of the model with its head.
 
-    ``generate`` with an assistant or prompt lookup asks for the logits of the last token and its
-    candidates (``logits_to_keep = candidates + 1``) on a cache, for one row. Those candidates are
-    decoded tokens on trial, not a new prompt. Scoring a prompt with ``logits_to_keep`` and no cache
-    is not affected; with a cache, ``handle.prompt_length`` says what the prompt is.
+    ``generate`` with an assistant or prompt lookup passes a cache and one row, and asks for the logits of the last
+    token and its candidates (``logits_to_keep = candidates + 1``). Such candidates count as decoded tokens, not as a
+    new prompt. Scoring a prompt with ``logits_to_keep`` and no cache is not affected. To score one on a cache, announce
+    its length with ``handle.prompt_length``.
     """
 
     def __call__(
@@ -91,7 +100,7 @@ class HeadHook:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         kwargs = _named(module, args, kwargs)
         keep = kwargs.get("logits_to_keep", 0)
-        tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+        tokens = _input_tokens(kwargs)
         if cache_of(kwargs) is None or not isinstance(keep, int) or keep < 2 or tokens is None:
             return None
         if tokens.shape[0] != 1 or tokens.shape[1] < keep:
@@ -101,7 +110,7 @@ class HeadHook:
 
 @dataclass
 class DecoderHook:
-    """Before the decoder's forward: lengths, padding and cache become a Step for the layers."""
+    """Makes the step of a forward from its lengths, padding and cache, before the decoder's forward."""
 
     attachment: Attachment
 
@@ -110,9 +119,9 @@ class DecoderHook:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         kwargs = _named(module, args, kwargs)
         self._check_implementation(module)
-        tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+        tokens = _input_tokens(kwargs)
         if tokens is None:
-            return (), kwargs  # the model's own error is the clear one
+            return (), kwargs  # the model itself raises a clear error
         compiling = torch.compiler.is_compiling()
         if compiling and CANDIDATES not in kwargs:
             step = compiled_step(self.attachment, kwargs, tokens)
@@ -122,14 +131,14 @@ class DecoderHook:
 
     @outside_graphs
     def _planned(self, module: nn.Module, kwargs: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
-        """The keyword arguments with a step whose plans are made now."""
+        """Return the keyword arguments with a step whose plans are made now."""
         _refuse_tracing()
         forward = Forward.of(self.attachment, kwargs, tokens, candidates=kwargs.pop(CANDIDATES, 0))
         layers = self.attachment.layers(module, forward.position_ids_BL)
         if paged_cache_of(kwargs) is not None:  # continuous batching: many sequences in one row, each with its own mask
-            every = tokens.new_ones((1, 1, 1, 1), dtype=torch.bool)
+            no_mask = tokens.new_ones((1, 1, 1, 1), dtype=torch.bool)
             step = self.attachment.batches.step(layers, kwargs, forward.position_ids_BL)
-            return {**kwargs, STEP: step, "attention_mask": every}
+            return {**kwargs, STEP: step, "attention_mask": no_mask}
         config: Any = module.config
         return kwargs | {
             STEP: Step(
@@ -144,12 +153,12 @@ class DecoderHook:
 
     def _check_implementation(self, module: nn.Module) -> None:
         config: Any = module.config
-        ours = IMPLEMENTATIONS[self.attachment.original]
-        if config._attn_implementation == ours:
+        patched = IMPLEMENTATIONS[self.attachment.original]
+        if config._attn_implementation == patched:
             return
         if config._attn_implementation == self.attachment.original:
-            # another model built from the same config object was detached: it runs stock under either name
-            config._attn_implementation_internal = ours
+            # a handle was removed from another model with the same config object, which runs stock under either name
+            config._attn_implementation_internal = patched
             return
         raise UnsupportedModelError(
             f"the attention implementation was changed to {config._attn_implementation!r} while posenc is applied. "
@@ -159,7 +168,7 @@ class DecoderHook:
 
 @dataclass
 class RecordHook:
-    """After the decoder's forward: its cache, which the model may have made itself, gets its state."""
+    """Stores the new state on the cache, which the model may have made itself, after the decoder's forward."""
 
     attachment: Attachment
 
@@ -170,20 +179,20 @@ class RecordHook:
 
     @outside_graphs
     def _finish(self, kwargs: dict[str, Any], step: Step, output: Any, compiling: bool) -> None:
-        given = cache_of(kwargs)
-        cache = output_cache(output) if given is None else given
+        cache = cache_of(kwargs)
+        cache = output_cache(output) if cache is None else cache
         if cache is not None:
             CacheState.of(cache).finish(cache, step.tokens, step.layers, compiling=compiling)
 
 
 @dataclass
 class RotaryHook:
-    """After a rotary module's forward: (ones, zeros), so that the layers rotate nothing."""
+    """Replaces the tables of a rotary module by (ones, zeros), so that the layers do not rotate."""
 
     attachment: Attachment
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self.attachment.asking:
+        if self.attachment.adapter_reads_rotary:
             return None
         if isinstance(output, Tensor):  # complex: cos + i sin
             return torch.ones_like(output)
@@ -206,7 +215,10 @@ def posenc_attention_forward(
     original: str = "sdpa",
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention function registered with transformers; without a step it is the model's original one."""
+    """The attention function registered with transformers.
+
+    It hands the call to the step of the forward; without a step it runs the ``original`` implementation.
+    """
     step: LayerStep | None = kwargs.pop(STEP, None)
     if step is None:
         note_unstepped(module)
@@ -220,17 +232,17 @@ def posenc_attention_forward(
 
 
 REGISTERED = {name: partial(posenc_attention_forward, original=stock) for stock, name in IMPLEMENTATIONS.items()}
-"""The attention functions by the names that transformers knows."""
+"""The attention functions by the names under which transformers finds them."""
 
 
 def register_with_transformers() -> None:
-    """Add our attention and mask functions to transformers' registries (again is harmless)."""
+    """Add posenc's attention and mask functions to transformers' registries; doing so twice is harmless."""
     for name, function in REGISTERED.items():
         register(name, function, posenc_mask)
 
 
 def install(model: nn.Module, decoder: nn.Module, attachment: Attachment) -> None:
-    """Put the hooks on a model."""
+    """Put the hooks on a model, its decoder and the rotary modules that the probe found."""
     continuous.install(model, attachment)
     if model is not decoder:
         model.register_forward_pre_hook(HeadHook(), with_kwargs=True)
@@ -241,7 +253,7 @@ def install(model: nn.Module, decoder: nn.Module, attachment: Attachment) -> Non
 
 
 def uninstall(model: nn.Module) -> None:
-    """Remove every hook of ours from a model and its sub-modules."""
+    """Remove every hook of posenc from a model and its sub-modules."""
     continuous.uninstall(model)
     for module in model.modules():
         for hooks, flags in (
@@ -258,7 +270,7 @@ def uninstall(model: nn.Module) -> None:
 
 
 def find_attachment(model: nn.Module) -> Attachment | None:
-    """The attachment of a patched model, or None."""
+    """Return the attachment of a patched model, or None."""
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, DecoderHook):

@@ -1,4 +1,8 @@
-"""Load a model with its strategy, and remember the choice beside its config."""
+"""Load a model together with its strategy, and save the choice in the model's folder.
+
+``posenc.from_pretrained`` is ``AutoModelForCausalLM.from_pretrained`` followed by ``posenc.apply``. It reads and writes
+``posenc.json`` beside the model's ``config.json``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from posenc.config import Config, load_config, read_config
+from posenc.config import Config, config_of, read_config
 from posenc.errors import InvalidConfigError, InvalidInputError
 from posenc.files import expanded, replacing
 from posenc.hf.apply import apply
@@ -34,41 +38,46 @@ def from_pretrained(path_or_name: str | os.PathLike[str], config: Any = None, **
     Returns
     -------
     transformers.PreTrainedModel
-        With the strategy applied; ``posenc.attached(model)`` returns its handle. A configuration given
-        for a local folder is remembered in its ``posenc.json`` (a folder that cannot be written is warned of).
+        With the strategy applied; ``posenc.attached(model)`` returns its handle. If the model is a local folder, a
+        given configuration is saved in its ``posenc.json``; a folder that cannot be written causes a warning.
 
     Raises
     ------
     InvalidConfigError
-        If the path does not exist, or no configuration is given or found.
+        If the path does not exist, or there is no configuration.
     InvalidInputError
         If transformers cannot load the model, or its files lack weights that its ``config.json`` describes.
     UnsupportedModelError
-        If the model cannot be served exactly. Nothing is remembered then.
+        If the model cannot be served exactly. Nothing is saved then.
     """
     folder = expanded(path_or_name)
     source = str(folder if folder.is_dir() else path_or_name)
     looks_local = isinstance(path_or_name, os.PathLike) or source.startswith((".", "/", "~"))
     if looks_local and not folder.is_dir():
         raise InvalidConfigError(f"{source}: no such model folder. Give a folder with a config.json, or a hub name.")
-    chosen = _read(config) if config is not None else _remembered(folder)
+    choice = load_choice(folder) if config is None else config_of(config)
     model = load_model(source, **hf_kwargs)
-    apply(model, chosen)
+    apply(model, choice)
     if folder.is_dir() and config is not None:
         try:
-            remember(chosen, folder)
+            save_choice(choice, folder)
         except InvalidInputError as error:
-            logger.warning("the choice is not remembered: %s", error)
+            logger.warning("the choice of strategy is not saved: %s", error)
     return model
 
 
-def remember(config: Config, folder: str | os.PathLike[str]) -> Path:
-    """Write ``posenc.json`` beside a model's ``config.json``, whole or not at all.
+def save_choice(config: Config, folder: str | os.PathLike[str]) -> Path:
+    """Write ``posenc.json`` beside a model's ``config.json``, completely or not at all.
+
+    Returns
+    -------
+    Path
+        The file.
 
     Raises
     ------
     InvalidInputError
-        If it cannot be written.
+        If the file cannot be written.
     """
     target = expanded(folder) / FILE
     with replacing(target) as temporary:
@@ -76,17 +85,14 @@ def remember(config: Config, folder: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _read(config: Any) -> Config:
-    if isinstance(config, Config):
-        return config
-    if isinstance(config, dict):
-        return read_config(config if "strategy" in config else {"strategy": config})
-    if isinstance(config, os.PathLike) or str(config).endswith((".yaml", ".yml")):
-        return load_config(config)
-    return read_config({"strategy": config})
+def load_choice(folder: Path) -> Config:
+    """Read the ``posenc.json`` of a model folder.
 
-
-def _remembered(folder: Path) -> Config:
+    Raises
+    ------
+    InvalidConfigError
+        If there is no such file, or it cannot be read.
+    """
     file = folder / FILE
     if not file.is_file():
         raise InvalidConfigError(
@@ -94,6 +100,6 @@ def _remembered(folder: Path) -> Config:
         )
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # not JSON, not UTF-8, or brackets without end
+    except (OSError, ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply
         raise InvalidConfigError(f"{file}: cannot be read: {error}") from None
     return read_config(data, source=str(file))

@@ -1,4 +1,8 @@
-"""What reaches the attention function of one layer, and what takes it there.
+"""One call of a layer's attention function, and the interface of what computes it.
+
+transformers calls the registered attention function in every layer (``posenc/hf/hooks.py``). The function packs its
+arguments into a :class:`LayerCall` and passes it to the forward's :class:`LayerStep`: a ``Step``, a ``CompiledStep``, a
+``PagedStep``, or the probe's ``Recorder``.
 
 Shape letters: B batch, H heads, L new tokens, K cache slots handed to the layer, D head_dim.
 """
@@ -16,7 +20,7 @@ from posenc.hf.stock import StockAttention
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One call of the attention function, with raw queries and keys.
+    """One call of the attention function, with raw (not rotated) queries and keys.
 
     Parameters
     ----------
@@ -27,9 +31,9 @@ class LayerCall:
     mask : Tensor or None
         The mask that transformers made for the layer.
     scaling : float or None
-        Factor on the logits, ``head_dim ** -0.5`` where it is None.
+        Factor on the logits; None stands for ``head_dim ** -0.5``.
     dropout : float
-        Attention dropout.
+        Probability of attention dropout.
     options : mapping
         Everything else that the model passes to its attention function.
     """
@@ -49,7 +53,22 @@ class LayerCall:
         return float(self.q_BHLD.shape[-1] ** -0.5) if self.scaling is None else self.scaling
 
     def run(self, stock: StockAttention, q_BHLD: Tensor, k_BHKD: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The model's own attention function on queries and keys that were rotated, and on the call's values."""
+        """Run the model's own attention function on rotated queries and keys and the values of the call.
+
+        Parameters
+        ----------
+        stock : callable
+            The model's own attention function.
+        q_BHLD, k_BHKD : Tensor
+            Rotated queries and keys.
+
+        Returns
+        -------
+        output : Tensor [B, L, H, D]
+            As transformers expects it.
+        weights : Tensor or None
+            Attention weights, if the function returns them.
+        """
         return stock(
             self.module,
             q_BHLD,
@@ -63,8 +82,8 @@ class LayerCall:
 
 
 class LayerStep(Protocol):
-    """What the decoder's hook hands down to every attention layer of one forward."""
+    """What the decoder's hook passes to every attention layer of one forward."""
 
     def attend(self, call: LayerCall) -> tuple[Tensor, Tensor | None]:
-        """Attention of one layer; output [B, L, H, D] and no weights, as transformers expects."""
+        """Return the output [B, L, H, D] of a layer's attention, and weights if the model's own function makes some."""
         ...

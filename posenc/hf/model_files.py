@@ -1,7 +1,8 @@
-"""Load a checkpoint with transformers, and say what is wrong with one that cannot be loaded.
+"""Load a checkpoint with transformers, and explain why one cannot be loaded.
 
-transformers raises whatever its libraries raise on a damaged folder, and fills weights that a file lacks with
-random numbers. Here either one is an error that names the folder and the cause.
+On a damaged folder transformers raises whatever its libraries raise, and it fills missing weights with random numbers.
+Here both are errors that name the folder and the cause. ``posenc.from_pretrained`` and the command line load models
+through this module.
 """
 
 from __future__ import annotations
@@ -17,28 +18,28 @@ from posenc.errors import InvalidInputError, PosencError
 LFS_POINTER = b"version https://git-lfs.github.com/"
 WEIGHTS = "model.safetensors"
 NAMED = 2
-"""Tensors that a message names."""
+"""How many tensors a message names at most."""
 
 logger = logging.getLogger("posenc")
 
 
 def quiet_transformers() -> None:
-    """Errors only, and no progress bars, from transformers in this process."""
-    from transformers.utils import logging as their_logging
+    """Make transformers log errors only, and show no progress bars, in this process."""
+    from transformers.utils import logging as transformers_logging
 
-    their_logging.set_verbosity_error()
-    their_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def load_model(source: str, *, called: str | None = None, **options: Any) -> Any:
-    """A causal language model with every weight from its checkpoint.
+    """Load a causal language model, with every weight from its checkpoint.
 
     Parameters
     ----------
     source : str
         Folder or hub name.
     called : str, optional
-        Its name in messages.
+        Its name in messages, by default ``source``.
     **options
         Passed to ``AutoModelForCausalLM.from_pretrained``. With ``ignore_mismatched_sizes=True``, weights that are
         missing or do not fit are left to transformers, which fills them with random numbers.
@@ -71,7 +72,14 @@ def load_model(source: str, *, called: str | None = None, **options: Any) -> Any
 
 
 def load_tokenizer(source: str, *, called: str | None = None) -> Any:
-    """The tokenizer of a checkpoint.
+    """Load the tokenizer of a checkpoint.
+
+    Parameters
+    ----------
+    source : str
+        Folder or hub name.
+    called : str, optional
+        The checkpoint's name in messages, by default ``source``.
 
     Raises
     ------
@@ -86,25 +94,34 @@ def load_tokenizer(source: str, *, called: str | None = None) -> Any:
 
 @contextmanager
 def explained(source: str, *, called: str, what: str = "it") -> Iterator[None]:
-    """Turn what transformers raises on `source` into one message with the cause.
+    """Turn what transformers raises on ``source`` inside the block into one message with the cause.
+
+    Parameters
+    ----------
+    source : str
+        Folder or hub name.
+    called : str
+        Its name in messages.
+    what : str
+        What is loaded, as in ``transformers cannot load {what}``.
 
     Raises
     ------
     InvalidInputError
-        For every exception but those of posenc.
+        In place of every exception that is not a :class:`~posenc.errors.PosencError`.
     """
     try:
         yield
     except PosencError:
         raise
-    except Exception as error:  # no list would be complete: parsers of JSON, pickles and safetensors, and config checks
-        cause, found = first_line(error), damage(source)
-        reason = cause if found is None else f"{cause.rstrip('.')}. {found}"
+    except Exception as error:  # JSON, pickle and safetensors parsers and config checks raise errors of many types
+        cause, file_damage = first_line(error), damage(source)
+        reason = cause if file_damage is None else f"{cause.rstrip('.')}. {file_damage}"
         raise InvalidInputError(f"{called}: transformers cannot load {what}: {reason}") from error
 
 
 def damage(source: str) -> str | None:
-    """What is wrong with the files of a model folder, by their first bytes; None where nothing is seen."""
+    """Describe what is wrong with the files of a model folder, judged by their first bytes, or return None."""
     folder = Path(source)
     if not folder.is_dir():
         return None
@@ -122,7 +139,7 @@ def damage(source: str) -> str | None:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, with the kind of error where the message alone says little."""
+    """Return the first line of an error's message, with the type of the error if the message alone says little."""
     line = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, OSError | ValueError | RuntimeError) and line:
         return line
@@ -130,6 +147,7 @@ def first_line(error: Exception) -> str:
 
 
 def _unreadable(file: Path) -> str | None:
+    """Return why a safetensors file cannot be opened, or None."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -144,12 +162,12 @@ def _check_complete(name: str, info: dict[str, Any]) -> None:
         tensor, in_file, in_model = min(info["mismatched_keys"])
         raise InvalidInputError(
             f"{name}: {len(info['mismatched_keys'])} of its tensors do not fit its config.json, such as {tensor}: "
-            f"{list(in_file)} in the file, {list(in_model)} in the model. Take the config.json of these weights."
+            f"{list(in_file)} in the file, {list(in_model)} in the model. Use the config.json of these weights."
         )
     if info["missing_keys"]:
         raise InvalidInputError(
             f"{name}: its weights lack {len(info['missing_keys'])} of the model's tensors "
-            f"({_some(info['missing_keys'])}), which transformers would fill with random numbers. Take all files of "
+            f"({_some(info['missing_keys'])}), which transformers would fill with random numbers. Use all files of "
             "the checkpoint, and its own config.json."
         )
 
@@ -160,7 +178,15 @@ def _some(names: Any) -> str:
 
 
 def unpack_gguf(source: Path, folder: Path) -> None:
-    """Write the model of a GGUF file as a folder that ``from_pretrained`` reads, in float32."""
+    """Convert a GGUF file to a folder that ``from_pretrained`` reads, in float32.
+
+    Parameters
+    ----------
+    source : Path
+        The GGUF file.
+    folder : Path
+        Existing folder to which configuration, tokenizer and weights are written.
+    """
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -169,7 +195,7 @@ def unpack_gguf(source: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
     model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **options)
     tokenizer.save_pretrained(folder)
-    # save_pretrained refuses a model that came from GGUF: write configuration and weights ourselves.
+    # save_pretrained refuses a model that came from GGUF, so configuration and weights are written here
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

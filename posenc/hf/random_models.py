@@ -1,4 +1,4 @@
-"""Models with random weights and empty caches, for measurements whose time does not depend on the weights."""
+"""Make models with random weights, and empty caches, for benchmarks whose time does not depend on the weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ import torch
 
 
 def random_llama(dtype: torch.dtype, **config: Any) -> Any:
-    """A Llama of the given configuration with fixed random weights, under sdpa attention, in evaluation mode."""
+    """Make a Llama with fixed random weights and sdpa attention, in evaluation mode.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        Of the weights.
+    **config
+        Passed to ``LlamaConfig``.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -17,7 +25,7 @@ def random_llama(dtype: torch.dtype, **config: Any) -> Any:
 
 
 def empty_cache(config: Any) -> Any:
-    """A dynamic KV cache for a model's configuration."""
+    """Make an empty dynamic KV cache for a model's configuration."""
     from transformers import DynamicCache
 
     return DynamicCache(config=config)

@@ -1,6 +1,11 @@
-"""One forward of a patched model: which rows share a plan, and their attention in every layer.
+"""One forward of a patched model: group the rows by plan, and compute their attention in every layer.
 
-Shape letters: B batch, H heads, L new tokens, K cache slots handed to a layer, T slots so far, D head_dim.
+The decoder's hook makes a :class:`Step` once it has accounted for the tokens in the cache, and the registered attention
+function calls :meth:`Step.attend` in every layer. Layers of one kind share what the step works out. A layer whose plan
+is the identity runs the model's own attention; any other layer runs a backend (``posenc/kernels/dispatch.py``).
+
+Shape letters: B batch, R rows of a group, H heads, L new tokens, C tokens of a group, K cache slots handed to a layer,
+T slots so far, D head_dim.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from posenc.hf.cache.padding import mask_fault
 from posenc.hf.cache.record import cut_spans, span_count
 from posenc.hf.cache.state import CachedTokens
 from posenc.hf.layer_call import LayerCall
-from posenc.hf.own_frequencies import Base
+from posenc.hf.model_frequencies import Base
 from posenc.hf.row_groups import GroupWork, QueryRun, RowGroup, gather, grouped, scatter, tokens
 from posenc.kernels.autocast import as_autocast
 from posenc.kernels.dispatch import attend, checked_backend
@@ -32,7 +37,7 @@ from posenc.trace import tracing
 
 @dataclass
 class Step:
-    """Everything the attention layers of one forward need; travels to them as a keyword argument.
+    """Everything that the attention layers of one forward need; travels to them as a keyword argument.
 
     Parameters
     ----------
@@ -41,13 +46,13 @@ class Step:
     layers : Layers
         What the attention layers share.
     static : bool
-        Whether the cache hands over slots that are not filled yet.
+        Whether the cache is static, so that it also hands over slots that are not filled yet.
     attentions : bool
-        Whether the forward was asked for attention weights.
+        Whether the caller asks for attention weights.
     causal : bool
-        False where the model's configuration asks for attention in both directions.
+        False if the model's configuration asks for attention in both directions.
     table_dtype : torch.dtype, optional
-        Of the model's own cos and sin; in mixed precision not that of queries and keys.
+        Dtype of the model's own cos and sin, which in mixed precision is not that of queries and keys.
     """
 
     tokens: CachedTokens
@@ -64,20 +69,20 @@ class Step:
 
     @cached_property
     def groups(self) -> list[RowGroup]:
-        """Rows grouped by layout and plans; rows of padding only are left out."""
+        """Rows grouped by padding and plans; rows of padding only are left out."""
         return grouped(self.tokens.record.rows, self.tokens.past)
 
     def attend(self, call: LayerCall) -> tuple[Tensor, Tensor | None]:
-        """Attention of one layer; output [B, L, H, D].
+        """Return the output [B, L, H, D] of a layer's attention, and weights if the model's own function makes some.
 
         Raises
         ------
         UnsupportedModelError
             If the layer was not probed.
         CacheMismatchError
-            If its cache does not hold the keys that were accounted for.
+            If its cache does not hold the keys of the recorded tokens.
         BackendError, InvalidInputError
-            If the call asks for what a remapped layer does not compute.
+            If the call asks for something that a remapped layer does not compute.
         """
         facts = self.layers.facts.get(call.module)
         if facts is None:
@@ -88,9 +93,9 @@ class Step:
         base = self.layers.bases.get(facts)
         if base is None:  # no rotary positions: nothing to remap
             return call.run(self.layers.stock, call.q_BHLD, call.k_BHKD)
-        handed = call.k_BHKD.shape[2]
-        offset = max(0, self.tokens.record.slots - handed)  # a sliding cache hands over its last slots only
-        self._check_keys(call.module, handed, facts.sliding_window)
+        keys = call.k_BHKD.shape[2]
+        offset = max(0, self.tokens.record.slots - keys)  # a sliding cache hands over its last slots only
+        self._check_keys(call.module, keys, facts.sliding_window)
         work = self._work(self.layers.planners[call.module], base, facts.sliding_window, offset)
         if isinstance(work, Rotary):
             return self._stock(call, work, offset)
@@ -99,6 +104,7 @@ class Step:
         return self._remapped(call, work, offset), None
 
     def _remapped(self, call: LayerCall, work: list[GroupWork], offset: int) -> Tensor:
+        """Compute the attention of every group, [B, L, H, D]; rows without new real tokens are 0."""
         q_BHLD, k_BHKD, v_BHKD = as_autocast(call.q_BHLD, call.k_BHKD, call.v_BHKD)
         index = self._kept_index(call.module, offset)
         out_BHLD: Tensor | None = None
@@ -118,7 +124,7 @@ class Step:
         return out_BHLD.transpose(1, 2).contiguous()
 
     def _kept_index(self, module: nn.Module, offset: int) -> int | None:
-        """The number of a layer whose rotated keys are kept for the next step, or None."""
+        """Return the index of a layer whose rotated keys are kept for the next step, or None."""
         index: int | None = getattr(module, "layer_idx", None) if offset == 0 else None
         rotated = self.tokens.rotated
         return index if rotated is not None and index is not None and rotated.serves(index) else None
@@ -126,7 +132,7 @@ class Step:
     def _group_attention(
         self, call: LayerCall, q_BHLD: Tensor, k_BHKD: Tensor, v_BHKD: Tensor, entry: GroupWork, index: int | None
     ) -> Tensor:
-        """Attention of the new tokens of one group, [R, H, C, D]."""
+        """Compute the attention of the new tokens of one group, [R, H, C, D]."""
         group, rotated = entry.group, self.tokens.rotated
         softcap, sinks = call.options.get("softcap"), call.options.get("s_aux")
         q = gather(group.select(q_BHLD), entry.new)
@@ -147,10 +153,10 @@ class Step:
     def _backend(
         self, q: Tensor, k: Tensor, v: Tensor, plan: PositionPlan, softcap: float | None, sinks: Tensor | None
     ) -> AttentionBackend:
-        """The backend of a case: chosen once for layers whose tensors are alike, unless every choice is to be shown."""
+        """Choose the backend of a call: once for layers with similar tensors, but every time if choices are traced."""
         kind = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device)
-        extras = (softcap is None, sinks is None, needs_gradient(q, k, v), sinks is not None and needs_gradient(sinks))
-        key = (plan, kind, extras)
+        options = (softcap is None, sinks is None, needs_gradient(q, k, v), sinks is not None and needs_gradient(sinks))
+        key = (plan, kind, options)
         if key not in self._backends or self._traced:
             self._backends[key] = checked_backend(
                 q, k, v, None, self.layers.backend, [plan], softcap=softcap, sinks=sinks
@@ -158,18 +164,18 @@ class Step:
         return self._backends[key]
 
     def _check_keys(self, module: nn.Module, keys: int, sliding_window: int | None) -> None:
-        """Every layer must hold the keys that were accounted for: a sliding one may have dropped those out of reach."""
+        """Check that a layer holds the keys of all recorded tokens, or at least those inside its sliding window."""
         total, past = self.tokens.record.slots, self.tokens.past
         least = total if sliding_window is None else min(total, sliding_window - 1 + total - past)
         if keys < least or (keys > total and not self.static):
             raise CacheMismatchError(
-                f"{type(module).__name__} {getattr(module, 'layer_idx', '')} holds {keys} keys, and {total} tokens "
-                "were accounted for: keys were dropped from this layer, or a forward broke off between the layers. "
+                f"{type(module).__name__} {getattr(module, 'layer_idx', '')} holds {keys} keys, but posenc recorded "
+                f"{total} tokens: keys were dropped from this layer, or a forward broke off between the layers. "
                 "Start from an empty cache."
             )
 
     def _check_mask(self, call: LayerCall, sliding_window: int | None, offset: int) -> None:
-        """Plans are causal and know padding and sliding windows: a mask that says more is refused, not ignored."""
+        """Refuse a mask that does more than plans, which are causal and know padding and sliding windows."""
         module, mask, record, past = call.module, call.mask, self.tokens.record, self.tokens.past
         causal = call.options.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
@@ -178,7 +184,7 @@ class Step:
                 "attention in both directions (is_causal=False) is not available under a remapped plan, which is "
                 "causal. Call handle.remove() for it."
             )
-        if mask is None or record.dropped:  # it was made of the text, of which a bounded cache holds a part
+        if mask is None or record.dropped:  # masks are made for the whole text, a bounded cache holds a part of it
             return
         if any(checked[0] is mask and checked[1:] == (sliding_window, offset) for checked in self._masks):
             return
@@ -192,11 +198,11 @@ class Step:
         self._masks.append((mask, sliding_window, offset))
 
     def _work(self, planner: Planner, base: Base, sliding_window: int | None, offset: int) -> Rotary | list[GroupWork]:
-        """What every layer of one kind computes: the work of the groups, or the model's own attention on a rotary."""
+        """Return what the layers of one kind compute: the groups' work, or the rotary for the model's own attention."""
         key = (planner, base, sliding_window, offset)
         if key not in self._works:
             rotaries = {self._stock_rotary(group, sliding_window, base, planner) for group in self.groups}
-            if not self.groups:  # padding only: whatever it attends, nobody reads
+            if not self.groups:  # all new tokens are padding, and nobody reads their outputs
                 rotaries = {base.stock}
             stock = rotaries.pop() if len(rotaries) == 1 else None
             if stock is None:
@@ -226,7 +232,7 @@ class Step:
     def _plan(
         self, planner: Planner, prompt: int, total: int, sliding_window: int | None, skipped: int
     ) -> PositionPlan:
-        """The plan of a layer: clipped to its sliding window, without keys its cache dropped."""
+        """Return the plan of a layer, clipped to its sliding window and without the keys that its cache has dropped."""
         key = (planner, prompt, total, sliding_window or 0, skipped)
         if key not in self._plans:
             plan = planner.plan(prompt, total)
@@ -236,12 +242,12 @@ class Step:
         return self._plans[key]
 
     def _stock_rotary(self, group: RowGroup, sliding_window: int | None, base: Base, planner: Planner) -> Rotary | None:
-        """The rotary with which the model's own attention computes this group exactly, or None."""
+        """Return the rotary with which the model's own attention computes this group exactly, or None."""
         if len(group.runs) != 1:
             return None
         low, high, prompt = group.runs[0]
         plan = self._plan(planner, prompt, high, sliding_window, 0)
-        # A bounded cache has forgotten keys that the model's own mask still counts.
+        # a bounded cache has dropped keys that the model's own mask still counts
         if plan.is_stock(sliding_window) and not self.tokens.record.dropped:
             if not planner.strategy.capabilities.changes_frequencies:
                 return base.stock
@@ -255,13 +261,13 @@ class Step:
         return None
 
     def _stock(self, call: LayerCall, rotary: Rotary, offset: int) -> tuple[Tensor, Tensor | None]:
-        """The model's own attention on its own rotation: bit-equal to the unpatched model."""
+        """Run the model's own attention on its own rotation, bit-equal to the unpatched model."""
         q_BHLD, k_BHKD = call.q_BHLD, call.k_BHKD
         ids_BT = self.tokens.record.position_ids_BT.to(q_BHLD.device)
         key_ids_BK = ids_BT[:, offset:]
-        empty = k_BHKD.shape[2] - key_ids_BK.shape[1]
-        if empty > 0:
-            key_ids_BK = torch.cat((key_ids_BK, key_ids_BK.new_zeros((key_ids_BK.shape[0], empty))), dim=1)
+        unfilled = k_BHKD.shape[2] - key_ids_BK.shape[1]
+        if unfilled > 0:
+            key_ids_BK = torch.cat((key_ids_BK, key_ids_BK.new_zeros((key_ids_BK.shape[0], unfilled))), dim=1)
         return call.run(
             self.layers.stock,
             self._wide(rotary, q_BHLD).rotate_as_stock(q_BHLD, ids_BT[:, self.tokens.past :]),
@@ -269,13 +275,22 @@ class Step:
         )
 
     def _wide(self, rotary: Rotary, x: Tensor) -> Rotary:
-        """How the model rotates a tensor that is narrower than its tables, as some are in mixed precision."""
+        """Return the rotary for a tensor, with wide tables if the model's own are wider than it (mixed precision)."""
         wider = self.table_dtype is not None and self.table_dtype.itemsize > x.dtype.itemsize
         return rotary.with_wide_tables() if wider else rotary
 
 
 def refuse_options(dropout: float, options: Mapping[str, Any], *, attentions: bool = False) -> None:
-    """Refuse what no remapped layer computes.
+    """Refuse options of a call that no remapped layer computes.
+
+    Parameters
+    ----------
+    dropout : float
+        Probability of attention dropout.
+    options : mapping
+        Options of the call to the attention function.
+    attentions : bool
+        Whether the forward asks for attention weights.
 
     Raises
     ------
@@ -289,8 +304,11 @@ def refuse_options(dropout: float, options: Mapping[str, Any], *, attentions: bo
         )
     if attentions or options.get("output_attentions"):
         raise BackendError(
-            "output_attentions=True is not available under a remapped plan: the weights are never formed. "
+            "output_attentions=True is not available under a remapped plan: the weights are never computed. "
             "Call the model without it."
         )
     if options.get("position_bias") is not None:
-        raise BackendError("this model's attention adds a position_bias, which remapped attention does not compute.")
+        raise BackendError(
+            "this model's attention adds a position_bias, which remapped attention does not compute. "
+            "Call handle.remove() for it."
+        )

@@ -1,8 +1,9 @@
-"""Handing the step down where a decoder layer drops keyword arguments (Nemotron, StableLM).
+"""Forward the step to attention modules whose decoder layer drops keyword arguments (Nemotron, StableLM).
 
-The layers above such an attention module note the step they are given, and the module takes it from there; a
-compiled step is noted on its cache, which both of them see. Gradient checkpointing runs a layer again without
-its hooks; such a module then refuses to guess.
+The step of a forward travels down as a keyword argument. Where a layer does not hand it on, hooks on the layers above
+the attention module note the step, and a hook on the module takes it from there. A compiled step is noted on the cache,
+which both hooks see. Gradient checkpointing may run such a layer again without its hooks; the module then raises an
+error. The probe finds these modules and installs the hooks (``posenc/hf/probe/probe.py``).
 """
 
 from __future__ import annotations
@@ -25,7 +26,13 @@ _step: ContextVar[Any] = ContextVar("posenc_step", default=None)
 
 @dataclass
 class NoteStep:
-    """On a layer: remember the step that it was called with."""
+    """Notes the step that a layer was called with, before the layer's forward.
+
+    Parameters
+    ----------
+    name : str
+        Name of the keyword argument that holds the step.
+    """
 
     name: str
 
@@ -38,7 +45,7 @@ class NoteStep:
 
 
 class ForgetStep:
-    """After the layer, also when it raised: nothing stays behind."""
+    """Forgets the noted step after the layer's forward, also if it raised an error."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not torch.compiler.is_compiling():
@@ -47,7 +54,18 @@ class ForgetStep:
 
 @dataclass
 class TakeStep:
-    """On the attention module: the step, as if the layer had handed it down."""
+    """Adds the noted step to the keyword arguments of an attention module, as if the layer had handed it on.
+
+    Parameters
+    ----------
+    name : str
+        Name of the keyword argument that holds the step.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If no step was noted: the module was called outside its decoder, or without the hooks of its layer.
+    """
 
     name: str
 
@@ -62,11 +80,11 @@ class TakeStep:
             return args, {**kwargs, self.name: step}
         step = _step.get()
         if step is None and probing():
-            return None  # noted as unstepped, and refused with that reason
+            return None  # the probe refuses the model with a clearer reason
         if step is None:
             raise UnsupportedModelError(
                 f"{type(module).__name__} was called outside its decoder while posenc is applied: it has no positions. "
-                "If gradient checkpointing is on, switch it off: it runs such layers again without their hooks."
+                "If gradient checkpointing is on, turn it off: it runs such layers again without their hooks."
             )
         return args, {**kwargs, self.name: step}
 
@@ -75,13 +93,23 @@ FORWARDING_HOOKS = (NoteStep, ForgetStep, TakeStep)
 
 
 def install_step_forwarding(decoder: nn.Module, modules: list[nn.Module], name: str) -> None:
-    """Put the hooks on these attention modules and on every layer above them."""
+    """Put the hooks on attention modules of a decoder and on every module above them.
+
+    Parameters
+    ----------
+    decoder : Module
+        The decoder.
+    modules : list of Module
+        Its attention modules that no step reaches.
+    name : str
+        Name of the keyword argument that holds the step.
+    """
     paths = {part: path for path, part in decoder.named_modules()}
-    above: dict[nn.Module, None] = {}
+    layers: dict[nn.Module, None] = {}
     for module in modules:
         module.register_forward_pre_hook(TakeStep(name), with_kwargs=True)
-        parents = paths[module].split(".")
-        above |= {decoder.get_submodule(".".join(parents[:depth])): None for depth in range(1, len(parents))}
-    for layer in above:
+        names = paths[module].split(".")
+        layers |= {decoder.get_submodule(".".join(names[:depth])): None for depth in range(1, len(names))}
+    for layer in layers:
         layer.register_forward_pre_hook(NoteStep(name), with_kwargs=True)
         layer.register_forward_hook(ForgetStep(), always_call=True)

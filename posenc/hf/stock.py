@@ -1,4 +1,7 @@
-"""The attention functions that transformers knows by name: those of unpatched models, and those added to them."""
+"""The attention functions of unpatched models, and the registries in which transformers finds functions by name.
+
+Under the identity plan a step calls the model's own function from here, so its result is bit-equal.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,30 @@ from torch import Tensor, nn
 from posenc.errors import UnsupportedModelError
 
 STOCK_IMPLEMENTATIONS = ("sdpa", "eager")
+"""Attention implementations of transformers that posenc can be applied on top of."""
+
 StockAttention = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 def stock_attention(name: str, module: nn.Module) -> StockAttention:
-    """The attention function a model runs when it is not patched."""
+    """Return the attention function that a model runs when it is not patched.
+
+    Parameters
+    ----------
+    name : str
+        Attention implementation as transformers names it.
+    module : Module
+        A module of the model; the eager function is the one in the Python module that defines its class.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the family has no eager attention function.
+    """
     if name == "eager":
-        homes = (sys.modules.get(kind.__module__) for kind in type(module).__mro__)
-        found = (getattr(home, "eager_attention_forward", None) for home in homes)
-        eager: Any = next((function for function in found if function is not None), None)
+        sources = (sys.modules.get(kind.__module__) for kind in type(module).__mro__)
+        functions = (getattr(source, "eager_attention_forward", None) for source in sources)
+        eager: Any = next((function for function in functions if function is not None), None)
         if eager is None:
             raise UnsupportedModelError(f"{type(module).__name__} has no eager attention function: load it with sdpa.")
         return EagerAttention(eager)
@@ -32,7 +50,10 @@ def stock_attention(name: str, module: nn.Module) -> StockAttention:
 
 
 def register(name: str, attention: StockAttention, mask: Callable[..., Any] | None = None) -> None:
-    """Add an attention function and its mask (by default that of sdpa) to transformers' registries, again or anew."""
+    """Add an attention function and its mask function (by default that of sdpa) to transformers' registries.
+
+    A name that is registered already gets the new functions.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -42,7 +63,13 @@ def register(name: str, attention: StockAttention, mask: Callable[..., Any] | No
 
 @dataclass(frozen=True)
 class EagerAttention:
-    """A family's eager attention under the bool masks that the patched model makes."""
+    """A family's eager attention, called with the bool masks that a patched model makes.
+
+    Parameters
+    ----------
+    function : callable
+        The family's eager attention function, which takes masks that are added to the logits.
+    """
 
     function: StockAttention
 

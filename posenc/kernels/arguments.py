@@ -1,4 +1,6 @@
-"""What :func:`posenc.attention` was given, checked before anything broadcasts, reads or fails somewhere deep.
+"""Check the arguments of :func:`posenc.attention` before anything broadcasts them or fails deep inside a kernel.
+
+Every check raises :class:`~posenc.errors.InvalidInputError`, and its message names the argument and shows its value.
 
 Shape letters: B batch, H heads, L tokens, D head_dim, F rotary frequencies.
 """
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from posenc.backend import needs_gradient
 from posenc.errors import InvalidInputError
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
 
@@ -24,20 +26,20 @@ def checked_plans(plan: Any, rows: int) -> list[PositionPlan]:
     """The plans of a batch: one for all rows, or one for each."""
     if isinstance(plan, PositionPlan):
         return [plan]
-    plans = list(plan) if isinstance(plan, Sequence) else None
-    wrong = [plan] if plans is None else [own for own in plans if not isinstance(own, PositionPlan)]
-    if plans is None or wrong:
-        raise InvalidInputError(
-            f"plan must be a PositionPlan or a list of one per batch row, and {_named(wrong[0])} is none: "
-            "make one with posenc.strategy(...).plan(prompt, total)."
-        )
+    plans = list(plan) if isinstance(plan, Sequence) else [plan]
+    for given in plans:
+        if not isinstance(given, PositionPlan):
+            raise InvalidInputError(
+                f"plan must be a PositionPlan or a list of one per batch row, not {_named(given)}: "
+                "make one with posenc.strategy(...).plan(prompt, total)."
+            )
     if len(plans) != rows:
         raise InvalidInputError(f"got {len(plans)} plans for {rows} batch rows: give one plan, or one per row.")
     return plans
 
 
 def check_rotary(rotary: Any, plans: Sequence[PositionPlan], q: Tensor) -> None:
-    """A rotary whose frequencies are numbers, for heads of this width and for the positions of these plans."""
+    """The rotary has finite frequencies, and fits the width of the heads and the positions of the plans."""
     if not isinstance(rotary, Rotary):
         raise InvalidInputError(
             f"rotary must be a Rotary, not {_named(rotary)}: make one with posenc.Rotary.from_theta(theta, head_dim) "
@@ -59,7 +61,7 @@ def check_rotary(rotary: Any, plans: Sequence[PositionPlan], q: Tensor) -> None:
 
 
 def check_number(name: str, value: Any, *, positive: bool = False) -> None:
-    """A finite number, or None where the default holds."""
+    """The value is a finite number, or None where the default holds."""
     if value is None:
         return
     number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
@@ -69,17 +71,18 @@ def check_number(name: str, value: Any, *, positive: bool = False) -> None:
 
 
 def check_choice(backend: Any, kept: Any) -> None:
-    """The name of a backend, and an object that keeps rotated keys or None."""
+    """``backend`` is a name, and ``kept`` a cache of rotated keys or None."""
     if not isinstance(backend, str):
         raise InvalidInputError(f"backend must be a name from posenc.backends() or 'auto', not {_named(backend)}.")
-    if kept is not None and not isinstance(kept, KeptKeys):
+    if kept is not None and not isinstance(kept, RotatedKeyCache):
         raise InvalidInputError(
-            f"kept must be a KeptKeys or None, not {_named(kept)}: posenc.kernels.rotated_key_cache.KeptKeys()."
+            f"kept must be a RotatedKeyCache or None, not {_named(kept)}: make one with "
+            "posenc.kernels.rotated_key_cache.RotatedKeyCache()."
         )
 
 
 def check_sinks(sinks: Any, q: Tensor) -> None:
-    """One logit per query head, where there are any."""
+    """Sinks are one logit per query head, or None."""
     if sinks is None:
         return
     heads = q.shape[1]
@@ -126,7 +129,7 @@ def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
 
 
 def _named(value: Any) -> str:
-    """A value as a message shows it: short, also where it is large."""
+    """A value as a message shows it, in at most some 60 characters."""
     if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)} of {value.dtype}"
     text = " ".join(repr(value).split())

@@ -1,4 +1,4 @@
-"""Attention under ``torch.autocast``: inputs are cast as torch's own attention casts them, arithmetic inside is not."""
+"""Attention under ``torch.autocast``: inputs are cast as torch's own attention casts them, but nothing inside is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def as_autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Where torch casts nothing by itself: a backend chooses the precision of its products itself."""
+    """A block in which torch casts nothing, because a backend chooses the precision of its products itself."""
     return torch.autocast(device.type, enabled=False) if _is_on(device.type) else nullcontext()
 
 

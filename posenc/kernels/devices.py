@@ -1,4 +1,4 @@
-"""What launching a kernel on a GPU asks for: the right current device, and tensors that it can load."""
+"""What a kernel launch on a GPU needs: the right current device, and tensors that the kernel can load."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 LOADED = 16
-"""Bytes of one load: where a tensor begins, and each of its rows, has to be a multiple."""
+"""Bytes of one load. A tensor, and each of its rows, has to begin at a multiple of them."""
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:
     """Make a GPU the current one for a block: kernels that are not torch's own are launched there.
 
-    The layers of one model lie on several where ``device_map="auto"`` puts them.
+    With ``device_map="auto"`` the layers of one model lie on several GPUs.
     """
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether what is launched now is recorded in a CUDA graph, where nothing may wait for the GPU."""
+    """Whether launches are being recorded in a CUDA graph, where nothing may wait for the GPU."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 

@@ -1,4 +1,4 @@
-"""Merging attention over disjoint key sets by logsumexp.
+"""Merge attention over disjoint sets of keys by logsumexp.
 
 Shape letters: B batch, H query heads, L queries, D head_dim of the values.
 """
@@ -32,14 +32,14 @@ def merge(out_a_BHLD: Tensor, lse_a_BHL: Tensor, out_b_BHLD: Tensor, lse_b_BHL: 
 
 
 def merge_into(out: Tensor, lse: Tensor, new_out: Tensor, new_lse: Tensor, *, first: bool) -> None:
-    """Merge a piece into views of a running ``(out, lse)``, in place; ``first`` says that nothing is there yet."""
+    """Merge a result into views of a running ``(out, lse)``, in place; ``first`` says that nothing is there yet."""
     if first:
         out.copy_(new_out)
         lse.copy_(new_lse)
         return
-    weight, total = _weight(lse, new_lse.to(lse.dtype))
+    weight, union_lse = _weight(lse, new_lse.to(lse.dtype))
     out.lerp_(new_out.to(out.dtype), weight[..., None])
-    lse.copy_(total)
+    lse.copy_(union_lse)
 
 
 def merge_all(outs_NBHLD: Tensor, lses_NBHL: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,5 +55,5 @@ def merge_all(outs_NBHLD: Tensor, lses_NBHL: Tensor) -> tuple[Tensor, Tensor]:
 
 def _weight(lse_a: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
     """Share of ``b`` in the union (0 where neither attended anything) and the union's logsumexp."""
-    total = torch.logaddexp(lse_a, lse_b)
-    return (lse_b - total.masked_fill(total == float("-inf"), 0.0)).exp(), total
+    union_lse = torch.logaddexp(lse_a, lse_b)
+    return (lse_b - union_lse.masked_fill(union_lse == float("-inf"), 0.0)).exp(), union_lse

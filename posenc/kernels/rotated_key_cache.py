@@ -1,4 +1,4 @@
-"""Rotated keys kept from one decoding step to the next: a step rotates what is new.
+"""Rotated keys kept from one decoding step to the next, so that a step rotates new keys only.
 
 Shape letters: B batch, H key/value heads, L tokens, D head_dim.
 """
@@ -17,7 +17,7 @@ from posenc.rope import Rotary
 from posenc.segment import Segment
 
 AHEAD = 32
-"""Keys that are rotated beyond those a segment reads, where they are there already: the next steps will read them."""
+"""Keys that are rotated beyond those a segment attends, where they exist already: the next steps will attend them."""
 
 ROOM = 256
 """Tokens that a buffer can grow by before it moves, at least."""
@@ -35,9 +35,9 @@ class _Copy:
     rotary_key: tuple[Any, ...]
 
     def reusable_from(self, segment: Segment, keys: slice, k_BHLD: Tensor, rotary: Rotary) -> int | None:
-        """The first key whose copy serves this segment too, of those up to ``stop``; None if the copy is of no use.
+        """The key from which on the copy serves this segment too, up to ``stop``; None if the copy is of no use.
 
-        It is of use if it holds some of the wanted keys: the same map, frequencies and kind of tensor.
+        It is of use if it holds some of the keys, by the same map and frequencies, in a tensor of the same kind.
         """
         like = self.buffer_BHLD
         if rotary.key != self.rotary_key or keys.start > self.stop or keys.stop < self.first:
@@ -46,33 +46,34 @@ class _Copy:
             return None
         if like.dtype != k_BHLD.dtype or like.device != k_BHLD.device or like.shape[:2] != k_BHLD.shape[:2]:
             return None
-        if _root(segment) == _root(self.segment):
+        (root, offset), (held_root, held_offset) = segment.root, self.segment.root
+        if root is held_root and offset == held_offset:
             return self.first
         first = max(self.first, keys.start)
-        known = slice(first, self.stop)
-        return first if np.array_equal(segment.key_positions[known], self.segment.key_positions[known]) else None
+        held = slice(first, self.stop)
+        return first if np.array_equal(segment.key_positions[held], self.segment.key_positions[held]) else None
 
     def slots(self, first: int, stop: int) -> Tensor:
         """The memory of some keys, a view [B, H, L, D]."""
         return self.buffer_BHLD.narrow(2, first - self.at, stop - first)
 
     def make_room(self, first: int, stop: int) -> None:
-        """A buffer with slots for these keys, and what was there of them."""
+        """Have slots for these keys, in a larger buffer if need be; what the copy holds of them stays."""
         old = self.buffer_BHLD
         if first >= self.at and stop - self.at <= old.shape[2]:
             return
         length = stop - first
         shape = (*old.shape[:2], length + max(ROOM, length // 8), old.shape[3])
-        known = max(self.first, first), min(self.stop, stop)
-        held = self.slots(*known) if known[0] < known[1] else None
+        low, high = max(self.first, first), min(self.stop, stop)
+        held = self.slots(low, high) if low < high else None
         with torch.inference_mode(False):  # the next step may run outside of it, and must be able to write here
             self.buffer_BHLD, self.at = torch.empty(shape, dtype=old.dtype, device=old.device), first
-        self.first, self.stop = known[0], max(known)
+        self.first, self.stop = low, max(low, high)
         if held is not None:
-            self.slots(*known).copy_(held)
+            self.slots(low, high).copy_(held)
 
 
-class KeptKeys:
+class RotatedKeyCache:
     """The rotated copies of one layer's raw keys, for decoding with :func:`posenc.attention`.
 
     Hand the same object to every step of one sequence. Segments whose map of the keys does not change
@@ -109,18 +110,28 @@ class KeptKeys:
         rotate: Callable[[slice, Tensor], Tensor],
         span: slice | None = None,
     ) -> Tensor:
-        """The keys of a segment's map, rotated; ``rotate`` makes those that are not here yet, in memory it may use.
+        """The keys of a segment's map, rotated; those that the cache does not hold yet are computed and kept.
 
-        ``span`` takes in more keys on either side, which are rotated every time.
+        Parameters
+        ----------
+        segment : Segment
+            Its key positions are the map.
+        keys : slice
+            Which keys.
+        k_BHLD : Tensor
+            All raw keys.
+        rotate : callable
+            Rotates a slice of the keys; it may use the memory that it is given for the result.
+        span : slice, optional
+            Takes in more keys on either side. Those are rotated every time.
+
+        Returns
+        -------
+        Tensor
+            The keys of ``span``, or else ``keys``, [B, H, L, D]: a view of the cache's memory.
         """
         span = keys if span is None else span
-        copy = self._copies.get(segment.name)
-        first = copy.reusable_from(segment, keys, k_BHLD, rotary) if copy is not None else None
-        if copy is None or first is None:
-            empty = k_BHLD.new_empty((*k_BHLD.shape[:2], 0, k_BHLD.shape[3]))
-            first = keys.start
-            copy = self._copies[segment.name] = _Copy(empty, span.start, first, first, segment, rotary.key)
-        copy.first = first
+        copy = self._copy_for(segment, keys, span, k_BHLD, rotary)
         ahead = min(keys.stop + AHEAD, k_BHLD.shape[2]) if keys.stop > copy.stop else copy.stop
         reach = span.stop if span.stop > keys.stop else ahead
         copy.make_room(span.start, reach)
@@ -130,16 +141,22 @@ class KeptKeys:
             copy.stop = min(copy.stop, keys.stop)
         for start, stop in ((span.start, copy.first), (copy.stop, reach)):
             if start < stop:
-                room_BHLD = copy.slots(start, stop)
-                made_BHLD = rotate(slice(start, stop), room_BHLD)
-                if made_BHLD is not room_BHLD:
-                    room_BHLD.copy_(made_BHLD)
+                slots_BHLD = copy.slots(start, stop)
+                rotated_BHLD = rotate(slice(start, stop), slots_BHLD)
+                if rotated_BHLD is not slots_BHLD:
+                    slots_BHLD.copy_(rotated_BHLD)
         copy.first = min(copy.first, keys.start)
         copy.stop = keys.stop if span.stop > keys.stop else reach
         copy.segment = segment
         return copy.slots(span.start, span.stop)
 
-
-def _root(segment: Segment) -> tuple[int, int]:
-    root, offset = segment.origin or (segment, 0)
-    return id(root), offset
+    def _copy_for(self, segment: Segment, keys: slice, span: slice, k_BHLD: Tensor, rotary: Rotary) -> _Copy:
+        """The copy of a segment's map, cut to what serves this call; an empty one where there is none of use."""
+        copy = self._copies.get(segment.name)
+        first = None if copy is None else copy.reusable_from(segment, keys, k_BHLD, rotary)
+        if copy is None or first is None:
+            empty = k_BHLD.new_empty((*k_BHLD.shape[:2], 0, k_BHLD.shape[3]))
+            first = keys.start
+            copy = self._copies[segment.name] = _Copy(empty, span.start, first, first, segment, rotary.key)
+        copy.first = first
+        return copy

@@ -29,9 +29,10 @@ def held_bytes(*values: Any) -> int:
             storage = value.untyped_storage()
             sizes[storage.data_ptr()] = storage.nbytes()
         elif isinstance(value, dict):
+            waiting.extend(value)
             waiting.extend(value.values())
         elif isinstance(value, list | tuple):
             waiting.extend(value)
-        elif is_dataclass(value):
+        elif is_dataclass(value) and not isinstance(value, type):
             waiting.extend(vars(value).values())
     return sum(sizes.values())

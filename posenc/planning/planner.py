@@ -41,9 +41,9 @@ class Planner:
     Parameters
     ----------
     strategy : PositionStrategy
-        Makes the plans.
+        The strategy that makes the plans.
     layers : int
-        How many attention layers ask for plans; 0 where only the strategy itself is asked.
+        Number of attention layers; 0 for a planner of the strategy itself, without layers.
 
     Raises
     ------
@@ -91,7 +91,7 @@ class Planner:
         Parameters
         ----------
         bases : sequence of Rotary or None
-            The model's own frequencies by attention layer, where there is a model.
+            The model's own frequencies by attention layer; empty without a model.
 
         Raises
         ------

@@ -1,11 +1,11 @@
-"""The contract suite: what every strategy, adapter and backend must keep, as classes for pytest.
+"""The contract suite: what every strategy, adapter and backend must satisfy, as classes for pytest.
 
     import posenc.testing
 
     class TestMine(posenc.testing.StrategyContract):
         strategy = MyStrategy
 
-Needs ``pip install posenc[testing]``; nothing else in posenc imports this package.
+It needs ``pip install posenc[testing]``; nothing else in posenc imports this package.
 """
 
 from __future__ import annotations

@@ -18,16 +18,16 @@ from posenc.hf.handle import Handle, attached
 from posenc.plugins import adapter_info, adapters, strategy
 from posenc.positions import IdentityStrategy
 from posenc.testing.judge import dense_logits
-from posenc.testing.models import decoded, difference, left_padded, relative_error, tokens, uses
+from posenc.testing.models import decoded, difference, left_padded, model_outputs, relative_error, tokens
 from posenc.testing.violation import violated
 
 PADDING = 7
 
 
 class AdapterContract:
-    """Inherit from this in a test module, set :attr:`adapter` and :attr:`model`; every check is one test.
+    """Inherit from this in a test module and set :attr:`adapter` and :attr:`model`; every check is one test.
 
-    All calls go through :func:`posenc.apply`. The adapter need not be registered, and no other one is asked.
+    All calls go through :func:`posenc.apply`. The adapter need not be registered, and no other adapter is used.
 
     Examples
     --------
@@ -42,25 +42,25 @@ class AdapterContract:
 
     model: ClassVar[Callable[[], Any]]
     """A function that builds a tiny model of the family with random weights, in eval mode and the same every time.
-    Give norms, biases and sinks values that are not those of a fresh model, so that forgetting one shows."""
+    Give norms, biases and sinks other values than a fresh model has, so that a test fails if one is left out."""
 
     layers: ClassVar[Sequence[str]] = ()
-    """What the probe must find, as ``handle.layers()`` says it; empty: not compared."""
+    """What the probe must find, in the words of ``handle.layers()``; not compared if empty."""
 
     window: ClassVar[int | None] = None
-    """The pretraining window of the model; None: only that there is one."""
+    """The pretraining window of the model in tokens; if None, only its presence is checked."""
 
     prompt: ClassVar[int] = 40
-    """Tokens of the prompt. The dense judge runs the text once per token."""
+    """Tokens of the prompt. The dense judge runs the whole text once per token."""
 
     new: ClassVar[int] = 5
-    """Tokens decoded after it."""
+    """Tokens decoded after the prompt."""
 
     tolerance: ClassVar[float] = 1e-3
-    """Largest difference of a remap from the dense judge, in units of the largest logit: float32 against float64."""
+    """Largest difference of a remap (float32) from the dense judge (float64), relative to the largest logit."""
 
     def test_it_can_be_registered(self) -> None:
-        """It is an ArchitectureAdapter with a name, a summary and model types, and serves the model's."""
+        """It is an ArchitectureAdapter with a name and a summary, and its model types include the model's."""
         try:
             adapter_info(self.adapter, "the distribution under test")
         except PluginError as error:
@@ -70,7 +70,7 @@ class AdapterContract:
             violated(f"{self._name}: model_types are {', '.join(served)}, and the model is of type {model_type!r}.")
 
     def test_it_finds_the_parts(self) -> None:
-        """The decoder is a part of the model, the rotary modules are parts of the decoder, and there is a window."""
+        """The decoder is part of the model, the rotary modules are parts of the decoder, and there is a window."""
         model = self._built
         decoder = self.adapter.decoder(model)
         if not any(part is decoder for part in model.modules()):
@@ -86,49 +86,49 @@ class AdapterContract:
     def test_the_probe_finds_what_is_declared(self) -> None:
         """``posenc.apply`` accepts the model, and every layer rotates as declared."""
         with self._applied("rope") as handle:
-            found = tuple(handle.layers())
-        if self.layers and found != tuple(self.layers):
-            violated(f"{self._name}: the probe finds {list(found)}, and the contract is given {list(self.layers)}.")
+            layers = list(handle.layers())
+        if self.layers and layers != list(self.layers):
+            violated(f"{self._name}: the probe finds {layers}, but the contract declares {list(self.layers)}.")
 
     def test_identity(self) -> None:
-        """With plain RoPE the model computes what it computed before: bit for bit, or within the declared tolerance."""
-        stock = self._uses()
+        """With plain RoPE, the model's outputs are those of the unpatched model, within the declared tolerance."""
+        stock = self._outputs()
         with self._applied("rope"):
-            self._check_equal(stock, self._uses(), "with the identity plan", self.adapter.tolerance)
+            self._check_equal(stock, self._outputs(), "with the identity plan", self.adapter.tolerance)
         if self.adapter.tolerance > self.tolerance:
-            violated(f"{self._name}: a tolerance of {self.adapter.tolerance:g} for the identity plan proves nothing.")
+            violated(f"{self._name}: a tolerance of {self.adapter.tolerance:g} for the identity plan shows nothing.")
 
     def test_remap_equals_the_dense_judge(self) -> None:
-        """Constant distances beyond six tokens, in prefill and decoding, against the model run once per query."""
+        """A remap (ReRoPE with a window of six) equals the dense judge, in prefill and decoding."""
         model, ids = self._built, self._ids(1)
         with self._only_this_adapter():
-            expected = self._judged(ids, "rerope")
+            expected = self._judge_logits(ids, "rerope")
             with torch.no_grad():
                 plain = model(ids, use_cache=False).logits[0]
-            judge = relative_error(self._judged(ids, "rope"), plain)
-        if judge > self.tolerance:
+            identity_error = relative_error(self._judge_logits(ids, "rope"), plain)
+        if identity_error > self.tolerance:
             violated(
-                f"{self._name}: the dense judge of this model differs from the model itself by {judge:.2g}, so it "
-                "proves nothing. Does the model depend on positions outside of its attention?"
+                f"{self._name}: the dense judge differs from the model itself by {identity_error:.2g}, so a "
+                "comparison with it shows nothing. Does the model depend on positions outside of its attention?"
             )
         if relative_error(plain, expected) < 10 * self.tolerance:
             violated(f"{self._name}: a remap hardly changes the model's logits. Give it larger random weights.")
         with torch.no_grad(), self._applied("rerope"):
-            found = {
+            outputs = {
                 "prefill": model(ids, use_cache=False).logits[0],
                 "decoding": decoded(model, ids, self.prompt)[0],
             }
-        for what, got in found.items():
-            off = relative_error(got, expected)
+        for what, logits in outputs.items():
+            off = relative_error(logits, expected)
             if not off <= self.tolerance:
-                row = int(((got - expected).abs().amax(-1) > self.tolerance * expected.abs().max()).nonzero()[0])
+                row = int(((logits - expected).abs().amax(-1) > self.tolerance * expected.abs().max()).nonzero()[0])
                 violated(
                     f"{self._name}: {what} under a remap differs from the dense judge from token {row} on, by "
                     f"{off:.2g} of the largest logit (allowed {self.tolerance:.0e})."
                 )
 
     def test_padding_does_not_show(self) -> None:
-        """Under a remap a left-padded row gives what it gives alone."""
+        """Under a remap, a left-padded row has the same outputs as the row alone."""
         model, ids = self._built, self._ids(2)
         with torch.no_grad(), self._applied("rerope"):
             both = decoded(model, ids, self.prompt, left_padded(ids, PADDING))[0, PADDING:]
@@ -138,19 +138,19 @@ class AdapterContract:
             violated(f"{self._name}: a left-padded row differs from the row alone by {off:.2g} of the largest logit.")
 
     def test_detach_is_exact(self) -> None:
-        """Afterwards, also after an error, the model is as before: output, weights, attention and hooks."""
+        """Afterwards, even after an error, the model is as before: outputs, weights, attention and hooks."""
         model = self._built
-        stock, before = self._uses(), _state(model)
+        stock, before = self._outputs(), _state(model)
         with pytest.raises(KeyError), self._applied("rerope"):
             raise KeyError("an error inside the block")
         with self._applied("rerope"):
-            self._uses()
+            self._outputs()
         if attached(model) is not None:
             violated(f"{self._name}: the handle is still found after it was removed.")
         for name, value in _state(model).items():
             if not _same(before.get(name), value):
                 violated(f"{self._name}: {name} is not what it was before posenc was applied.")
-        self._check_equal(stock, self._uses(), "after it was taken off", 0.0)
+        self._check_equal(stock, self._outputs(), "after the handle was removed", 0.0)
 
     @property
     def _name(self) -> str:
@@ -164,8 +164,8 @@ class AdapterContract:
     def _ids(self, batch: int) -> Tensor:
         return tokens(self._built.get_input_embeddings().num_embeddings, batch, self.prompt + self.new)
 
-    def _uses(self) -> dict[str, Tensor]:
-        return uses(self._built, self._ids(2), self.prompt, PADDING)
+    def _outputs(self) -> dict[str, Tensor]:
+        return model_outputs(self._built, self._ids(2), self.prompt, PADDING)
 
     def _strategy(self, name: str) -> Any:
         window = self.prompt + self.new
@@ -173,7 +173,7 @@ class AdapterContract:
             return IdentityStrategy(window=window)
         return strategy(name, window=window, window_size=6, replan="never")
 
-    def _judged(self, ids: Tensor, name: str) -> Tensor:
+    def _judge_logits(self, ids: Tensor, name: str) -> Tensor:
         plan = self._strategy(name).plan(self.prompt, ids.shape[1])
         return dense_logits(self._built, ids, plan.relative_positions())
 
@@ -203,26 +203,26 @@ class AdapterContract:
         for what in one:
             off = difference(one[what], other[what])
             if off > allowed:
-                wanted = "bit-equal" if not allowed else f"within {allowed:g}"
-                violated(f"{self._name}: {what} {when} differs from stock by {off:.2g}, and must be {wanted}.")
+                bound = f"within {allowed:g}" if allowed else "bit-equal"
+                violated(f"{self._name}: {what} {when} differs from stock by {off:.2g}, and must be {bound}.")
 
 
 @cache
 def _model(build: Callable[[], Any]) -> Any:
-    """One model for all checks of a contract: each leaves it as it was, or fails."""
+    """One model for all checks of a contract, each of which leaves it unchanged or fails."""
     return build()
 
 
 def _state(model: nn.Module) -> dict[str, Any]:
-    """What attaching could leave behind, by name."""
-    found: dict[str, Any] = {name: value.detach().clone() for name, value in model.named_parameters()}
-    found |= {name: value.detach().clone() for name, value in model.named_buffers()}
+    """Everything that a handle could leave changed, by name."""
+    state: dict[str, Any] = {name: value.detach().clone() for name, value in model.named_parameters()}
+    state |= {name: value.detach().clone() for name, value in model.named_buffers()}
     for name, part in model.named_modules():
-        found[f"the number of hooks on {name or 'the model'}"] = len(part._forward_hooks) + len(part._forward_pre_hooks)
+        state[f"the number of hooks on {name or 'the model'}"] = len(part._forward_hooks) + len(part._forward_pre_hooks)
         config: Any = getattr(part, "config", None)
         if hasattr(config, "_attn_implementation"):
-            found[f"the attention implementation of {name or 'the model'}"] = config._attn_implementation
-    return found
+            state[f"the attention implementation of {name or 'the model'}"] = config._attn_implementation
+    return state
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -38,8 +38,8 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 class BackendContract:
     """Inherit from this in a test module and set :attr:`backend`; every check is one test.
 
-    All calls go through :func:`posenc.attention`, so ``refuses`` is tested with ``attend``. Devices that are
-    declared but absent here are skipped.
+    All calls go through :func:`posenc.attention`, so ``refuses`` is tested together with ``attend``. Declared devices
+    that are not present are skipped.
 
     Examples
     --------
@@ -62,7 +62,7 @@ class BackendContract:
         torch.bfloat16: 8e-2,
         torch.float16: 1e-2,
     }
-    """Largest difference from the float64 definition; for the logsumexp, which is float32, at least 2e-5."""
+    """Largest difference from the float64 definition, by dtype; at least 2e-5 for the logsumexp, which is float32."""
 
     gradient_tolerances: ClassVar[Mapping[torch.dtype, float]] = {
         torch.float64: 1e-8,
@@ -70,7 +70,7 @@ class BackendContract:
         torch.bfloat16: 5e-2,
         torch.float16: 6e-3,
     }
-    """Largest difference of a gradient, as a part of its largest value where that is above 1."""
+    """Largest difference of a gradient, relative to its largest value if that is above 1."""
 
     settings: ClassVar[hypothesis.settings] = hypothesis.settings(
         max_examples=40,
@@ -78,7 +78,7 @@ class BackendContract:
         report_multiple_bugs=False,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
-    """How many cases each check draws."""
+    """Settings of hypothesis, such as how many cases each check draws."""
 
     def test_it_can_be_registered(self) -> None:
         """It is an AttentionBackend with a name, a summary and capabilities."""
@@ -90,7 +90,7 @@ class BackendContract:
             violated(f"{type(self.backend).__name__}: name and summary must not be empty.")
 
     def test_matches_the_definition(self) -> None:
-        """Random plans, heads, lengths, rotations and masks, in every declared dtype."""
+        """Results are right for random plans, heads, lengths, rotations and masks, in every declared dtype."""
         for device, dtype in self._declared():
 
             @self.settings
@@ -102,7 +102,7 @@ class BackendContract:
             example()
 
     def test_registered_strategies(self) -> None:
-        """The plans of every registered strategy, at a length where each of them acts."""
+        """Results are right for the plans of every registered strategy, at a length where each of them acts."""
         device, dtype = self._plainest()
         rotary = Rotary.from_theta(1e4, self.head_dim)
         for info in strategies().values():
@@ -110,7 +110,7 @@ class BackendContract:
                 continue
             try:
                 plan = info.factory(window=64).plan(140, 150)
-            except InvalidConfigError:  # it has parameters without a default
+            except InvalidConfigError:  # a parameter without a default
                 continue
             if plan.interpolates_logits and not self.backend.capabilities.logit_interpolation:
                 continue
@@ -121,7 +121,7 @@ class BackendContract:
                     check_result(f"{name} on {info.name!r}", call, *call.run(name), self.tolerances[dtype])
 
     def test_value_width(self) -> None:
-        """Values of another width than the keys are attended or refused, never wrong."""
+        """Values of another width than the keys give a right result or are refused."""
         plan = banded_plan(60)
         for device, dtype in self._declared():
             q, k, v = tensors(plan, 60, (4, 2), 2 * self.head_dim, dtype=dtype, device=device)
@@ -130,13 +130,13 @@ class BackendContract:
                 call = AttentionCall(q, k, v[..., :width], plan, self._rotary(), self.head_dim**-0.5)
                 with installed(self.backend) as name:
                     try:
-                        found = call.run(name)
+                        result = call.run(name)
                     except BackendError:
                         continue
-                    check_result(f"{name} with values of {width} channels", call, *found, self.tolerances[dtype])
+                    check_result(f"{name} with values of {width} channels", call, *result, self.tolerances[dtype])
 
     def test_gradients(self) -> None:
-        """Where declared, gradients are exact; with ``lse_gradients`` also those that come through the logsumexp."""
+        """Declared gradients are exact; with ``lse_gradients`` also those through the logsumexp."""
         if not self.backend.capabilities.gradients:
             pytest.skip("gradients are not declared")
         for device, dtype in self._declared():
@@ -150,7 +150,7 @@ class BackendContract:
             example()
 
     def test_layouts(self) -> None:
-        """However tensors lie in memory, the result is that of their values, and so are declared gradients."""
+        """The memory layout of the tensors changes neither results nor declared gradients."""
         names = st.sampled_from(sorted(LAYOUTS))
         masked = st.booleans() if self.backend.capabilities.masks else st.just(False)
 
@@ -167,7 +167,7 @@ class BackendContract:
         example()
 
     def test_scales_that_are_not_positive(self) -> None:
-        """A scale of zero weighs all keys alike; a negative one is that of negated queries."""
+        """A scale of zero gives all keys the same weight; a negative scale equals negated queries."""
         for device, dtype in self._declared():
             for scale, q_len in ((0.0, 18), (-0.7, 18), (0.0, 1), (-0.7, 1)):
                 call = replace(self._plain_call(three_kinds_plan(18), dtype, device), scale=scale)
@@ -177,7 +177,7 @@ class BackendContract:
                     self._check_gradients(name, name, call)
 
     def test_a_plan_for_every_row(self) -> None:
-        """Rows with plans of their own get what each of them gets alone."""
+        """Each row of a batch with a plan per row gets the result that it gets alone."""
         plans = [three_kinds_plan(18), PositionPlan.identity(Lengths(18, 18)), banded_plan(18)]
         plans[1] = replace(plans[1], query_scale=1 + np.arange(18) / 18)
         device, dtype = self._plainest()
@@ -185,29 +185,30 @@ class BackendContract:
             q, k, v = tensors(plans[0], q_len, (4, 2), self.head_dim, batch=3, dtype=dtype, device=device)
             mask = k[:, :1, :, :1].mT.expand(-1, -1, q_len, -1) > -1 if self.backend.capabilities.masks else None
             with installed(self.backend) as name:
-                found = attention(q, k, v, plans, self._rotary(), backend=name, mask=mask, return_lse=True)
-                assert isinstance(found, tuple)
+                result = attention(q, k, v, plans, self._rotary(), backend=name, mask=mask, return_lse=True)
+                assert isinstance(result, tuple)
+                out, lse = result
                 for row, plan in enumerate(plans):
-                    own = slice(row, row + 1)
-                    own_mask = None if mask is None else mask[own]
-                    call = AttentionCall(q[own], k[own], v[own], plan, self._rotary(), self.head_dim**-0.5, own_mask)
-                    what, (out, lse) = f"{name} with plans per row, row {row}", found
-                    check_result(what, call, out[own], lse[own], self.tolerances[dtype])
+                    at = slice(row, row + 1)
+                    row_mask = None if mask is None else mask[at]
+                    call = AttentionCall(q[at], k[at], v[at], plan, self._rotary(), self.head_dim**-0.5, row_mask)
+                    what = f"{name} with plans per row, row {row}"
+                    check_result(what, call, out[at], lse[at], self.tolerances[dtype])
 
     def test_an_empty_batch(self) -> None:
-        """No rows give no rows, of the right shape and dtype."""
+        """A batch without rows gives an empty result of the right shape and dtype."""
         for device, dtype in self._declared():
             call = self._plain_call(banded_plan(40), dtype, device)
             for q_len in (40, 1):
-                own = replace(call, q=call.q[:0, :, -q_len:], k=call.k[:0], v=call.v[:0])
+                empty = replace(call, q=call.q[:0, :, -q_len:], k=call.k[:0], v=call.v[:0])
                 with installed(self.backend) as name:
-                    check_result(name, own, *own.run(name), self.tolerances[dtype])
+                    check_result(name, empty, *empty.run(name), self.tolerances[dtype])
 
     def test_rows_that_attend_nothing(self) -> None:
-        """A query without a key gets zeros and ``-inf``, and finite gradients."""
+        """A query that attends no key gets zeros and ``-inf``, and finite gradients."""
         index = np.arange(6)
-        starved = [Segment("late", index * 0, np.maximum(index - 2, 0), index, index)]
-        plan = PositionPlan.build(Lengths(6, 6), starved)
+        late = Segment("late", index * 0, np.maximum(index - 2, 0), index, index)  # no key for the first queries
+        plan = PositionPlan.build(Lengths(6, 6), [late])
         for device, dtype in self._declared():
             self._check_empty_rows(self._plain_call(plan, dtype, device), slice(0, 3), "no segment holds a key of")
             if self.backend.capabilities.masks:
@@ -218,20 +219,20 @@ class BackendContract:
                 self._check_empty_rows(replace(call, mask=mask & False), slice(0, 6), "the mask leaves nothing to")
 
     def test_nan_stays_in_its_batch_row(self) -> None:
-        """A NaN in one sequence of a batch is seen there and nowhere else."""
+        """A NaN in one sequence of a batch appears in its output and in no other."""
         for device, dtype in self._declared():
             call = self._plain_call(banded_plan(40), dtype, device)
             bad = call.k.clone()
             bad[0, 0, 3] = math.nan
             with installed(self.backend) as name:
-                clean, found = call.run(name)[0], replace(call, k=bad).run(name)[0]
-            if not bool(found[0].isnan().any()):
+                clean, out = call.run(name)[0], replace(call, k=bad).run(name)[0]
+            if not bool(out[0].isnan().any()):
                 violated(f"{name}: a NaN in a key of batch row 0 is hidden in its output. Case: {call}.")
-            if not torch.equal(found[1], clean[1]):
+            if not torch.equal(out[1], clean[1]):
                 violated(f"{name}: a NaN in batch row 0 changes the output of batch row 1. Case: {call}.")
 
     def test_inputs_are_left_alone(self) -> None:
-        """Query, key, value and mask are read only."""
+        """Query, key, value and mask are not written to."""
         for device, dtype in self._declared():
             call = self._plain_call(banded_plan(40), dtype, device)
             if self.backend.capabilities.masks:
@@ -247,7 +248,7 @@ class BackendContract:
     def test_what_is_not_declared_is_refused(self) -> None:
         """Undeclared dtypes, devices, masks, softcaps, interpolations and gradients raise BackendError.
 
-        So does a logsumexp without its gradient, where query or key require one.
+        So does a logsumexp whose gradient is not declared, if query or key require gradients.
         """
         able, (device, dtype) = self.backend.capabilities, self._declared()[0]
         call = self._plain_call(banded_plan(9), dtype, device)
@@ -292,14 +293,14 @@ class BackendContract:
                 check_empty_row_gradients(name, call)
 
     def _check_layout(self, call: AttentionCall, layouts: tuple[str, str, str, str]) -> None:
-        """Query, key, value, and then mask and incoming gradient laid out in these ways."""
-        *kinds, own = (LAYOUTS[layout] for layout in layouts)
-        q, k, v = (laid_out(x) for laid_out, x in zip(kinds, (call.q, call.k, call.v), strict=True))
-        call = replace(call, q=q, k=k, v=v, mask=None if call.mask is None else own(call.mask))
+        """Check a call with these layouts of query, key, value, and mask and incoming gradient."""
+        *of_inputs, of_mask = (LAYOUTS[layout] for layout in layouts)
+        q, k, v = (laid_out(x) for laid_out, x in zip(of_inputs, (call.q, call.k, call.v), strict=True))
+        call = replace(call, q=q, k=k, v=v, mask=None if call.mask is None else of_mask(call.mask))
         with installed(self.backend) as name:
             what = f"{name} with {', '.join(f'{x} {how}' for x, how in zip('qkv', layouts, strict=False))}"
             check_result(what, call, *call.run(name), self.tolerances[call.q.dtype])
-            self._check_gradients(what, name, call, grad_out=own(weights_of(call)))
+            self._check_gradients(what, name, call, grad_out=of_mask(weights_of(call)))
 
     def _check_gradients(self, what: str, name: str, call: AttentionCall, grad_out: torch.Tensor | None = None) -> None:
         able, tolerance = self.backend.capabilities, self.gradient_tolerances[call.q.dtype]
@@ -323,15 +324,15 @@ class BackendContract:
         )
 
     def _plainest(self) -> tuple[str, torch.dtype]:
-        """A device and float32, or the first dtype that is declared."""
+        """A device with float32, or the first declared pair of device and dtype."""
         declared = self._declared()
         return next((pair for pair in declared if pair[1] == torch.float32), declared[0])
 
     def _declared(self) -> list[tuple[str, torch.dtype]]:
-        """Every declared device that is present, with every declared dtype, the most precise first."""
+        """Pairs of a declared device that is present and a declared dtype, the most precise first."""
         able = self.backend.capabilities
         present = [device for device in able.devices if device != "cuda" or torch.cuda.is_available()]
-        found = [(device, dtype) for device in present for dtype in DTYPES if dtype in able.dtypes]
-        if not found:
-            pytest.skip(f"none of the declared devices is here: {', '.join(able.devices)}")
-        return found
+        pairs = [(device, dtype) for device in present for dtype in DTYPES if dtype in able.dtypes]
+        if not pairs:
+            pytest.skip(f"none of the declared devices is present: {', '.join(able.devices)}")
+        return pairs

@@ -1,4 +1,4 @@
-"""What a strategy contract is asked for: strategies, windows and lengths, drawn by hypothesis."""
+"""Cases of the strategy contract: strategies, windows and lengths, drawn by hypothesis."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Factory = PositionStrategy | Callable[..., PositionStrategy]
 
 @dataclass(frozen=True)
 class PlanCase:
-    """A strategy and the lengths it is asked to plan: ``prompt <= shorter <= total``."""
+    """A strategy and lengths to plan, ``prompt <= shorter <= total``."""
 
     strategy: PositionStrategy
     prompt: int
@@ -29,19 +29,19 @@ class PlanCase:
     shorter: int
 
     def plan(self, prompt: int | None = None, total: int | None = None) -> PositionPlan:
-        """The plan of the case, or of other lengths."""
+        """The plan for the lengths of the case, or for others."""
         prompt = self.prompt if prompt is None else prompt
         return planned(self.strategy, prompt, self.total if total is None else total)
 
     @property
     def where(self) -> str:
-        """Begins every message: what was planned."""
+        """What was planned; every message begins with it."""
         return label(self.strategy, self.prompt, self.total)
 
 
 @dataclass(frozen=True)
 class LengthLimits:
-    """How far the drawn lengths reach, in tokens."""
+    """Bounds of the drawn windows and lengths, in tokens."""
 
     windows: tuple[int, int]
     max_prompt: int
@@ -49,12 +49,12 @@ class LengthLimits:
 
 
 def label(strategy: PositionStrategy, prompt: int, total: int) -> str:
-    """A plan as messages name it."""
+    """The name of a plan in messages."""
     return f"{strategy!r}.plan({prompt}, {total}): "
 
 
 def planned(strategy: PositionStrategy, prompt: int, total: int) -> PositionPlan:
-    """The plan, where planning itself must not fail."""
+    """The plan; an error while planning is a violation."""
     try:
         plan = strategy.plan(prompt, total)
     except PosencError as error:
@@ -64,15 +64,15 @@ def planned(strategy: PositionStrategy, prompt: int, total: int) -> PositionPlan
     return plan
 
 
-def made(factory: Factory, window: int | None, params: Mapping[str, Any]) -> PositionStrategy:
-    """A new strategy: an instance is built again from what it describes, a factory is called."""
+def make_strategy(factory: Factory, window: int | None, params: Mapping[str, Any]) -> PositionStrategy:
+    """Make a new strategy: call a factory, or build an instance again from ``describe()``."""
     if isinstance(factory, PositionStrategy):
         return rebuilt(factory, **params)
     return factory(window=window, **params)
 
 
 def rebuilt(strategy: PositionStrategy, **changes: Any) -> PositionStrategy:
-    """The strategy built again from ``describe()`` as it comes back from a file, with some parameters changed."""
+    """The strategy built again from ``describe()`` after a round trip through JSON, with some parameters changed."""
     if isinstance(strategy, ComposedStrategy):
         return ComposedStrategy(rebuilt(strategy.positions, **changes), rebuilt(strategy.frequencies))
     try:
@@ -91,7 +91,7 @@ def for_every_case(
     lengths: LengthLimits,
     settings: hypothesis.settings,
 ) -> None:
-    """Run a check on drawn windows and lengths; a failure is shrunk to the smallest ones."""
+    """Run a check on drawn windows and lengths; hypothesis shrinks a failure to the smallest ones."""
     fixed = factory.window if isinstance(factory, PositionStrategy) else None
     windows = st.just(fixed) if isinstance(factory, PositionStrategy) else st.integers(*lengths.windows)
 
@@ -104,6 +104,6 @@ def for_every_case(
     )
     def example(window: int | None, prompt: int, new: int, decoded: int) -> None:
         total = prompt + new
-        check(PlanCase(made(factory, window, params), prompt, total, min(prompt + decoded, total)))
+        check(PlanCase(make_strategy(factory, window, params), prompt, total, min(prompt + decoded, total)))
 
     example()

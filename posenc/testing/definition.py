@@ -1,8 +1,8 @@
-"""Attention straight from the definition, in float64, from the relative positions alone.
+"""Attention by its definition, in float64, from the relative positions alone.
 
 Neither query nor key is rotated here: a logit is the sum over frequencies of
 ``(q . k) cos(f r) + (q x k) sin(f r)``, so no code is shared with any backend or with ``Rotary.rotate``.
-Where a segment interpolates logits, a logit is the weighted sum of such logits at whole positions.
+In a segment that interpolates logits, a logit is the weighted sum of such logits at whole positions.
 
 Shape letters: B batch, H query heads, L queries or keys, D head_dim, F rotary frequencies.
 """
@@ -40,9 +40,9 @@ def logits_by_definition(
         one, two = (start + f, start + f + count) if rotary.style == "half" else (start + 2 * f, start + 2 * f + 1)
         q1, q2, k1, k2 = q[..., one, None], q[..., two, None], k[..., None, :, one], k[..., None, :, two]
         for weight_LLF, relative_LLF in parts:
-            turn = rotary.inv_freq[f].double().to(q.device) * relative_LLF[..., f % relative_LLF.shape[-1]]
+            angle = rotary.inv_freq[f].double().to(q.device) * relative_LLF[..., f % relative_LLF.shape[-1]]
             weight = rotary.attention_scaling**2 * weight_LLF[..., f % weight_LLF.shape[-1]]
-            logits = logits + weight * ((q1 * k1 + q2 * k2) * turn.cos() + (q1 * k2 - q2 * k1) * turn.sin())
+            logits = logits + weight * ((q1 * k1 + q2 * k2) * angle.cos() + (q1 * k2 - q2 * k1) * angle.sin())
     logits = logits * torch.from_numpy(dense.scale[first:].copy()).to(q.device)[:, None] * scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
@@ -51,7 +51,7 @@ def logits_by_definition(
 
 
 def attend_by_logits(logits_BHLL: Tensor, v_BHLD: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax and logsumexp in float64; zeros and ``-inf`` for a query that attends nothing."""
+    """Softmax attention and logsumexp in float64; zeros and ``-inf`` for a query that attends nothing."""
     v = v_BHLD.double().repeat_interleave(logits_BHLL.shape[1] // v_BHLD.shape[1], 1)
     lse = logits_BHLL.logsumexp(-1)
     weights = (logits_BHLL - lse.masked_fill(lse == float("-inf"), 0.0)[..., None]).exp()
@@ -69,7 +69,7 @@ def attention_by_definition(
     mask: Tensor | None = None,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What :func:`posenc.attention` must return for one plan, in float64: the judge of every backend.
+    """What :func:`posenc.attention` must return for one plan, in float64: the reference for every backend.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Plans written out pair by pair, apart from the plan's own methods; every check reads these.
+"""Plans written out pair by pair, independent of the plan's own methods; all checks use these.
 
 Shape letters: L total tokens, F rotary frequencies.
 """
@@ -20,7 +20,7 @@ Dense = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class DensePlan:
-    """What a plan says of every pair.
+    """Segment, relative distance and scale of every pair of a plan.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class DensePlan:
 
     @classmethod
     def of(cls, plan: PositionPlan, where: str = "") -> DensePlan:
-        """Write a plan out; a pair attended twice, or a key in the future, is a violation."""
+        """Write a plan out; a pair in two segments or a key in the future is a violation."""
         total = plan.total
         for segment in plan.segments:
             _check_segment(segment, total, where)
@@ -83,22 +83,22 @@ def mixture(plan: PositionPlan) -> list[tuple[Dense, Dense]]:
     The first has weight one everywhere unless a segment interpolates logits.
     """
     dense = DensePlan.of(plan)
-    found = [(np.zeros_like(dense.relative), np.zeros_like(dense.relative)) for _ in range(4)]
+    parts = [(np.zeros_like(dense.relative), np.zeros_like(dense.relative)) for _ in range(4)]
     for number, segment in enumerate(plan.segments):
         row, column = (dense.owner == number).nonzero()
         sides = product(_neighbours(segment, segment.query_positions), _neighbours(segment, segment.key_positions))
-        for (weight, relative), ((q_share, q), (k_share, k)) in zip(found, sides, strict=False):
+        for (weight, relative), ((q_share, q), (k_share, k)) in zip(parts, sides, strict=False):
             weight[row, column], relative[row, column] = q_share[row] * k_share[column], q[row] - k[column]
-    return [(weight, relative) for weight, relative in found if weight.any()]
+    return [(weight, relative) for weight, relative in parts if weight.any()]
 
 
 def _neighbours(segment: Segment, positions: Dense) -> list[tuple[Dense, Dense]]:
-    """Shares and positions, each [L, F], that one side of a segment is made of."""
-    own = _columns(positions).astype(np.float64)
+    """Weights and positions, each [L, F], that are mixed on one side (query or key) of a segment."""
+    exact = _columns(positions).astype(np.float64)
     if segment.interpolation == "positions":
-        return [(np.ones_like(own), own)]
-    share = own - np.floor(own)
-    return [(1 - share, np.floor(own)), (share, np.floor(own) + 1)]
+        return [(np.ones_like(exact), exact)]
+    share = exact - np.floor(exact)
+    return [(1 - share, np.floor(exact)), (share, np.floor(exact) + 1)]
 
 
 def first_pair(where: NDArray[np.bool_]) -> tuple[int, int] | None:
@@ -110,7 +110,7 @@ def first_pair(where: NDArray[np.bool_]) -> tuple[int, int] | None:
 
 
 def shown(pair: tuple[int, int]) -> str:
-    """A pair as messages write it."""
+    """A pair, written for messages."""
     return f"(i={pair[0]}, j={pair[1]})"
 
 

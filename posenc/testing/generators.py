@@ -1,4 +1,4 @@
-"""Random plans of every shape, for kernels."""
+"""Random and fixed plans to test kernels with."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def random_plans(
 
 
 def banded_plan(total: int) -> PositionPlan:
-    """Neighbours at their distance, farther keys in groups of three: a plan every kernel must be able to run."""
+    """Neighbours at their true distance, farther keys in groups of three; every kernel must be able to run it."""
     lengths = Lengths(total, total)
     index, near = lengths.indices, 7
     segments = [
@@ -75,7 +75,7 @@ def banded_plan(total: int) -> PositionPlan:
 
 
 def three_kinds_plan(total: int) -> PositionPlan:
-    """Keys at their own position, in groups, and all at position 0: rotated once, rotated again, not at all."""
+    """Three segments, with keys at their own positions, in groups, and all at position 0 (no rotation)."""
     lengths = Lengths(total, total)
     index, near, far = lengths.indices, 7, 15
     segments = [

@@ -12,7 +12,7 @@ from posenc.testing.violation import violated
 
 
 def with_gradients(call: AttentionCall) -> AttentionCall:
-    """The call on leaves that require a gradient, laid out in memory as they were."""
+    """The call with leaf tensors that require gradients, in the same memory layout."""
     return replace(call, **{x: getattr(call, x).detach().requires_grad_() for x in ("q", "k", "v")})
 
 
@@ -26,7 +26,7 @@ def gradients(call: AttentionCall, out: Tensor, grad_out: Tensor, lse: Tensor | 
 
 
 def weights_of(call: AttentionCall) -> Tensor:
-    """A fixed gradient for the output, all of whose elements differ."""
+    """A fixed gradient of the output with different elements."""
     shape = torch.Size((*call.q.shape[:3], call.v.shape[3]))
     return torch.linspace(-1, 1, shape.numel(), dtype=call.q.dtype, device=call.q.device).view(shape)
 
@@ -34,16 +34,16 @@ def weights_of(call: AttentionCall) -> Tensor:
 def check_gradients(
     what: str, name: str, call: AttentionCall, tolerance: float, *, lse: bool, grad_out: Tensor | None = None
 ) -> None:
-    """Gradients of backend ``name`` are those of the definition; with ``lse`` also what comes through the logsumexp.
+    """Compare gradients of backend ``name`` with those of the definition; with ``lse``, through the logsumexp as well.
 
-    ``tolerance`` is a part of the largest gradient where that is above 1.
+    ``tolerance`` is relative to the largest gradient if that is above 1.
     """
     call = with_gradients(call)
     grad_out = weights_of(call) if grad_out is None else grad_out
     results = [call.run(name) if lse else (call.output(name), None), call.expected()]
-    found, expected = (gradients(call, out, grad_out, own_lse if lse else None) for out, own_lse in results)
-    for x, own, right in zip("qkv", found, expected, strict=True):
-        off, largest = (float(error.max()) for error in (difference(own, right), right.abs()))
+    actual, expected = (gradients(call, out, grad_out, values if lse else None) for out, values in results)
+    for x, gradient, reference in zip("qkv", actual, expected, strict=True):
+        off, largest = (float(error.max()) for error in (difference(gradient, reference), reference.abs()))
         if off > tolerance * max(1.0, largest):
             violated(
                 f"{what}: the gradient of {x} is off by {off:.2g} (allowed {tolerance:.0e}), "
@@ -52,8 +52,8 @@ def check_gradients(
 
 
 def check_empty_row_gradients(name: str, call: AttentionCall) -> None:
-    """Queries without a key do not put a NaN into any gradient."""
+    """Queries that attend no key must not put a NaN into any gradient."""
     call = with_gradients(call)
-    for x, found in zip("qkv", gradients(call, call.output(name), weights_of(call)), strict=True):
-        if not bool(found.isfinite().all()):
+    for x, gradient in zip("qkv", gradients(call, call.output(name), weights_of(call)), strict=True):
+        if not bool(gradient.isfinite().all()):
             violated(f"{name}: a query without a key puts a NaN or an infinity into the gradient of {x}.")

@@ -1,4 +1,4 @@
-"""The five invariants of a plan, each a function that raises with the first pair or query that breaks it."""
+"""The invariants of a plan; each function raises ContractViolation with the first pair or query that breaks one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from posenc.testing.dense import Dense, DensePlan, first_pair, shown
 from posenc.testing.violation import violated
 
 ROUNDING = 1e-9
-"""Fractional positions may round; whole ones never get near this."""
+"""Tolerance for the rounding of fractional positions; whole positions never come close to it."""
 
 
 def check_partition(plan: PositionPlan, where: str, *, drops_keys: bool) -> None:
@@ -34,11 +34,11 @@ def check_partition(plan: PositionPlan, where: str, *, drops_keys: bool) -> None
 
 
 def check_order(plan: PositionPlan, where: str, *, monotone: bool) -> None:
-    """No key lies ahead of its query; with ``monotone``, a farther key is never seen nearer."""
+    """No relative distance is negative; with ``monotone``, a farther key is never seen nearer."""
     relative = DensePlan.of(plan, where).relative
-    ahead = first_pair(np.asarray((relative < -ROUNDING).any(axis=2)))
-    if ahead is not None:
-        violated(f"{where}pair {shown(ahead)} is seen at relative distance {_value(relative, ahead)}, below 0.")
+    negative = first_pair(np.asarray((relative < -ROUNDING).any(axis=2)))
+    if negative is not None:
+        violated(f"{where}pair {shown(negative)} is seen at relative distance {_value(relative, negative)}, below 0.")
     if not monotone:
         return
     for i, row in enumerate(relative):
@@ -54,7 +54,7 @@ def check_order(plan: PositionPlan, where: str, *, monotone: bool) -> None:
 
 
 def check_range(plan: PositionPlan, where: str) -> None:
-    """``max_relative``, ``reach`` and ``relative_positions()`` are what the segments say."""
+    """``max_relative``, ``reach`` and ``relative_positions()`` agree with the segments."""
     dense = DensePlan.of(plan, where)
     relative = plan.relative_positions()
     if not np.array_equal(_broadcast(relative, dense.relative), dense.relative, equal_nan=True):
@@ -72,7 +72,7 @@ def check_range(plan: PositionPlan, where: str) -> None:
 
 
 def check_bounded(plan: PositionPlan, where: str, *, window: int) -> None:
-    """A plan of a ``bounded`` strategy stays inside the window."""
+    """All distances of a ``bounded`` strategy's plan are inside the window."""
     if plan.max_relative >= window:
         i = int((plan.reach >= window).argmax())
         violated(
@@ -82,19 +82,19 @@ def check_bounded(plan: PositionPlan, where: str, *, window: int) -> None:
 
 
 def check_retention(plan: PositionPlan, where: str, *, first: int, last: int) -> None:
-    """From query ``first + last`` on, only the kept keys are attended, and always as by that query."""
+    """From query ``first + last`` on, only the kept keys are attended, at the same distances as by that query."""
     dense = DensePlan.of(plan, where)
     full = first + last
     for i in range(full, plan.total):
-        forgotten = dense.owner[i, first : i - last + 1] >= 0
-        if forgotten.any():
-            pair = (i, first + int(forgotten.argmax()))
+        dropped = dense.owner[i, first : i - last + 1] >= 0
+        if dropped.any():
+            pair = (i, first + int(dropped.argmax()))
             violated(f"{where}pair {shown(pair)} is attended, but retention(first={first}, last={last}) drops it.")
-        for keys, alike in (
+        for keys, counterparts in (
             (range(first), range(first)),
             (range(i - last + 1, i + 1), range(full - last + 1, full + 1)),
         ):
-            for j, other in zip(keys, alike, strict=True):
+            for j, other in zip(keys, counterparts, strict=True):
                 pair, before = (i, j), (full, other)
                 if not np.array_equal(dense.relative[pair], dense.relative[before], equal_nan=True):
                     violated(
@@ -115,9 +115,9 @@ def check_same(one: PositionPlan, other: PositionPlan, where: str, *, what: str,
     Parameters
     ----------
     what : str
-        Begins the message, such as ``"decoding differs from prefill"``.
+        Beginning of the message, such as ``"decoding differs from prefill"``.
     names : (str, str)
-        What the two plans are called in it.
+        What the message calls the two plans.
     """
     total = other.total
     left, right = DensePlan.of(one, where), DensePlan.of(other, where)
@@ -145,7 +145,7 @@ def check_same(one: PositionPlan, other: PositionPlan, where: str, *, what: str,
 
 
 def check_prefill_equals_decode(full: PositionPlan, step: PositionPlan, where: str) -> None:
-    """The plan of ``step.total`` tokens is the beginning of the plan of more tokens, with the same prompt."""
+    """The plan of ``step.total`` tokens is the beginning of a plan of more tokens with the same prompt."""
     names = (f"in the plan of {full.total} tokens", f"in the plan of {step.total}")
     check_same(full, step, where, what="decoding differs from prefill", names=names)
     cut = full.prefix(step.total)
@@ -155,10 +155,10 @@ def check_prefill_equals_decode(full: PositionPlan, step: PositionPlan, where: s
             f"{names[0]} and {step.is_identity} {names[1]}."
         )
     if len(cut.segments) != len(step.segments):
-        kept, own = ([segment.name for segment in plan.segments] for plan in (cut, step))
+        prefill, decode = ([segment.name for segment in plan.segments] for plan in (cut, step))
         violated(
-            f"{where}decoding differs from prefill: the same pairs are held by the segments {kept} {names[0]} "
-            f"and {own} {names[1]}."
+            f"{where}decoding differs from prefill: the same pairs are held by the segments {prefill} {names[0]} "
+            f"and {decode} {names[1]}."
         )
 
 
@@ -182,15 +182,15 @@ def check_identity(plan: PositionPlan, where: str, *, because: str) -> None:
         "query_positions": (segment.query_positions, index),
         "key_positions": (segment.key_positions, index),
     }
-    for key, (found, expected) in parts.items():
-        if not np.array_equal(found, expected):
+    for key, (actual, expected) in parts.items():
+        if not np.array_equal(actual, expected):
             violated(f"{where}{because}, but {key} of segment {segment.name!r} is not that of plain RoPE.")
     if not plan.is_identity:
         violated(f"{where}{because}, but is_identity is False.")
 
 
 def check_unscaled(plan: PositionPlan, where: str, *, because: str) -> None:
-    """No ``query_scale`` where nothing is moved."""
+    """A plan that changes no distance has no ``query_scale``."""
     if plan.query_scale is not None:
         scale = DensePlan.of(plan, where).scale
         i = int((scale != 1).argmax())

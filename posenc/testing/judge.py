@@ -1,9 +1,9 @@
-"""A dense judge for any model that knows nothing of posenc: the model's own rotation is its only instrument.
+"""A dense judge for any model, which uses only the model's own rotation and no code of posenc's backends.
 
 The whole text runs once per query, as rows of one batch: row ``i`` is the text as query ``i`` sees it,
 with token ``j`` at position ``i - relative[i, j]``. The attention function takes query ``i`` and its keys
-from row ``i``, so rotation style, channels, frequencies, layers without rotary positions, scales by
-position and the model's own mask need not be known. All rows then continue with the same output.
+from row ``i``, so it need not know the rotation style, channels, frequencies, layers without rotary positions,
+scales by position, or the model's own mask. All rows then continue with the same output.
 
 Shape letters: H heads, L tokens (and rows: one per query), D head_dim.
 """
@@ -35,20 +35,20 @@ def dense_attention(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention in float64: every query in its own row."""
+    """Attention in float64, with each query taken from its own row."""
     length, heads, _, dim = query.shape
     groups = heads // key.shape[1]
-    own = torch.arange(length)
-    q_LHD = query.double()[own, :, own]
+    index = torch.arange(length)
+    q_LHD = query.double()[index, :, index]
     k_LHLD = key.double().repeat_interleave(groups, 1)
     v_HLD = value[0].double().repeat_interleave(groups, 0)
-    seen_LL = _attended.get()
+    attended_LL = _attended.get()
     if attention_mask is not None:
-        seen_LL = seen_LL & attention_mask[0, 0]
+        attended_LL = attended_LL & attention_mask[0, 0]
     logits_HLL = torch.einsum("ihd,ihjd->hij", q_LHD, k_LHLD) * (dim**-0.5 if scaling is None else scaling)
     if softcap is not None:
         logits_HLL = softcap * torch.tanh(logits_HLL / softcap)
-    logits_HLL = logits_HLL.masked_fill(~seen_LL, float("-inf"))
+    logits_HLL = logits_HLL.masked_fill(~attended_LL, float("-inf"))
     if s_aux is not None:
         logits_HLL = torch.cat((logits_HLL, s_aux.double()[:, None, None].expand(-1, length, 1)), -1)
     weights_HLL = logits_HLL.softmax(-1)[..., :length]

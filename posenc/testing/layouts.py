@@ -1,6 +1,7 @@
-"""How tensors that are handed to attention may lie in memory.
+"""Memory layouts of tensors that may be passed to attention.
 
-Every entry makes a tensor of the same shape, where it can of the same values. What lies between them is NaN.
+Every entry makes a tensor of the same shape, and of the same values unless it repeats some. Memory between the values
+holds NaN.
 """
 
 from __future__ import annotations
@@ -12,25 +13,25 @@ from torch import Tensor
 
 
 def _of_a_larger(x: Tensor) -> Tensor:
-    room = torch.full((*x.shape[:2], x.shape[2] + 9, x.shape[3] + 4), torch.nan, device=x.device).to(x.dtype)
-    room[:, :, 5:-4, :-4] = x
-    return room[:, :, 5:-4, :-4]
+    larger = torch.full((*x.shape[:2], x.shape[2] + 9, x.shape[3] + 4), torch.nan, device=x.device).to(x.dtype)
+    larger[:, :, 5:-4, :-4] = x
+    return larger[:, :, 5:-4, :-4]
 
 
 def _every_second(x: Tensor) -> Tensor:
-    room = torch.full([2 * size for size in x.shape], torch.nan, device=x.device).to(x.dtype)
-    room[::2, ::2, ::2, ::2] = x
-    return room[::2, ::2, ::2, ::2]
+    larger = torch.full([2 * size for size in x.shape], torch.nan, device=x.device).to(x.dtype)
+    larger[::2, ::2, ::2, ::2] = x
+    return larger[::2, ::2, ::2, ::2]
 
 
 def _permuted(*order: int) -> Callable[[Tensor], Tensor]:
-    """The dimensions in the order in which they lie in memory."""
-    back = [order.index(dimension) for dimension in range(4)]
-    return lambda x: x.permute(order).contiguous().permute(back)
+    """A layout in which the dimensions have this order in memory, outermost first."""
+    inverse = [order.index(dimension) for dimension in range(4)]
+    return lambda x: x.permute(order).contiguous().permute(inverse)
 
 
 def _overlapping(x: Tensor) -> Tensor:
-    """Channels and tokens are one step apart, as ``unfold`` makes windows."""
+    """Channels and tokens both have stride 1, as in the windows that ``unfold`` makes."""
     line = x.flatten()[: x.shape[2] + x.shape[3] - 1]
     return line.unfold(0, x.shape[3], 1)[: x.shape[2]].expand(x.shape)
 

@@ -1,4 +1,4 @@
-"""A model in use: prefill, padded batches and decoding, and how far two results lie apart."""
+"""Outputs of a model in prefill, padded batches and decoding, and differences between two outputs."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from posenc.hf.transformers_names import cache_argument, output_cache
 
 
 def tokens(vocabulary: int, *shape: int, seed: int = 1) -> Tensor:
-    """Random token ids, int64, never 0 (which often is padding)."""
+    """Random token ids, int64, never 0 (often the padding token)."""
     return torch.randint(1, vocabulary, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def decoded(model: Any, ids: Tensor, prompt: int, mask: Tensor | None = None) -> Tensor:
-    """Logits of a prefill of ``prompt`` tokens and of single decoded tokens after it."""
+    """Logits of a prefill of ``prompt`` tokens and of the tokens decoded one by one after it."""
     cache, parts = None, []
     positions = torch.arange(ids.shape[1])[None] if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
     cuts = [0, *range(prompt, ids.shape[1] + 1)]
     for low, high in pairwise(cuts):
-        own = None if mask is None else mask[:, :high]
-        at = positions[:, low:high]  # as generate passes them: some families count from 0 without them
         out = model(
-            ids[:, low:high], attention_mask=own, position_ids=at, **cache_argument(model, cache), use_cache=True
+            ids[:, low:high],
+            attention_mask=None if mask is None else mask[:, :high],
+            position_ids=positions[:, low:high],  # as generate passes them; without them some families count from 0
+            **cache_argument(model, cache),
+            use_cache=True,
         )
         cache = output_cache(out)
         parts.append(out.logits)
@@ -39,7 +41,7 @@ def left_padded(ids: Tensor, padding: int) -> Tensor:
     return mask
 
 
-def uses(model: Any, ids: Tensor, prompt: int, padding: int = 7) -> dict[str, Tensor]:
+def model_outputs(model: Any, ids: Tensor, prompt: int, padding: int = 7) -> dict[str, Tensor]:
     """Logits of prefill, of a left-padded batch, and of decoding, both with and without padding."""
     mask = left_padded(ids, padding)
     with torch.no_grad():
@@ -52,12 +54,12 @@ def uses(model: Any, ids: Tensor, prompt: int, padding: int = 7) -> dict[str, Te
 
 
 def difference(one: Tensor, other: Tensor) -> float:
-    """Largest difference; 0 means bit-equal, NaN counts as infinite unless both have it."""
+    """Largest absolute difference; 0 means bit-equal, and a NaN counts as infinite."""
     if torch.equal(one, other):
         return 0.0
     return float((one - other).abs().nan_to_num(float("inf")).max())
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
-    """Largest difference in units of the largest expected value."""
+    """Largest absolute difference, relative to the largest absolute expected value."""
     return float((got - expected).abs().max() / expected.abs().max())

@@ -17,7 +17,7 @@ from posenc.planning.composed import ComposedStrategy
 from posenc.plugins import strategy_info
 from posenc.positions import FrequencyStrategy, PositionStrategy
 from posenc.testing import invariants
-from posenc.testing.cases import Factory, LengthLimits, PlanCase, for_every_case, label, made, planned, rebuilt
+from posenc.testing.cases import Factory, LengthLimits, PlanCase, for_every_case, label, make_strategy, planned, rebuilt
 from posenc.testing.dense import DensePlan
 from posenc.testing.frequencies import check_rotary
 from posenc.testing.violation import violated
@@ -25,7 +25,7 @@ from posenc.testing.violation import violated
 NO_SUCH_KEY = "no_such_parameter"
 LAYERS = 3
 FREQUENCIES = (4, 16, 32)
-"""Rotary frequencies of the models that a strategy is asked for."""
+"""Numbers of rotary frequencies that a strategy is tested with."""
 
 
 class StrategyContract:
@@ -39,20 +39,20 @@ class StrategyContract:
     """
 
     strategy: ClassVar[Factory]
-    """A strategy class, or a function ``f(window=..., **params)`` that returns a strategy: asked for many windows.
-    Or one strategy object, which is tested with its own window and parameters."""
+    """A strategy class, or a function ``f(window=..., **params)`` that returns a strategy; it is called with many
+    windows. Or one strategy object, which is tested with its own window and parameters."""
 
     params: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
-    """Parameters to test, each in turn. Choose them so small that :attr:`max_prompt` tokens reach every segment."""
+    """Parameters to test, in turn. Choose them so small that :attr:`max_prompt` tokens reach every segment."""
 
     windows: ClassVar[tuple[int, int]] = (16, 96)
     """Smallest and largest pretraining window."""
 
     max_prompt: ClassVar[int] = 150
-    """Longest prompt. Checks look at every pair, so they take the square of it."""
+    """Longest prompt in tokens. Checks look at every pair, so their time grows with its square."""
 
     max_new: ClassVar[int] = 40
-    """Most tokens generated after it."""
+    """Most tokens generated after the prompt."""
 
     settings: ClassVar[hypothesis.settings] = hypothesis.settings(
         max_examples=25,
@@ -60,10 +60,10 @@ class StrategyContract:
         report_multiple_bugs=False,
         suppress_health_check=[HealthCheck.too_slow],
     )
-    """How many cases each check draws."""
+    """Settings of hypothesis, such as how many cases each check draws."""
 
     def test_it_can_be_registered(self) -> None:
-        """Name, summary, paper, parameters and capabilities are what a registered strategy needs."""
+        """Name, summary, paper, parameters and capabilities allow the strategy to be registered."""
         for _, strategy in self._strategies():
             if isinstance(strategy, ComposedStrategy):
                 continue
@@ -90,7 +90,7 @@ class StrategyContract:
                 violated(f"{strategy!r}: an unknown parameter is accepted; a misspelt one would be ignored.")
 
     def test_describe_builds_it_again(self) -> None:
-        """``describe()`` is plain data from which an equal strategy is built."""
+        """``describe()`` is plain data from which an equal strategy can be built."""
 
         def check(case: PlanCase) -> None:
             try:
@@ -106,7 +106,7 @@ class StrategyContract:
         self._for_every_case(check)
 
     def test_partition(self) -> None:
-        """Every pair lies in exactly one segment (or in none, with ``drops_keys``); bounds and positions are sound."""
+        """Every pair lies in exactly one segment (or in none, with ``drops_keys``); bounds and positions are valid."""
         self._for_every_case(
             lambda case: invariants.check_partition(
                 case.plan(), case.where, drops_keys=case.strategy.capabilities.drops_keys
@@ -114,13 +114,13 @@ class StrategyContract:
         )
 
     def test_order(self) -> None:
-        """No negative relative distance; never a smaller one for a farther key, with ``monotone``."""
+        """No relative distance is negative; with ``monotone``, no farther key has a smaller one."""
         self._for_every_case(
             lambda case: invariants.check_order(case.plan(), case.where, monotone=case.strategy.capabilities.monotone)
         )
 
     def test_range(self) -> None:
-        """The plan reports the largest relative distance of any attended pair."""
+        """The plan reports the largest relative distance of all attended pairs."""
         self._for_every_case(lambda case: invariants.check_range(case.plan(), case.where))
 
     def test_bounded(self) -> None:
@@ -133,21 +133,21 @@ class StrategyContract:
         if isinstance(factory, PositionStrategy):
             defaults = defaults if (factory.window or 0) >= 16 else []
             windows = st.just(factory.window or 0)
-        bounded = [params for params in defaults if made(factory, 64, params).capabilities.bounded]
+        bounded = [params for params in defaults if make_strategy(factory, 64, params).capabilities.bounded]
         if not bounded:
             pytest.skip("bounded is not declared, or not tested with default parameters and a window")
 
         @self.settings
         @hypothesis.given(window=windows, share=st.floats(0, 1))
         def example(window: int, share: float) -> None:
-            strategy, prompt = made(factory, window, bounded[0]), max(1, round(share * window**2 / 8))
+            strategy, prompt = make_strategy(factory, window, bounded[0]), max(1, round(share * window**2 / 8))
             plan = planned(strategy, prompt, prompt)
             invariants.check_bounded(plan, label(strategy, prompt, prompt), window=window)
 
         example()
 
     def test_prefill_equals_decode(self) -> None:
-        """The plan of the prompt, and of a few tokens more, begins the plan of all tokens, scale included."""
+        """Plans of the prompt, and of a few more tokens, are the beginning of the plan of all tokens and its scale."""
 
         def check(case: PlanCase) -> None:
             full = case.plan()
@@ -157,7 +157,7 @@ class StrategyContract:
         self._for_every_case(check)
 
     def test_uses_prompt(self) -> None:
-        """Without ``uses_prompt`` the plan depends on ``total`` alone."""
+        """Without ``uses_prompt``, the plan depends on ``total`` alone."""
         names = ("when some tokens were generated", "when all are the prompt")
 
         def check(case: PlanCase) -> None:
@@ -169,7 +169,7 @@ class StrategyContract:
         self._for_every_case(check)
 
     def test_retention(self) -> None:
-        """With ``retention``, all other keys are never attended again, and the plan of the kept ones stays."""
+        """With ``retention``, all other keys are never attended again, and the kept ones are seen as before."""
 
         def check(case: PlanCase) -> None:
             kept = case.strategy.retention
@@ -185,7 +185,7 @@ class StrategyContract:
         self._for_every_case(check)
 
     def test_identity(self) -> None:
-        """A plan that moves no pair is unscaled, and if it is one segment, it is recognised as the identity."""
+        """A plan that moves no pair has no scale, and if it is one segment, it is recognised as the identity."""
 
         def check(case: PlanCase) -> None:
             plan = case.plan()
@@ -221,17 +221,17 @@ class StrategyContract:
         self._for_every_case(check)
 
     def test_layers(self) -> None:
-        """What ``for_layer`` returns keeps the partition, decodes as it prefills, and heeds ``active_from``."""
+        """Strategies from ``for_layer`` keep the partition, decode as they prefill, and respect ``active_from``."""
 
         def check(case: PlanCase) -> None:
-            for layer, own in enumerate(of_layers(case.strategy)):
-                if own is case.strategy:
+            for layer, strategy in enumerate(layer_strategies(case.strategy)):
+                if strategy is case.strategy:
                     continue
-                where, full = f"{case.where}layer {layer} of {LAYERS}: ", planned(own, case.prompt, case.total)
-                invariants.check_partition(full, where, drops_keys=own.capabilities.drops_keys)
-                invariants.check_prefill_equals_decode(full, planned(own, case.prompt, case.shorter), where)
+                where, full = f"{case.where}layer {layer} of {LAYERS}: ", planned(strategy, case.prompt, case.total)
+                invariants.check_partition(full, where, drops_keys=strategy.capabilities.drops_keys)
+                invariants.check_prefill_equals_decode(full, planned(strategy, case.prompt, case.shorter), where)
                 if isinstance(case.strategy.params, RemapParams):
-                    idle = of_layers(rebuilt(case.strategy, active_from=case.prompt))[layer]
+                    idle = layer_strategies(rebuilt(case.strategy, active_from=case.prompt))[layer]
                     because = f"active_from is {case.prompt}"
                     invariants.check_identity(planned(idle, case.prompt, case.total), where, because=because)
 
@@ -239,7 +239,7 @@ class StrategyContract:
 
     def test_plans_do_not_depend_on_earlier_ones(self) -> None:
         """A strategy holds no state: planning other lengths changes neither earlier nor later plans."""
-        what, names = "plans depend on the order they are asked for", ("at first", "after other plans")
+        what, names = "plans depend on the order in which they are made", ("at first", "after other plans")
 
         def check(case: PlanCase) -> None:
             first, fresh = case.plan(), DensePlan.of(planned(rebuilt(case.strategy), case.prompt, case.total))
@@ -256,7 +256,7 @@ class StrategyContract:
         self._for_every_case(check)
 
     def test_frequencies(self) -> None:
-        """``rotary`` changes exactly what is declared; a strategy of frequencies alone moves no position."""
+        """``rotary`` changes exactly what is declared; a FrequencyStrategy moves no position."""
 
         def check(case: PlanCase) -> None:
             if isinstance(case.strategy, FrequencyStrategy):
@@ -268,7 +268,7 @@ class StrategyContract:
             check_rotary(strategy)
 
     def test_positions_per_frequency(self) -> None:
-        """Positions have columns only where that is declared, and then one for each frequency that a model has."""
+        """Positions have columns only if that is declared, and then one for each frequency of the model."""
         for _, strategy in self._strategies(window=self.windows[0]):
             for count in FREQUENCIES:
                 try:
@@ -281,7 +281,7 @@ class StrategyContract:
                     violated(f"{strategy!r} for a model with {count} rotary frequencies: {error}")
 
     def test_lengths_reach_what_the_strategy_does(self) -> None:
-        """The lengths drawn here are long enough to see the strategy act; else the other checks prove nothing."""
+        """The drawn lengths are long enough for the strategy to act; otherwise the other checks show nothing."""
         for _, strategy in self._strategies(window=self.windows[0]):
             near = planned(strategy, self.max_prompt, self.max_prompt + self.max_new)
             far = max(16 * (strategy.window or 0), 100_000)
@@ -298,7 +298,7 @@ class StrategyContract:
         return factory
 
     def _strategies(self, window: int = 64) -> list[tuple[Mapping[str, Any], PositionStrategy]]:
-        return [(params, made(self._factory, window, params)) for params in self.params]
+        return [(params, make_strategy(self._factory, window, params)) for params in self.params]
 
     def _for_every_case(self, check: Callable[[PlanCase], None]) -> None:
         lengths = LengthLimits(self.windows, self.max_prompt, self.max_new)
@@ -306,10 +306,10 @@ class StrategyContract:
             for_every_case(check, self._factory, params, lengths, self.settings)
 
 
-def of_layers(strategy: PositionStrategy) -> list[PositionStrategy]:
-    """The strategies of a model of three layers."""
-    found = [strategy.for_layer(layer, LAYERS) for layer in range(LAYERS)]
-    for layer, own in enumerate(found):
-        if not isinstance(own, PositionStrategy):
-            violated(f"{strategy!r}.for_layer({layer}, {LAYERS}) returns {own!r}, not a strategy.")
-    return found
+def layer_strategies(strategy: PositionStrategy) -> list[PositionStrategy]:
+    """The strategies of a model's layers."""
+    by_layer = [strategy.for_layer(layer, LAYERS) for layer in range(LAYERS)]
+    for layer, answer in enumerate(by_layer):
+        if not isinstance(answer, PositionStrategy):
+            violated(f"{strategy!r}.for_layer({layer}, {LAYERS}) returns {answer!r}, not a strategy.")
+    return by_layer

@@ -1,4 +1,4 @@
-"""One attention call of a backend, what it must return, and what its mistakes look like.
+"""One attention call of a backend, what it must return, and which mistake explains a wrong result.
 
 Shape letters: B batch, H heads, L tokens, D head_dim.
 """
@@ -25,12 +25,12 @@ from posenc.testing.violation import violated
 
 HEADS = ((4, 2), (4, 4), (6, 2), (8, 1), (3, 3))
 LSE = 2e-5
-"""Least tolerance of a logsumexp: it is float32 whatever the input."""
+"""Smallest tolerance of a logsumexp, which is float32 for every input dtype."""
 
 
 @dataclass(frozen=True, repr=False)
 class AttentionCall:
-    """Everything that is handed to ``posenc.attention``."""
+    """The arguments of one call of ``posenc.attention``."""
 
     q: Tensor
     k: Tensor
@@ -43,15 +43,15 @@ class AttentionCall:
 
     def run(self, name: str) -> tuple[Tensor, Tensor]:
         """The backend's output and logsumexp."""
-        found = self._attention(name, return_lse=True)
-        assert isinstance(found, tuple)
-        return found
+        result = self._attention(name, return_lse=True)
+        assert isinstance(result, tuple)
+        return result
 
     def output(self, name: str) -> Tensor:
-        """The backend's output, where nobody asks for the logsumexp."""
-        found = self._attention(name, return_lse=False)
-        assert isinstance(found, Tensor)
-        return found
+        """The backend's output, called without ``return_lse``."""
+        result = self._attention(name, return_lse=False)
+        assert isinstance(result, Tensor)
+        return result
 
     def _attention(self, name: str, *, return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
         options: dict[str, Any] = {"scale": self.scale, "mask": self.mask, "softcap": self.softcap}
@@ -62,7 +62,7 @@ class AttentionCall:
         return attend_by_logits(self.logits(), self.v)
 
     def logits(self, **changes: Any) -> Tensor:
-        """Logits by definition, of this call or of one with other fields."""
+        """Logits by definition, of this call with some fields changed."""
         call = replace(self, **changes)
         return logits_by_definition(
             call.q, call.k, call.plan, call.rotary, scale=call.scale, mask=call.mask, softcap=call.softcap
@@ -72,7 +72,7 @@ class AttentionCall:
         return f"AttentionCall({self})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        # hypothesis prints the failing call; its tensors would bury the message.
+        # hypothesis prints the failing call, and its tensors would hide the message
         printer.text(repr(self))
 
     def __str__(self) -> str:
@@ -94,7 +94,7 @@ class AttentionCall:
 
 @contextmanager
 def installed(backend: AttentionBackend) -> Iterator[str]:
-    """The backend under its name in ``posenc.backends()``, whether its package is installed or not."""
+    """Register the backend under its name in ``posenc.backends()`` until the block ends, installed or not."""
     registry = backends()
     before = registry.get(backend.name)
     registry[backend.name] = backend_info(backend, "the distribution under test")
@@ -137,7 +137,7 @@ def random_calls(
     device: str,
     max_total: int = 70,
 ) -> AttentionCall:
-    """Random plans, heads, lengths, rotations and, where they are declared, masks and softcaps."""
+    """Random plans, heads, lengths, rotations and, if they are declared, masks and softcaps."""
     width = draw(st.sampled_from([dim, dim // 2])) // 2 * 2
     plan = draw(random_plans(max_total, frequencies=width // 2, interpolated=able.logit_interpolation))
     q_len = max(1, round(draw(st.floats(0, 1)) * plan.total))
@@ -160,7 +160,7 @@ def random_calls(
 
 
 def check_result(name: str, call: AttentionCall, out: Tensor, lse: Tensor, tolerance: float) -> None:
-    """Output and logsumexp are those of the definition, in the right dtype and shape."""
+    """Compare output and logsumexp with the definition, dtype and shape included."""
     expected_out, expected_lse = call.expected()
     if out.shape != expected_out.shape or out.dtype != call.q.dtype:
         violated(
@@ -180,39 +180,39 @@ def check_result(name: str, call: AttentionCall, out: Tensor, lse: Tensor, toler
         if bool((off > allowed).any()):
             b, h, row = (int(x) for x in (off > allowed).nonzero()[0])
             i = call.plan.total - call.q.shape[2] + row
-            like = _likeness(call, out, lse, (b, h, row), allowed)
+            explanation = _explanation(call, out, lse, (b, h, row), allowed)
             violated(
                 f"{name}: the {what} differs from the definition at batch {b}, head {h}, query i={i} by "
-                f"{float(off[b, h, row]):.2g} (allowed {allowed:.0e}).{like} "
+                f"{float(off[b, h, row]):.2g} (allowed {allowed:.0e}).{explanation} "
                 f"Case: {call}."
             )
 
 
-def difference(found: Tensor, expected: Tensor) -> Tensor:
+def difference(actual: Tensor, expected: Tensor) -> Tensor:
     """Absolute difference in float64; equal infinities differ by 0, NaN by infinity."""
-    found, expected = found.detach().double(), expected.detach().double()
-    return torch.where(found == expected, 0.0, (found - expected).abs().nan_to_num(torch.inf))
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return torch.where(actual == expected, 0.0, (actual - expected).abs().nan_to_num(torch.inf))
 
 
-def _likeness(call: AttentionCall, out: Tensor, lse: Tensor, at: tuple[int, int, int], tolerance: float) -> str:
-    """What mistake would give this result, if a plain one does."""
+def _explanation(call: AttentionCall, out: Tensor, lse: Tensor, at: tuple[int, int, int], tolerance: float) -> str:
+    """The simple mistake that would give this result, as a sentence; empty if there is none."""
     variants: dict[str, dict[str, Any]] = {}
     if call.mask is not None:
         variants["the mask were ignored"] = {"mask": None}
     if call.softcap is not None:
         variants["softcap were ignored"] = {"softcap": None}
     if call.plan.query_scale is not None:
-        variants["query_scale were forgotten"] = {"plan": replace(call.plan, query_scale=None, memo={})}
+        variants["query_scale were forgotten"] = {"plan": replace(call.plan, query_scale=None)}
     if call.rotary.attention_scaling != 1:
         variants["attention_scaling were forgotten"] = {"rotary": replace(call.rotary, attention_scaling=1.0)}
     if call.plan.interpolates_logits:
-        whole = tuple(replace(s, interpolation="positions", memo={}) for s in call.plan.segments)
-        variants["positions were interpolated, not logits"] = {"plan": replace(call.plan, segments=whole, memo={})}
+        whole = tuple(replace(s, interpolation="positions") for s in call.plan.segments)
+        variants["positions were interpolated, not logits"] = {"plan": replace(call.plan, segments=whole)}
     variants["scale were head_dim ** -0.5"] = {"scale": call.q.shape[-1] ** -0.5}
     variants["scale were 1"] = {"scale": 1.0}
     for number, segment in enumerate(call.plan.segments):
         rest = call.plan.segments[:number] + call.plan.segments[number + 1 :]
-        variants[f"segment {segment.name!r} were left out"] = {"plan": replace(call.plan, segments=rest, memo={})}
+        variants[f"segment {segment.name!r} were left out"] = {"plan": replace(call.plan, segments=rest)}
     for what, changes in variants.items():
         if _fits(call.logits(**changes), call.v, out, lse, tolerance):
             return f" It is what it would be if {what}."
@@ -220,12 +220,12 @@ def _likeness(call: AttentionCall, out: Tensor, lse: Tensor, at: tuple[int, int,
     logits = call.logits()[b : b + 1, h : h + 1, row : row + 1]
     i, group = call.plan.total - call.q.shape[2] + row, call.q.shape[1] // call.k.shape[1]
     value = call.v[b : b + 1, h // group : h // group + 1]
-    own = out[b : b + 1, h : h + 1, row : row + 1], lse[b : b + 1, h : h + 1, row : row + 1]
+    result = out[b : b + 1, h : h + 1, row : row + 1], lse[b : b + 1, h : h + 1, row : row + 1]
     for j in range(i + 1):
         for what, change in (("were not attended", float("-inf")), ("were attended twice", 0.6931471805599453)):
             other = logits.clone()
             other[..., j] += change
-            if _fits(other, value, *own, tolerance):
+            if _fits(other, value, *result, tolerance):
                 return f" It is what it would be if pair (i={i}, j={j}) {what}."
     if _fits(call.logits(), call.v, out, None, tolerance):
         return " The output is right."
@@ -239,7 +239,7 @@ def _fits(logits: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, tolerance:
 
 
 def check_empty_rows(name: str, call: AttentionCall, rows: slice, why: str) -> None:
-    """The queries of ``rows`` get zeros and ``-inf``; the others are right."""
+    """The queries of ``rows``, which attend nothing, get zeros and ``-inf``."""
     out, lse = call.run(name)
     if not bool((out[:, :, rows] == 0).all()):
         violated(f"{name}: {why} query i={rows.start}, so its output must be zeros. Case: {call}.")

@@ -1,4 +1,4 @@
-"""The one error of the contract suite."""
+"""The error of the contract suite."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import NoReturn
 
 
 class ContractViolation(AssertionError):
-    """A plugin does not do what the contract, or its own declared capabilities, say."""
+    """A plugin breaks the contract or a capability that it declares itself."""
 
 
 def violated(message: str) -> NoReturn:
-    """Fail with a message that stands on its own."""
+    """Raise ContractViolation; the message must be understandable without the test."""
     raise ContractViolation(message)

@@ -42,13 +42,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     source = page.file.abs_src_path
     if source is None or page.file.generated_by:
         return markdown
-    shown = re.sub(
+    text = re.sub(
         r"^```bash\n(.*?)^```$",
         lambda block: block[0] + "".join(f"\n\n![What this command draws]({name})" for name in PLOT.findall(block[1])),
         fill(markdown),
         flags=re.MULTILINE | re.DOTALL,
     )
-    return rewrite(shown, Path(source), ROOT)
+    return rewrite(text, Path(source), ROOT)
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
@@ -59,8 +59,8 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
 def on_post_build(config: Any) -> None:
     """Refuse a site that loads anything from another address."""
     for path in sorted(Path(config.site_dir).rglob("*")):
-        if path.suffix in (".html", ".css") and (found := LOADED.search(path.read_text(encoding="utf-8"))):
-            raise PluginError(f"{path.relative_to(config.site_dir)} loads something from another address: {found[0]}")
+        if path.suffix in (".html", ".css") and (match := LOADED.search(path.read_text(encoding="utf-8"))):
+            raise PluginError(f"{path.relative_to(config.site_dir)} loads something from another address: {match[0]}")
 
 
 def draw(command: str, name: str) -> Path:

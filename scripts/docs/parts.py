@@ -54,15 +54,15 @@ def strategies() -> str:
 def facts(name: str) -> str:
     """Return the paper and the capabilities of a strategy."""
     data = show.describe(posenc.strategies()[name])
-    held = ", ".join(f"`{key}`" for key, value in data["capabilities"].items() if value)
-    return f"{data['paper']}.\n\nCapabilities: {held or 'none'} ([what they promise](../write-a-strategy.md))."
+    capabilities = ", ".join(f"`{key}`" for key, value in data["capabilities"].items() if value)
+    return f"{data['paper']}.\n\nCapabilities: {capabilities or 'none'} ([what they promise](../write-a-strategy.md))."
 
 
 def parameters(name: str) -> str:
     """Return the table of a strategy's parameters, from its pydantic model."""
-    found = show.describe(posenc.strategies()[name])["params"]
-    rows = ((f"`{p['name']}`", _type(p["type"]), _default(p["default"]), p["description"]) for p in found)
-    return table(["name", "type", "default", "meaning"], rows) if found else "None."
+    params = show.describe(posenc.strategies()[name])["params"]
+    rows = ((f"`{p['name']}`", _type(p["type"]), _default(p["default"]), p["description"]) for p in params)
+    return table(["name", "type", "default", "meaning"], rows) if params else "None."
 
 
 def _type(name: str) -> str:
@@ -96,10 +96,10 @@ def measured(name: str) -> str:
     LookupError
         If it has no row there.
     """
-    found = _rows_of_results((ROOT / "docs" / "results" / "results.md").read_text(encoding="utf-8"), name)
-    if not found:
+    tables = _rows_of_results((ROOT / "docs" / "results" / "results.md").read_text(encoding="utf-8"), name)
+    if not tables:
         raise LookupError(f"docs/results/results.md has no row of {name!r}: measure it with benchmarks/main.yaml")
-    return "\n\n".join(found) + "\n\n[All results](../results/results.md) have more numbers, with standard errors."
+    return "\n\n".join(tables) + "\n\n[All results](../results/results.md) have more numbers, with standard errors."
 
 
 def picks() -> str:
@@ -120,17 +120,17 @@ def picks() -> str:
 
 def _rows_of_results(text: str, name: str) -> list[str]:
     """Return the main tables that contain the strategy, reduced to its rows, each below its command."""
-    found = []
+    tables = []
     for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
         command = re.search(r"^```\w*\n(.+?)\n```", section, re.MULTILINE | re.DOTALL)
         if not section.startswith(("main\n", "calibrated\n")) or command is None:
             continue
         for heading, body in re.findall(r"^### (.+?)\n\n(\|.+?)(?:\n\n|\Z)", section, re.MULTILINE | re.DOTALL):
             head, rule, *rows = body.splitlines()
-            mine = [row for row in rows if re.match(rf"\| {name}\b(?!\+)", row)]
-            if mine and "by depth" not in heading and "times the lowest" not in heading:
-                found.append(f"{heading.split(': ')[-1]} (`{command[1]}`):\n\n" + "\n".join([head, rule, *mine]))
-    return found
+            matching = [row for row in rows if re.match(rf"\| {name}\b(?!\+)", row)]
+            if matching and "by depth" not in heading and "times the lowest" not in heading:
+                tables.append(f"{heading.split(': ')[-1]} (`{command[1]}`):\n\n" + "\n".join([head, rule, *matching]))
+    return tables
 
 
 def comparison() -> str:
@@ -169,9 +169,9 @@ def _help(command: click.Command, name: str, outer: click.Context) -> list[str]:
         parts = [f"## {context.command_path}\n\n```text\n{command.get_help(context)}\n```"]
         if isinstance(command, click.Group):
             for inner in command.list_commands(context):
-                found = command.get_command(context, inner)
-                assert found is not None
-                parts += _help(found, inner, context)
+                subcommand = command.get_command(context, inner)
+                assert subcommand is not None
+                parts += _help(subcommand, inner, context)
     return parts
 
 

@@ -27,8 +27,8 @@ def site_uri(path: Path, root: Path) -> str:
 def targets(markdown: str, page: Path, root: Path) -> Iterator[Path]:
     """Yield the files and folders of the repository that a page links to."""
     for link in LINK.finditer(FENCE.sub("", markdown)):
-        if found := _resolve(link[1], page, root):
-            yield found
+        if target := _resolve(link[1], page, root):
+            yield target
 
 
 def rewrite(markdown: str, page: Path, root: Path) -> str:
@@ -36,10 +36,10 @@ def rewrite(markdown: str, page: Path, root: Path) -> str:
     here = os.path.dirname(site_uri(page, root))
 
     def replace(link: re.Match[str]) -> str:
-        found = _resolve(link[1], page, root)
-        if found is None or (_is_docs(page, root) and _is_docs(found, root)):
+        target = _resolve(link[1], page, root)
+        if target is None or (_is_docs(page, root) and _is_docs(target, root)):
             return link[0]
-        return os.path.relpath(site_uri(found, root), here or ".") + link[2]
+        return os.path.relpath(site_uri(target, root), here or ".") + link[2]
 
     pieces, end = [], 0
     for fence in FENCE.finditer(markdown):
@@ -50,18 +50,18 @@ def rewrite(markdown: str, page: Path, root: Path) -> str:
 
 def outside(pages: list[Path], root: Path) -> dict[str, str]:
     """Return the pages to add to the site, by their place there: everything outside docs/ reachable by links."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     waiting = list(pages)
     while waiting:
         page = waiting.pop()
         for target in targets(page.read_text(encoding="utf-8"), page, root):
             uri = site_uri(target, root)
-            if _is_docs(target, root) or uri in found:
+            if _is_docs(target, root) or uri in texts:
                 continue
-            found[uri] = as_page(target, root)
+            texts[uri] = as_page(target, root)
             if target.suffix == ".md":
                 waiting.append(target)
-    return found
+    return texts
 
 
 def as_page(path: Path, root: Path) -> str:
@@ -84,8 +84,8 @@ def _resolve(link: str, page: Path, root: Path) -> Path | None:
     """Return the file a link means, or None for an external address or a missing file (mkdocs reports it)."""
     if re.match(r"[a-z]+:", link):
         return None
-    found = Path(os.path.normpath(page.parent / link))
-    return found if found.is_relative_to(root) and found.exists() else None
+    target = Path(os.path.normpath(page.parent / link))
+    return target if target.is_relative_to(root) and target.exists() else None
 
 
 def _is_docs(path: Path, root: Path) -> bool:

@@ -20,9 +20,9 @@ class Unwritten(CpuFlashBackend):
 
     def attend(self, q, *rest, **options):
         out, lse = super().attend(q, *rest, **options)
-        found = torch.empty_like(out)
-        found[:, :, : q.shape[2] // 2] = out[:, :, : q.shape[2] // 2]
-        return found, lse
+        partial = torch.empty_like(out)
+        partial[:, :, : q.shape[2] // 2] = out[:, :, : q.shape[2] // 2]
+        return partial, lse
 
 
 class Crashing(CpuFlashBackend):

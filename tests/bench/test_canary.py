@@ -70,17 +70,16 @@ MISTAKES = {
 def as_a_kernel(plan: PositionPlan, *call: Any) -> list[tuple[Tensor, Tensor]]:
     """Compute every segment on its own: a key in two segments counts twice, as in a kernel."""
     q, k, v, rows = call
-    found = (
-        expected_rows(q, k, v, replace(plan, segments=(segment,), memo={}), ROTARY, rows, SCALE)
-        for segment in plan.segments
+    parts = (
+        expected_rows(q, k, v, replace(plan, segments=(segment,)), ROTARY, rows, SCALE) for segment in plan.segments
     )
-    return [(out.nan_to_num(), lse) for out, lse in found]
+    return [(out.nan_to_num(), lse) for out, lse in parts]
 
 
 def merged(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Merge the outputs and logsumexps of all parts."""
     lse = torch.stack([lse for _, lse in parts]).logsumexp(0)
-    return torch.stack([out * (own - lse).exp()[..., None] for out, own in parts]).sum(0), lse
+    return torch.stack([out * (part_lse - lse).exp()[..., None] for out, part_lse in parts]).sum(0), lse
 
 
 @pytest.mark.parametrize("name", ["lampe", "dca"])
@@ -101,7 +100,7 @@ def test_a_mistake_at_the_border_of_any_segment_is_far_beyond_the_tolerance(name
             if all(np.array_equal(getattr(wrong, key)[rows], getattr(segment, key)[rows]) for key in CHANGED):
                 continue  # there is nothing beyond that end
             tried += 1
-            (part,) = as_a_kernel(replace(plan, segments=(wrong,), memo={}), q, k, v, rows)
+            (part,) = as_a_kernel(replace(plan, segments=(wrong,)), q, k, v, rows)
             out, lse = merged([*parts[:number], part, *parts[number + 1 :]])
             off = float(((out - right[0]).abs() / right[0].square().mean(-1, keepdim=True).sqrt()).max())
             if off < 2 * canary.TOLERANCES["bfloat16"]:
@@ -128,8 +127,8 @@ class OnePositionOff(CpuFlashBackend):
 
     def attend(self, q, k, v, plan, rotary, **options):
         first, *rest = plan.segments
-        shifted = replace(first, query_positions=first.query_positions + 1, memo={})
-        return super().attend(q, k, v, replace(plan, segments=(shifted, *rest), memo={}), rotary, **options)
+        shifted = replace(first, query_positions=first.query_positions + 1)
+        return super().attend(q, k, v, replace(plan, segments=(shifted, *rest)), rotary, **options)
 
 
 class PartlyUnwritten(CpuFlashBackend):
@@ -139,11 +138,11 @@ class PartlyUnwritten(CpuFlashBackend):
     part = 0
 
     def attend(self, q, *rest, **options):
-        found = list(super().attend(q, *rest, **options))
-        right = found[self.part]
-        found[self.part] = torch.empty_like(right)
-        found[self.part][:, :, :-1] = right[:, :, :-1]
-        return tuple(found)
+        result = list(super().attend(q, *rest, **options))
+        right = result[self.part]
+        result[self.part] = torch.empty_like(right)
+        result[self.part][:, :, :-1] = right[:, :, :-1]
+        return tuple(result)
 
 
 class LogsumexpUnwritten(PartlyUnwritten):
@@ -165,14 +164,14 @@ def test_poisoned_memory_is_nan():
 
 
 def test_cases_cover_everything_that_is_timed():
-    found = canary.cases("cpu_flash", "cpu", (64, 256), "4/2x16", ("bfloat16", "float16"))
-    assert {(c.kind, c.cache, c.strategy, c.length) for c in found if c.dtype == "bfloat16"} == {
+    cases = canary.cases("cpu_flash", "cpu", (64, 256), "4/2x16", ("bfloat16", "float16"))
+    assert {(c.kind, c.cache, c.strategy, c.length) for c in cases if c.dtype == "bfloat16"} == {
         (kind, cache, strategy, length)
         for kind, cache in (("attention", "rotated"), ("query", "raw"), ("query", "rotated"))
         for strategy in STRATEGIES
         for length in (64, 256)
     }
-    assert {c.length for c in found if c.dtype == "float16"} == {64}
-    assert len(found) == len(set(found)) == 45
+    assert {c.length for c in cases if c.dtype == "float16"} == {64}
+    assert len(cases) == len(set(cases)) == 45
     keeps_none = canary.cases("reference", "cpu", (64,), "4/2x16", ("float32",))
     assert {c.cache for c in keeps_none if c.kind == "query"} == {"raw"}

@@ -133,8 +133,8 @@ class Answers:
             raise Died(self.problem)
         kept = {key: case[key] for key in case if key in results.BenchRow.model_fields}
         alone = {"flash": (0.1, 0.1, 0.1)}
-        found = row(**kept, plain=(0.2,) * 3, remapped=(0.1 * self.ratio,) * 3, baselines=alone)
-        return {"row": found.model_dump(mode="json"), "other_cores": 0.0}
+        timed_row = row(**kept, plain=(0.2,) * 3, remapped=(0.1 * self.ratio,) * 3, baselines=alone)
+        return {"row": timed_row.model_dump(mode="json"), "other_cores": 0.0}
 
 
 def timed(tmp_path: Path, seconds: float = 600, **workers: Answers) -> tuple[list[results.BenchRow], list[str]]:
@@ -199,19 +199,19 @@ def test_a_run_on_a_gpu_measures_every_case(monkeypatch):
         caches=("raw", "rotated"),
     )
     said: list[str] = []
-    found = run(settings, said.append)
-    assert [(r.kind, r.cache, r.device, r.clock) for r in found.rows] == [
+    result = run(settings, said.append)
+    assert [(r.kind, r.cache, r.device, r.clock) for r in result.rows] == [
         ("attention", "rotated", "cuda", "events"),
         ("query", "raw", "cuda", "graph"),
         ("query", "rotated", "cuda", "graph"),
     ]
-    assert all(r.memory is not None and r.memory.plain == 2**20 for r in found.rows)
-    assert all(len(r.baselines["flash"]) == 3 for r in found.rows)
+    assert all(r.memory is not None and r.memory.plain == 2**20 for r in result.rows)
+    assert all(len(r.baselines["flash"]) == 3 for r in result.rows)
     assert said == [str(case) for case in settings.cases()]
-    assert found.command.endswith("--device cuda --cache raw --cache rotated")
-    assert found.file_name == "attention-query-2-1x8-64-float32-made-up-gpu-80gb.json"
-    assert describe_machine(found.machine).startswith("Made-Up GPU 80GB, driver 580.1; ")
-    assert found.machine.versions["triton"] == "3.6.0"
+    assert result.command.endswith("--device cuda --cache raw --cache rotated")
+    assert result.file_name == "attention-query-2-1x8-64-float32-made-up-gpu-80gb.json"
+    assert describe_machine(result.machine).startswith("Made-Up GPU 80GB, driver 580.1; ")
+    assert result.machine.versions["triton"] == "3.6.0"
 
     def refuse(call: object) -> None:
         raise RuntimeError("cannot be captured")
@@ -262,9 +262,9 @@ def test_decoding_must_not_copy_the_keys():
 
 def test_times_of_wrong_results_do_not_count():
     wrong = {"backend": "triton", "passed": 9, "failed": 1, "skipped": 0}
-    found = json.loads(result(gpu_row(remapped=(0.24, 0.24, 0.24))).model_dump_json())
-    found |= {"checks": [wrong], "left_out": ["xformers: not installed"]}
-    text = page({"a.json": results.Result.model_validate(found)})
+    data = json.loads(result(gpu_row(remapped=(0.24, 0.24, 0.24))).model_dump_json())
+    data |= {"checks": [wrong], "left_out": ["xformers: not installed"]}
+    text = page({"a.json": results.Result.model_validate(data)})
     assert "0.80 **fails its tests** [1]" in text
     assert "**0 met, 1 missed" in text
     assert "- `triton`: 9 passed, 1 failed" in text

@@ -61,10 +61,10 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 
 def test_a_crash_loses_only_the_row_of_its_case(ran: Ran):
-    found = {(row.kind, row.cache, row.backend, row.length) for row in ran.result.rows}
+    measured = {(row.kind, row.cache, row.backend, row.length) for row in ran.result.rows}
     kinds = (("attention", "rotated"), ("query", "raw"), ("query", "rotated"))
     expected = {(*kind, name, length) for kind in kinds for name in ("cpu_flash", "crashing") for length in (64, 128)}
-    assert found == expected - {("attention", "rotated", "crashing", 128)}
+    assert measured == expected - {("attention", "rotated", "crashing", 128)}
     (line,) = (text for text in ran.result.left_out if text.startswith("crashing"))
     assert line.startswith("crashing: the process ended (SIGABRT)")
 
@@ -118,9 +118,9 @@ def test_rows_measured_before_a_kill_are_a_result(ran: Ran, tmp_path: Path):
     rows = [number for number, line in enumerate(lines_of_it) if '"row"' in line]
     killed = [*lines_of_it[: rows[2]], lines_of_it[rows[2]][:50]]  # while writing the third
     (tmp_path / collect.FILE).write_text("".join(killed))
-    found = collect.collect(tmp_path)
-    assert found.rows == ran.result.rows[:2]
-    assert collect.CUT_SHORT in found.left_out
+    result = collect.collect(tmp_path)
+    assert result.rows == ran.result.rows[:2]
+    assert collect.CUT_SHORT in result.left_out
     assert collect.CUT_SHORT not in ran.result.left_out
 
 
@@ -143,6 +143,6 @@ def test_rows_measured_before_sigterm_are_a_result(tmp_path: Path, monkeypatch: 
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
     (file,) = (tmp_path / "results").glob("*.json")
-    found = results.read(file)
-    assert [(row.backend, row.length) for row in found.rows] == [("hanging", 64)]
-    assert collect.CUT_SHORT in found.left_out
+    result = results.read(file)
+    assert [(row.backend, row.length) for row in result.rows] == [("hanging", 64)]
+    assert collect.CUT_SHORT in result.left_out

@@ -28,16 +28,16 @@ def test_the_shipped_tiling_comes_first_and_no_tiling_twice():
     for kernel in sweep.KERNELS:
         for shape in gpu_sweep.SHAPES:
             setting = Setting(kernel, shape, 32768, "bfloat16", "cuda")
-            found = candidates(setting, H100, 24)
-            assert found[0] == shipped(setting, H100)
-            assert len(set(found)) == len(found) > 3
-            assert not any(tiling.tma for tiling in found if kernel != "prefill")
+            tilings = candidates(setting, H100, 24)
+            assert tilings[0] == shipped(setting, H100)
+            assert len(set(tilings)) == len(tilings) > 3
+            assert not any(tiling.tma for tiling in tilings if kernel != "prefill")
 
 
 def test_candidates_fit_shared_memory_and_the_gpu():
-    found = candidates(PREFILL, H100, 100)
-    assert {tiling.tma for tiling in found} == {True, False}
-    for tiling in found[1:]:  # a query tile, and keys and values of every stage, two bytes each
+    tilings = candidates(PREFILL, H100, 100)
+    assert {tiling.tma for tiling in tilings} == {True, False}
+    for tiling in tilings[1:]:  # a query tile, and keys and values of every stage, two bytes each
         assert 2 * 128 * (tiling.rows + 2 * tiling.stages * tiling.keys) <= 227 * 1024
     assert not any(tiling.tma for tiling in candidates(PREFILL, (8, 0), 100))
 
@@ -45,8 +45,8 @@ def test_candidates_fit_shared_memory_and_the_gpu():
 @pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here, and scripts.gpu_sweep itself tries them")
 def test_a_tiling_that_leaves_memory_unwritten_is_wrong(monkeypatch: pytest.MonkeyPatch):
     tiling = asdict(shipped(SMALL, H100))
-    found = sweep.verify(asdict(SMALL), tiling)
-    assert found["good"], found
+    outcome = sweep.verify(asdict(SMALL), tiling)
+    assert outcome["good"], outcome
     assert len(sweep.one_round(asdict(SMALL), [tiling, tiling])) == 2
     real = TritonBackend.attend
 
@@ -108,15 +108,15 @@ def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_table_makes_the_backend_use_the_best_tiling(swept: Path):
     table = TileTable.read(swept / "tiles.json")
-    asked = {"capability": H100, "dtype": torch.bfloat16}
+    device = {"capability": H100, "dtype": torch.bfloat16}
     for kernel in sweep.KERNELS:
-        before = TileTable.shipped().tiling(kernel, head_dim=128, **asked)
-        found = table.tiling(kernel, head_dim=128, **asked)
-        assert found.warps == 4
-        assert found.stages != 4
-        assert (found == before) is (before.warps == 4)
-        wider = table.tiling(kernel, head_dim=256, **asked)
-        assert wider == TileTable.shipped().tiling(kernel, head_dim=256, **asked)  # which was not swept
+        shipped_tiling = TileTable.shipped().tiling(kernel, head_dim=128, **device)
+        swept_tiling = table.tiling(kernel, head_dim=128, **device)
+        assert swept_tiling.warps == 4
+        assert swept_tiling.stages != 4
+        assert (swept_tiling == shipped_tiling) is (shipped_tiling.warps == 4)
+        wide_tiling = table.tiling(kernel, head_dim=256, **device)
+        assert wide_tiling == TileTable.shipped().tiling(kernel, head_dim=256, **device)  # which was not swept
     (first, *_) = table.entries
     assert first.source == "sweep.json: 0.50 of the shipped tiling's time on Made-Up GPU"
 

@@ -242,11 +242,11 @@ def test_frequencies_of_real_checkpoints_are_those_of_their_modules(name: str) -
     for layer_type in ("full_attention", "sliding_attention") if family == "gemma3" else (None,):
         prefix = "" if layer_type is None else f"{layer_type}_"
         for form, config in forms(data).items():
-            found = posenc.rotary_of(config, layer_type)
-            assert torch.equal(found.inv_freq, getattr(module, f"{prefix}inv_freq")), form
-            assert found.attention_scaling == getattr(module, f"{prefix}attention_scaling", 1.0), form
+            rotary = posenc.rotary_of(config, layer_type)
+            assert torch.equal(rotary.inv_freq, getattr(module, f"{prefix}inv_freq")), form
+            assert rotary.attention_scaling == getattr(module, f"{prefix}attention_scaling", 1.0), form
             kind = module.rope_type
-            assert found.scaling == (kind if layer_type is None else kind[layer_type]), form
+            assert rotary.scaling == (kind if layer_type is None else kind[layer_type]), form
 
 
 def test_a_multimodal_model_has_the_window_of_its_text_model() -> None:
@@ -316,9 +316,9 @@ def test_the_first_phi_3_configurations_are_read_only_after_transformers_renames
     data, window = REAL["Phi 3 mini 128k"]
     old = {**data, "rope_scaling": {**data["rope_scaling"], "type": "su", "original_max_position_embeddings": 4096}}
     assert posenc.window_of(of_transformers(old)) == window
-    found, expected = posenc.rotary_of(of_transformers(old)), posenc.rotary_of(data)
-    assert torch.equal(found.inv_freq, expected.inv_freq)
-    assert (found.attention_scaling, found.scaling) == (expected.attention_scaling, "longrope")
+    rotary, expected = posenc.rotary_of(of_transformers(old)), posenc.rotary_of(data)
+    assert torch.equal(rotary.inv_freq, expected.inv_freq)
+    assert (rotary.attention_scaling, rotary.scaling) == (expected.attention_scaling, "longrope")
     for ask in (posenc.window_of, posenc.rotary_of):
         with pytest.raises(posenc.UnsupportedModelError, match=r"'su'.*write 'longrope'"):
             ask(old)

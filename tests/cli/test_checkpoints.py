@@ -123,8 +123,8 @@ def test_a_loaded_model_equals_that_of_transformers(folder: Path):
     import torch
 
     expected = AutoModelForCausalLM.from_pretrained(folder)
-    found = posenc.from_pretrained(folder, "rerope")
-    assert all(map(torch.equal, expected.state_dict().values(), found.state_dict().values()))
+    model = posenc.from_pretrained(folder, "rerope")
+    assert all(map(torch.equal, expected.state_dict().values(), model.state_dict().values()))
     assert json.loads((folder / "posenc.json").read_text())["strategy"] == {"name": "rerope"}
     with pytest.raises(InvalidInputError, match="output_loading_info: posenc returns the model alone"):
         posenc.from_pretrained(folder, output_loading_info=True)

@@ -44,11 +44,11 @@ def test_warnings_are_suppressed_only_for_the_verb(
     run, caplog: pytest.LogCaptureFixture, verb: str, monkeypatch: pytest.MonkeyPatch
 ):
     logger = logging.getLogger("posenc.plugins")
-    known = plugin_records()
+    real_records = plugin_records()
 
     def records():
         logger.warning("said twice")
-        return known
+        return real_records
 
     monkeypatch.setattr("posenc.evaluate.plugin_trial.plugin_records", records)
     assert run(verb).exit_code == 0

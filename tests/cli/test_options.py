@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from posenc.cli._lengths import documents_option, length_head, lengths_in_windows, lengths_option, score_option
+from posenc.cli._lengths import documents_option, lengths_in_windows, lengths_option, score_option
 from posenc.cli._output import dry_run_option, duration, print_written
 from posenc.cli._paths import bundle_option, text_option
 from posenc.cli._strategy import strategies_option
@@ -19,8 +19,7 @@ def test_a_duration_is_given_in_a_unit_that_fits(seconds: float, text: str) -> N
     assert duration(seconds) == text
 
 
-def test_a_length_is_given_in_tokens_and_windows() -> None:
-    assert [length_head(1024, window) for window in (256, None)] == ["1024 (4x)", "1024"]
+def test_lengths_are_multiples_of_the_window() -> None:
     assert lengths_in_windows((1, 2, 4), 256) == (256, 512, 1024)
     with pytest.raises(click.UsageError, match="give --lengths"):
         lengths_in_windows((1,), None)

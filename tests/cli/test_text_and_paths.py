@@ -114,8 +114,8 @@ def test_every_verb_expands_a_home_folder(run, small_model: Path, home: Path):
     ):  # fmt: skip
         result = run(*command)
         assert result.exit_code == 0, (command, result.stderr)
-    made = {path.name for path in home.iterdir()}
-    assert {"results", "bundle.json", "pages", "plan.png", "bench", "of-home"} <= made
+    written = {path.name for path in home.iterdir()}
+    assert {"results", "bundle.json", "pages", "plan.png", "bench", "of-home"} <= written
     assert not Path("~").exists()
 
 

@@ -125,7 +125,7 @@ MUTANTS: dict[str, tuple[posenc.ArchitectureAdapter, Callable[[], Any], str, str
     "names": (good(NamesItWrong), long_phi, "it_finds_the_parts", "'model.rotary_emb', which is no such module"),
     "decoder": (good(AnotherDecoder), long_phi, "it_finds_the_parts", "Phi3Model, which is no part of the model"),
     "window": (good(StartOfTheScaling), long_phi, "it_finds_the_parts", r"window\(model\) is 32, and should be 80"),
-    "tolerance": (good(tolerance=1.0), long_phi, "identity", "a tolerance of 1 for the identity plan proves nothing"),
+    "tolerance": (good(tolerance=1.0), long_phi, "identity", "a tolerance of 1 for the identity plan shows nothing"),
 }
 
 
@@ -156,7 +156,7 @@ class TestTheGoodAdapter(AdapterContract):
 def test_a_wrong_list_of_layers_is_shown() -> None:
     tests = contract(good(), long_phi)
     tests.layers = ("4 x interleaved, channels 0..7",)
-    with pytest.raises(ContractViolation, match=r"the probe finds \['4 x half, channels 0\.\.7'\], and the contract"):
+    with pytest.raises(ContractViolation, match=r"the probe finds \['4 x half, channels 0\.\.7'\], but the contract"):
         tests.test_the_probe_finds_what_is_declared()
 
 

@@ -37,8 +37,8 @@ class GoodBackend(ReferenceBackend):
 
 
 def backend(**members: Any) -> posenc.AttentionBackend:
-    made: type[GoodBackend] = type("Mutant", (GoodBackend,), members)
-    return made()
+    mutant: type[GoodBackend] = type("Mutant", (GoodBackend,), members)
+    return mutant()
 
 
 def mistaken(**changes: Callable[..., Any]) -> posenc.AttentionBackend:
@@ -52,31 +52,30 @@ def mistaken(**changes: Callable[..., Any]) -> posenc.AttentionBackend:
 
 def mistaken_in(dtype: torch.dtype, **changes: Callable[..., Any]) -> posenc.AttentionBackend:
     """Return such a backend that supports one dtype."""
-    made = mistaken(**changes)
-    type(made).capabilities = replace(ReferenceBackend.capabilities, dtypes=(dtype,))
-    return made
+    mutant = mistaken(**changes)
+    type(mutant).capabilities = replace(ReferenceBackend.capabilities, dtypes=(dtype,))
+    return mutant
 
 
 def drop_a_key(plan: PositionPlan, **call: Any) -> PositionPlan:
     """Drop the last key of the first segment, like an interval that ends one key too early."""
     first, *rest = plan.segments
     longest = first.key_stop - first.key_start >= 2
-    return replace(plan, segments=(replace(first, key_stop=first.key_stop - longest, memo={}), *rest), memo={})
+    return replace(plan, segments=(replace(first, key_stop=first.key_stop - longest), *rest))
 
 
 def first_rows_of_the_plan(plan: PositionPlan, q: Tensor, **call: Any) -> PositionPlan:
     """Treat the queries as the first ones of the plan: top-left alignment."""
     shift = plan.total - q.shape[2]
     segments = tuple(
-        replace(s, key_start=np.roll(s.key_start, shift), key_stop=np.roll(s.key_stop, shift), memo={})
-        for s in plan.segments
+        replace(s, key_start=np.roll(s.key_start, shift), key_stop=np.roll(s.key_stop, shift)) for s in plan.segments
     )
-    return replace(plan, segments=segments, memo={})
+    return replace(plan, segments=segments)
 
 
 def interpolate_positions(plan: PositionPlan, **call: Any) -> PositionPlan:
     """Rotate fractional positions by the fraction, ignoring the interpolation of the segment."""
-    return replace(plan, segments=tuple(replace(s, interpolation="positions", memo={}) for s in plan.segments), memo={})
+    return replace(plan, segments=tuple(replace(s, interpolation="positions") for s in plan.segments))
 
 
 def capabilities(**changes: Any) -> posenc.BackendCapabilities:
@@ -126,7 +125,7 @@ BACKEND_MUTANTS: dict[str, tuple[posenc.AttentionBackend, str, str]] = {
         r"the logsumexp is torch.float64 .* should be torch.float32",
     ),
     "query_scale forgotten": (
-        mistaken(plan=lambda plan, **_: replace(plan, query_scale=None, memo={})),
+        mistaken(plan=lambda plan, **_: replace(plan, query_scale=None)),
         "matches_the_definition",
         "It is what it would be if query_scale were forgotten",
     ),
@@ -189,7 +188,7 @@ BACKEND_MUTANTS: dict[str, tuple[posenc.AttentionBackend, str, str]] = {
         r"the (output|logsumexp) differs .*(4 query heads, 2|6 query heads, 2)",
     ),
     "a segment left out": (
-        mistaken(plan=lambda plan, **_: replace(plan, segments=plan.segments[:-1] or plan.segments, memo={})),
+        mistaken(plan=lambda plan, **_: replace(plan, segments=plan.segments[:-1] or plan.segments)),
         "registered_strategies",
         "mutant on 'lampe': .* if segment 'tail' were left out",
     ),

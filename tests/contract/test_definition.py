@@ -63,7 +63,7 @@ def test_the_definition_equals_plain_loops(plan: PositionPlan, cut: int, masked:
     rotary = Rotary.from_theta(50.0, 4)
     mask = torch.rand(1, 1, q_len, plan.total, generator=torch.Generator().manual_seed(1)) < (0.6 if masked else 2)
     expected = loops(q, k, v, plan, rotary.inv_freq, mask)
-    for found, wanted in zip(
+    for result, reference in zip(
         attention_by_definition(q, k, v, plan, rotary, scale=0.7, mask=mask), expected, strict=True
     ):
-        assert float(difference(found, wanted).max()) < 1e-12
+        assert float(difference(result, reference).max()) < 1e-12

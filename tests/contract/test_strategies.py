@@ -29,7 +29,7 @@ def picks(*ranges: tuple[int, str, dict[str, Any]], beyond: tuple[str, dict[str,
     def pick(name: str, params: dict[str, Any]) -> dict[str, Any]:
         return {"strategy": name, "params": params, "because": "the test says so"}
 
-    table: dict[str, Any] = {"ranges": [{"up_to": up_to, "pick": pick(name, own)} for up_to, name, own in ranges]}
+    table: dict[str, Any] = {"ranges": [{"up_to": up_to, "pick": pick(name, params)} for up_to, name, params in ranges]}
     if beyond is not None:
         table["beyond"] = [pick(*beyond)]
     return {"calibration": table}

@@ -56,26 +56,26 @@ class CountedTwice(Good):
 class Missed(Good):
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         head, middle = super().segments(lengths)
-        return head, replace(middle, key_start=np.minimum(1, np.maximum(middle.key_stop, 0)), memo={})
+        return head, replace(middle, key_start=np.minimum(1, np.maximum(middle.key_stop, 0)))
 
 
 class BoundOffByOne(Good):
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         head, middle = super().segments(lengths)
-        return replace(head, key_stop=head.key_stop + 1, memo={}), middle
+        return replace(head, key_stop=head.key_stop + 1), middle
 
 
 class BoundDecreases(Good):
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         head, middle = super().segments(lengths)
         cut = np.where(lengths.indices % 20 == 19, middle.key_stop - 3, middle.key_stop)
-        return replace(head, key_start=np.maximum(cut, 0), memo={}), replace(middle, key_stop=cut, memo={})
+        return replace(head, key_start=np.maximum(cut, 0)), replace(middle, key_stop=cut)
 
 
 class NotFinite(Good):
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         head, middle = super().segments(lengths)
-        return head, replace(middle, key_positions=np.where(lengths.indices == 4, np.nan, 0.0), memo={})
+        return head, replace(middle, key_positions=np.where(lengths.indices == 4, np.nan, 0.0))
 
 
 class DropsItself(Good):
@@ -88,7 +88,7 @@ class DropsItself(Good):
 class DecodesDifferently(Good):
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         head, middle = super().segments(lengths)
-        return head, replace(middle, query_positions=middle.query_positions + lengths.total / 1000, memo={})
+        return head, replace(middle, query_positions=middle.query_positions + lengths.total / 1000)
 
 
 class FirstStepDiffers(Good):
@@ -98,26 +98,26 @@ class FirstStepDiffers(Good):
         head, middle = super().segments(lengths)
         query = middle.query_positions.copy()
         query[-1] += lengths.total > 2 * self.near
-        return head, replace(middle, query_positions=query, memo={})
+        return head, replace(middle, query_positions=query)
 
 
 class LeavesTheWindow(Good):
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         head, middle = super().segments(lengths)
         index = lengths.indices // 3
-        return head, replace(middle, query_positions=index + self.near, key_positions=index, memo={})
+        return head, replace(middle, query_positions=index + self.near, key_positions=index)
 
 
 class NotMonotone(Good):
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         head, middle = super().segments(lengths)
-        return head, replace(middle, query_positions=middle.query_positions - 2, memo={})
+        return head, replace(middle, query_positions=middle.query_positions - 2)
 
 
 class SeesAhead(Good):
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         head, middle = super().segments(lengths)
-        return head, replace(middle, query_positions=middle.query_positions * 0 - 1, memo={})
+        return head, replace(middle, query_positions=middle.query_positions * 0 - 1)
 
 
 class ScaleForgottenInDecode(Good):
@@ -161,7 +161,7 @@ class MixesInDecode(Good):
 class UsesThePrompt(Good):
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         head, middle = super().segments(lengths)
-        return head, replace(middle, query_positions=middle.query_positions + lengths.prompt / 500, memo={})
+        return head, replace(middle, query_positions=middle.query_positions + lengths.prompt / 500)
 
 
 class KeepsState(Good):
@@ -170,7 +170,7 @@ class KeepsState(Good):
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         self.seen = max(self.seen, lengths.total)
         head, middle = super().segments(lengths)
-        return head, replace(middle, query_positions=middle.query_positions + self.seen / 1000, memo={})
+        return head, replace(middle, query_positions=middle.query_positions + self.seen / 1000)
 
 
 class ReportsLess(Good):
@@ -258,7 +258,7 @@ class ColumnsUndeclared(Good):
 
     def segments(self, lengths: Lengths) -> Sequence[Segment]:
         head, middle = super().segments(lengths)
-        return head, replace(middle, query_positions=np.repeat(middle.query_positions[:, None], 16, 1), memo={})
+        return head, replace(middle, query_positions=np.repeat(middle.query_positions[:, None], 16, 1))
 
 
 class ColumnsPerHead(ColumnsUndeclared):
@@ -297,7 +297,7 @@ MUTANTS: list[tuple[type[Good], str, str]] = [
         "uses_prompt",
         r"uses_prompt=True\) is not declared, but the plan depends on the prompt at query \d+",
     ),
-    (KeepsState, "plans_do_not_depend_on_earlier_ones", "plans depend on the order they are asked for"),
+    (KeepsState, "plans_do_not_depend_on_earlier_ones", "plans depend on the order in which they are made"),
     (ReportsLess, "range", r"max_relative reports 5, but query \d+ sees a key at relative distance 6"),
     (AttendsWhatACacheDrops, "retention", r"pair \(i=8, j=2\) is attended, but retention\(first=2, last=6\)"),
     (RetainedKeysMove, "retention", r"pair \(i=9, j=0\) is seen at 9, and pair \(i=8, j=0\) seen at 8: with retention"),
@@ -305,10 +305,10 @@ MUTANTS: list[tuple[type[Good], str, str]] = [
     (ForgetsInDescribe, "describe_builds_it_again", r"describe\(\) builds ForgetsInDescribe\(window=\d+\)"),
     (AcceptsAnything, "unknown_parameters_are_refused", "an unknown parameter is accepted"),
     (TouchesFrequencies, "frequencies", r"returns other frequencies, but .*changes_frequencies=True\) is not declared"),
-    (StartsFromTheta, "frequencies", r"drops the scaling that the model has"),
+    (StartsFromTheta, "frequencies", r"drops the model's own scaling"),
     (ColumnsUndeclared, "positions_per_frequency", r"segment 'middle' has positions with columns.*per_frequency=True"),
     (ColumnsPerHead, "positions_per_frequency", r"query_positions have 16 columns, and the model has 4 rotary frequ"),
-    (DropsTheAttentionFactor, "frequencies", r"drops the scaling that the model has"),
+    (DropsTheAttentionFactor, "frequencies", r"drops the model's own scaling"),
 ]
 OTHER_SETTINGS = {ForgetsInDescribe: ({"near": 3},)}
 

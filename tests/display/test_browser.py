@@ -60,9 +60,9 @@ def address() -> Iterator[str]:
     ) as ran:
         assert ran.stdout is not None
         assert select.select([ran.stdout], [], [], 60)[0], "posenc explore prints nothing"
-        found = re.search(r"http://127\.0\.0\.1:\d+/", ran.stdout.readline())
-        assert found is not None
-        yield found[0]
+        match = re.search(r"http://127\.0\.0\.1:\d+/", ran.stdout.readline())
+        assert match is not None
+        yield match[0]
         ran.terminate()
 
 
@@ -120,16 +120,16 @@ def test_the_page_fits_and_loads_only_its_own_files(browser: Any, address: str, 
     resize(browser, size)
     browser.get(address)
     wait(browser, "[...document.images].every(i => i.complete)")
-    found = browser.execute_script(MEASURE)
-    assert found["view"] == size[0]
-    assert found["page"] <= size[0]
-    assert len(found["images"]) == 2
-    assert all(natural > 0 and 300 < width <= size[0] and text > 20 for natural, width, text in found["images"])
-    assert found["unnamed"] == []
-    assert found["lowest"] >= 44
-    assert found["contrast"] >= 4.5
-    assert found["smallest"] >= 13
-    assert sorted(found["requests"]) == [f"{address}static/page.css", f"{address}static/page.js"]
+    measures = browser.execute_script(MEASURE)
+    assert measures["view"] == size[0]
+    assert measures["page"] <= size[0]
+    assert len(measures["images"]) == 2
+    assert all(natural > 0 and 300 < width <= size[0] and text > 20 for natural, width, text in measures["images"])
+    assert measures["unnamed"] == []
+    assert measures["lowest"] >= 44
+    assert measures["contrast"] >= 4.5
+    assert measures["smallest"] >= 13
+    assert sorted(measures["requests"]) == [f"{address}static/page.css", f"{address}static/page.js"]
 
 
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])

@@ -45,12 +45,12 @@ def test_controls_follow_the_types_of_the_model() -> None:
         kind: Literal["auto", "never"] | PositiveInt = "auto"
         many: tuple[int, ...] = (1, 2)
 
-    found = {control.name: control for control in controls(Mixed)}
-    assert (found["count"].kind, found["count"].whole, found["count"].hint) == ("number", True, "how many")
-    assert (found["share"].kind, found["share"].whole, found["share"].default) == ("number", False, "0.25")
-    assert (found["exact"].kind, found["exact"].options) == ("choice", ("true", "false"))
-    assert (found["kind"].kind, found["kind"].options) == ("text", ("auto", "never"))
-    assert (found["many"].kind, found["many"].default) == ("text", "[1, 2]")
+    by_name = {control.name: control for control in controls(Mixed)}
+    assert (by_name["count"].kind, by_name["count"].whole, by_name["count"].hint) == ("number", True, "how many")
+    assert (by_name["share"].kind, by_name["share"].whole, by_name["share"].default) == ("number", False, "0.25")
+    assert (by_name["exact"].kind, by_name["exact"].options) == ("choice", ("true", "false"))
+    assert (by_name["kind"].kind, by_name["kind"].options) == ("text", ("auto", "never"))
+    assert (by_name["many"].kind, by_name["many"].default) == ("text", "[1, 2]")
     assert read({"count": " 3 ", "share": "", "exact": "false", "many": "[4]"}, Mixed) == {
         "count": 3,
         "exact": False,
@@ -85,9 +85,9 @@ def test_the_yaml_describes_the_shown_strategy(client: Any, tmp_path: Path) -> N
     text = re.search(r'<pre id="yaml".*?>(.*?)</pre>', page, re.DOTALL)
     assert text is not None
     (tmp_path / "posenc.yaml").write_text(text[1], encoding="utf-8")
-    made = posenc.load_config(tmp_path / "posenc.yaml").make(256)
+    strategy = posenc.load_config(tmp_path / "posenc.yaml").make(256)
     given = {key: yaml.safe_load(str(value)) for key, value in entries.items()}
-    assert made.fingerprint == posenc.strategy("lampe", window=256, **given).fingerprint
+    assert strategy.fingerprint == posenc.strategy("lampe", window=256, **given).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -124,10 +124,10 @@ def test_cost_counts_pairs_and_copies() -> None:
     plain = cost(posenc.strategy("rope").plan(100))
     assert (plain.pairs, plain.causal_pairs, plain.key_copies, plain.copied_keys) == (5050, 5050, 1, 100)
     plan = posenc.strategy("lm_infinite", window_size=10, sinks=2).plan(100)
-    found = cost(plan)
+    bounded = cost(plan)
     attended = ~(plan.relative_positions() != plan.relative_positions())
-    assert found.pairs == attended.sum() < found.causal_pairs
-    assert sum(row.pairs for row in found.segments) == found.pairs
+    assert bounded.pairs == attended.sum() < bounded.causal_pairs
+    assert sum(row.pairs for row in bounded.segments) == bounded.pairs
     assert cost(posenc.strategy("self_extend", window=64).plan(100)).key_copies == 2
 
 

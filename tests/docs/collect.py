@@ -65,7 +65,7 @@ def page_names() -> list[str]:
 @cache
 def blocks(page: str) -> tuple[Block, ...]:
     """Return the fenced blocks of a page."""
-    found, inside, above = [], None, ""
+    page_blocks, inside, above = [], None, ""
     for number, line in enumerate((ROOT / page).read_text(encoding="utf-8").splitlines(), start=1):
         fence = re.match(r"( *)```(\w*)", line)
         if fence is None:
@@ -75,24 +75,24 @@ def blocks(page: str) -> tuple[Block, ...]:
             mark = MARK.fullmatch(above.strip())
             inside = (number, fence[2], [], fence[1], mark and mark[1])
         else:
-            found.append(Block(page, inside[0], inside[1], "\n".join(inside[2]) + "\n", inside[4]))
+            page_blocks.append(Block(page, inside[0], inside[1], "\n".join(inside[2]) + "\n", inside[4]))
             inside = None
         above = line
     assert inside is None, f"{page}: the block that begins at line {inside[0]} has no end"
-    return tuple(found)
+    return tuple(page_blocks)
 
 
 def indented(page: str) -> list[str]:
     """Return lines that Markdown shows as code without a fence: after an empty line, not inside a list."""
-    found, fenced, above, text = [], False, "", ""
+    lines, fenced, above, text = [], False, "", ""
     for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
         fenced ^= line.lstrip().startswith("```")
         if line.startswith("    ") and not (fenced or above.strip()) and not re.match(r"[-*] |\d+\. ", text):
-            found.append(line)
+            lines.append(line)
         if line.strip() and not line.startswith(" "):
             text = line
         above = line
-    return found
+    return lines
 
 
 def all_blocks(*languages: str) -> list[Block]:

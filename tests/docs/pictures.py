@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import posenc
-from posenc.kernels.cpu.calls import plan_calls
-from posenc.kernels.cpu.decode import query_calls
-from posenc.kernels.rotated import layout
-from posenc.kernels.triton.tables import decode_tables
-from posenc.kernels.windowed.bands import schedule
+from posenc.kernels.cpu.calls import flash_calls
+from posenc.kernels.cpu.decode_calls import decode_calls
+from posenc.kernels.rotated import rotation_layout
+from posenc.kernels.triton.requests import decode_tables
+from posenc.kernels.windowed.bands import band_schedule
 from tests.docs.collect import ROOT
 
 
@@ -43,8 +43,8 @@ CELL = 128
 
 def cells(shown: str) -> dict[int, list[str]]:
     """The rows of such a picture: first query, and the calls in every cell."""
-    found = re.findall(r"^ +(\d+) {2,}(\S.*)$", shown.split("\n\n")[1], re.MULTILINE)
-    return {int(query): row.split() for query, row in found}
+    rows = re.findall(r"^ +(\d+) {2,}(\S.*)$", shown.split("\n\n")[1], re.MULTILINE)
+    return {int(query): row.split() for query, row in rows}
 
 
 def cut(calls: list[tuple[str, Any, Any, Any]], total: int) -> dict[int, list[str]]:
@@ -66,14 +66,14 @@ def cut(calls: list[tuple[str, Any, Any, Any]], total: int) -> dict[int, list[st
 def cpu_calls(shown: str, _: pytest.MonkeyPatch) -> None:
     """Every cell of the picture holds the calls of the plan."""
     plan = posenc.strategy("self_extend", window=1024, group=4, window_size=256).plan(1024)
-    works, planned = layout(plan, 1024).work, plan_calls(plan, 1024)
+    copies, planned = rotation_layout(plan, 1024).queries, flash_calls(plan, 1024)
     calls, kinds = [], []
-    for work, own in zip(works, planned.by_work, strict=True):
-        for one in own:
+    for copy, segment_calls in zip(copies, planned.by_segment, strict=True):
+        for one in segment_calls:
             tile = one.tile
             size = (tile.rows[1] - tile.rows[0], tile.keys[1] - tile.keys[0])
             sign = {"lower": "L", "masked": "b"}.get(tile.kind) or str([CELL, 2 * CELL, 4 * CELL].index(size[1]) + 1)
-            kinds.append((sign, work.segment.name, tile.count, size))
+            kinds.append((sign, copy.segment.name, tile.count, size))
             inside = torch.ones(size).tril() if tile.kind == "lower" else torch.ones(size)
             inside = inside if one.mask is None else one.mask[0, 0]
             for block in range(tile.count):
@@ -94,7 +94,7 @@ def cpu_calls(shown: str, _: pytest.MonkeyPatch) -> None:
 def windowed_calls(shown: str, _: pytest.MonkeyPatch) -> None:
     """The picture's calls and merges are those of the plan."""
     plan = posenc.strategy("self_extend", window=1024, group=4, window_size=256).plan(1024)
-    planned, calls, lines = schedule(plan, 1024), [], []
+    planned, calls, lines = band_schedule(plan, 1024), [], []
     for sign, one in zip("ng", planned.calls, strict=True):
         queries, keys = (torch.arange(span.start, span.stop) for span in (one.rows, one.values))
         band, offset = one.band, len(keys) - len(queries)
@@ -130,12 +130,12 @@ def one_query(shown: str, patch: pytest.MonkeyPatch) -> None:
     assert re.findall(r"\w+", lines["|"]) == [segment.name for segment in by_key]
     patch.setattr(torch, "get_num_threads", lambda: 2)
     q, k = torch.zeros(1, 9, 1, 64), torch.zeros(1, 3, 8193, 64)
-    calls = query_calls(plan, posenc.Rotary.from_theta(1e4, 64), q, k, 1.0)
-    (frame,), (read,) = calls.frames, calls.reads
+    planned = decode_calls(plan, posenc.Rotary.from_theta(1e4, 64), q, k, 1.0)
+    (frame,), (call,) = planned.frames, planned.calls
     assert (frame.copy.segment.name, len(frame.before), len(frame.after)) == ("middle", edges[1], edges[3] - edges[2])
-    assert (read.length, read.pieces) == (edges[3], 2)
+    assert (call.length, call.num_splits) == (edges[3], 2)
     assert lines["role"].split()[1:] == ["neighbour", "primary", "neighbour"]
-    length = read.bias.shape[-1]
+    length = call.bias.shape[-1]
     spans = [(start, start + length - 1) for start in range(0, edges[3] - length + 1, edges[3] // 2)]
     assert re.findall(r"keys (\d+) to (\d+)", lines["read"]) == [(str(low), str(high)) for low, high in spans]
 

@@ -116,8 +116,8 @@ def test_data_blocks_can_be_read(block: Block, desk: Path) -> None:
     elif "tasks" in yaml.safe_load(block.code):
         assert read_suite("shown.yaml").strategies
     else:
-        made = posenc.load_config("shown.yaml").make(256)
-        assert made.plan(300).total == 300
+        strategy = posenc.load_config("shown.yaml").make(256)
+        assert strategy.plan(300).total == 300
 
 
 def test_the_readme_shows_the_configuration_of_the_demo() -> None:

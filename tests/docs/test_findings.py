@@ -20,8 +20,8 @@ UNMEASURED = {"1.02"}
 
 def measured() -> dict[str, str]:
     """Return the sections of the results by their anchors."""
-    found = sections((DOCS / "results/results.md").read_text(encoding="utf-8"))
-    return {re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")): text for heading, text in found.items()}
+    page = sections((DOCS / "results/results.md").read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")): text for heading, text in page.items()}
 
 
 def unproven(text: str, results: dict[str, str]) -> list[str]:
@@ -29,10 +29,10 @@ def unproven(text: str, results: dict[str, str]) -> list[str]:
     anchors = LINK.findall(text)
     linked = "\n".join(results.get(anchor, "") for anchor in anchors)
     pairs = re.findall(r"(-?\d+\.\d+) ± (\d+\.\d+)", linked)
-    known = {number for value, error in pairs for number in (value, f"{value} ± {error}")}
+    proven = {number for value, error in pairs for number in (value, f"{value} ± {error}")}
     numbers = NUMBER.findall(" ".join(text.split())) if anchors or "±" in text else []
     missing = [f"#{anchor}" for anchor in anchors if anchor not in results]
-    return missing + [number for number in numbers if number not in known | UNMEASURED]
+    return missing + [number for number in numbers if number not in proven | UNMEASURED]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -159,7 +159,7 @@ def test_a_shown_output_is_right(block: Block, desk: Path, monkeypatch: pytest.M
         (lampe, "m(H) - 1", "m(H)"),
         (strategy_message, "i=1", "i=2"),
         (micro, "in place", "elsewhere"),
-        (seams, "posenc/rope.py", "posenc/ropes.py"),
+        (seams, "posenc/planning", "posenc/plannings"),
         (layers, "posenc/backend.py", "posenc/backends.py"),
         (cpu_calls, "1  L\\b", "1    L"),
         (cpu_calls, "6 of the segment", "5 of the segment"),

@@ -27,8 +27,8 @@ def read(name: str) -> str:
 
 def sections(text: str, level: str = "##") -> dict[str, str]:
     """Return the heading and the text of every section."""
-    found = re.split(rf"^{level} (.+)$", text, flags=re.MULTILINE)[1:]
-    return dict(zip(found[::2], found[1::2], strict=True))
+    pieces = re.split(rf"^{level} (.+)$", text, flags=re.MULTILINE)[1:]
+    return dict(zip(pieces[::2], pieces[1::2], strict=True))
 
 
 def nav_pages() -> list[str]:
@@ -90,8 +90,8 @@ def test_every_check_of_a_contract_is_explained(contract: str) -> None:
 @pytest.mark.parametrize("line", re.findall(r"^::: (\S+)$", read("reference/api.md"), re.MULTILINE))
 def test_every_entry_of_the_reference_is_documented(line: str) -> None:
     module, name = line.rsplit(".", 1)
-    found = getattr(__import__(module, fromlist=[name]), name)
-    assert found.__doc__, f"{line} has no docstring"
+    entry = getattr(__import__(module, fromlist=[name]), name)
+    assert entry.__doc__, f"{line} has no docstring"
 
 
 def test_every_error_has_its_cause_and_fix() -> None:
@@ -183,11 +183,11 @@ def test_links_that_leave_docs_lead_to_pages_of_the_site(tree: Path) -> None:
     assert sources.rewrite(below.read_text(), below, tree) == (
         "[up](../source/examples/one.py.md) [a](../a.md)\n\n```text\n[no](../../examples/one.py)\n```\n"
     )
-    found = sources.outside([page, below], tree)
-    assert set(found) == {"source/examples/one.py.md", "source/examples.md", "source/NEWS.md", "source/OLD.md"}
-    assert found["source/NEWS.md"] == "[a](../a.md) [old](OLD.md)"
-    assert "````python\nx = 1\n````" in found["source/examples/one.py.md"]
-    assert "## two.toml" in found["source/examples.md"]
+    texts = sources.outside([page, below], tree)
+    assert set(texts) == {"source/examples/one.py.md", "source/examples.md", "source/NEWS.md", "source/OLD.md"}
+    assert texts["source/NEWS.md"] == "[a](../a.md) [old](OLD.md)"
+    assert "````python\nx = 1\n````" in texts["source/examples/one.py.md"]
+    assert "## two.toml" in texts["source/examples.md"]
 
 
 def test_the_numbers_of_the_decision_table_are_those_of_the_results() -> None:
@@ -206,18 +206,18 @@ def test_measured_rows_come_from_the_results_page() -> None:
         "## main\n\n```bash\nposenc eval main.yaml\n```\n\n### p: a\n\n| s | 256 |\n| --- | --- |\n| lampe | 9.2 |\n"
         "| lampe+yarn | 8 |\n| rerope | 9.3 |\n\n### p by depth\n\n| s | depth |\n| --- | ---: |\n| lampe | 0.1 |\n"
     )
-    found = parts._rows_of_results(text, "lampe")
-    assert found == ["a (`posenc eval main.yaml`):\n\n| s | 256 |\n| --- | --- |\n| lampe | 9.2 |"]
+    tables = parts._rows_of_results(text, "lampe")
+    assert tables == ["a (`posenc eval main.yaml`):\n\n| s | 256 |\n| --- | --- |\n| lampe | 9.2 |"]
     assert parts._rows_of_results(text, "dca") == []
     with pytest.raises(LookupError, match="no row of 'unheard'"):
         parts.measured("unheard")
 
 
 def test_the_page_of_auto_shows_its_picks_and_their_numbers() -> None:
-    made = posenc.strategy("auto", window=256, calibration=str(ROOT / "posenc" / "profiles" / "tiny.yaml"))
+    auto = posenc.strategy("auto", window=256, calibration=str(ROOT / "posenc" / "profiles" / "tiny.yaml"))
     shown = parts.picks().splitlines()[-5:]
     calibrated = read("results/results.md")
     for row, length in zip(shown, (256, 512, 1024, 2048, 4096), strict=True):
-        pick = made.plan(length).strategy.removeprefix("auto -> ")
+        pick = auto.plan(length).strategy.removeprefix("auto -> ")
         assert row.startswith(f"| {length} | `{pick}` |")
         assert all(number in calibrated for number in re.findall(r"[\d.]+ ± [\d.]+", row))

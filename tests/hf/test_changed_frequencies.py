@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import posenc
-from posenc.testing.models import difference, uses
+from posenc.testing.models import difference, model_outputs
 from scripts.tiny_families import tiny_model
 from tests.hf import tiny
 from tests.hf.dense import dense_logits
@@ -50,17 +50,14 @@ def twice(model: Any) -> None:
 CHANGES = (in_place, one_entry, through_a_view, replaced, rounded, twice)
 STRATEGIES: dict[str, dict[str, Any]] = {
     "rope": {},
-    "lampe": {"head": 8, "tail": 5, "mapping": 30, "replan": "never"},
+    "lampe": {**tiny.LAMPE, "replan": "never"},
     "rerope": {"window_size": 12, "replan": "never"},
 }
 
 
 def logits(model: Any, ids: Tensor) -> Tensor:
     """Return the logits of a prompt and decoded tokens, on a fresh cache."""
-    cache = DynamicCache(config=model.config)
-    parts = [model(ids[:, :PROMPT], past_key_values=cache).logits]
-    parts += [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(PROMPT, TOTAL)]
-    return torch.cat(parts, 1)[0]
+    return tiny.decoded(model, ids, PROMPT, DynamicCache(config=model.config))[0]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -94,17 +91,16 @@ def test_the_identity_stays_bit_equal_and_removal_keeps_the_new_frequencies(chan
 def test_a_change_of_one_set_of_two_is_detected() -> None:
     model, ids = tiny_model("gemma3_text"), tiny.tokens(2, 50)
     with posenc.apply(model, "rope", window=tiny.WINDOW):
-        uses(model, ids, 45)
+        model_outputs(model, ids, 45)
         for kind in ("sliding_attention", "full_attention"):
             getattr(model.model.rotary_emb, f"{kind}_inv_freq").mul_(0.5)
-            got = uses(model, ids, 45)
+            got = model_outputs(model, ids, 45)
             twin = copy.deepcopy(model)
             copied = posenc.attached(twin)
             assert copied is not None
             copied.remove()
-            assert {use: difference(got[use], stock) for use, stock in uses(twin, ids, 45).items()} == dict.fromkeys(
-                got, 0.0
-            )
+            stock = model_outputs(twin, ids, 45)
+            assert {use: difference(got[use], stock[use]) for use in stock} == dict.fromkeys(got, 0.0)
 
 
 def test_a_change_back_is_detected() -> None:

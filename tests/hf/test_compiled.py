@@ -24,8 +24,8 @@ from scripts import tiny_families
 from tests.hf import tiny
 from tests.hf.dense import dense_logits
 from tests.hf.test_dense import PARAMS, PROMPT, REMAPS, TOLERANCE, without_replan
+from tests.hf.tiny import LAMPE
 
-LAMPE: dict[str, Any] = {"head": 8, "tail": 5, "mapping": 30}
 STEPS = 12
 
 
@@ -225,7 +225,7 @@ def test_a_token_that_does_not_continue_the_cache_is_an_error(wrong: str) -> Non
             inputs["attention_mask"][0, 0, 0, 4] = False
         else:
             mask[0, 90 if wrong == "padding" else 4] = 0
-        with posenc.apply(model, "lampe", **LAMPE), pytest.raises(RuntimeError, match="does not go on"):
+        with posenc.apply(model, "lampe", **LAMPE), pytest.raises(RuntimeError, match="does not continue"):
             step(**inputs, past_key_values=cache)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import ContinuousBatchingConfig, LlamaConfig, LlamaForCausalLM
 from transformers.generation.configuration_utils import CompileConfig
 from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.generation.continuous_batching.requests import RequestState
@@ -16,10 +16,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import posenc
 from tests.hf import tiny
+from tests.hf.batches import batched, greedy, reused_prefixes
+from tests.hf.tiny import LAMPE
 
 NEW = 16
 LENGTHS = (5, 90, 33, 70, 12, 120, 64)
-LAMPE: dict[str, Any] = {"head": 8, "tail": 5, "mapping": 30}
 
 
 def prompts() -> list[list[int]]:
@@ -32,16 +33,8 @@ def settings(**changes: Any) -> ContinuousBatchingConfig:
     return ContinuousBatchingConfig(**{**sizes, **changes})
 
 
-def greedy(**changes: Any) -> GenerationConfig:
-    return GenerationConfig(
-        **{"do_sample": False, "max_new_tokens": NEW, "eos_token_id": -1, "pad_token_id": 0, **changes}
-    )
-
-
-def batched(model: Any, inputs: list[list[int]], **changes: Any) -> list[list[int]]:
-    outputs = model.generate_batch(inputs, generation_config=greedy(), continuous_batching_config=settings(**changes))
-    assert [output.error for output in outputs.values()] == [None] * len(inputs)
-    return [output.generated_tokens for output in outputs.values()]
+def together(model: Any, inputs: list[list[int]], **changes: Any) -> list[list[int]]:
+    return batched(model, inputs, NEW, settings(**changes))
 
 
 def alone(model: Any, inputs: list[list[int]]) -> list[list[int]]:
@@ -64,7 +57,7 @@ def alone(model: Any, inputs: list[list[int]]) -> list[list[int]]:
 def test_every_request_gets_the_same_tokens_as_alone(family: str, name: str, params: dict[str, Any]) -> None:
     model, inputs = tiny.make(family), prompts()
     with posenc.apply(model, name, **params):
-        assert batched(model, inputs) == alone(model, inputs)
+        assert together(model, inputs) == alone(model, inputs)
 
 
 def test_preempted_requests_get_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +71,7 @@ def test_preempted_requests_get_the_same_tokens(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(RequestState, "create_equivalent_initial_request", noted)
     with posenc.apply(model, "lampe", replan=10, **LAMPE):
-        assert batched(model, inputs, num_blocks=22, cpu_offload_space=0.0) == alone(model, inputs)
+        assert together(model, inputs, num_blocks=22, cpu_offload_space=0.0) == alone(model, inputs)
     assert resets
 
 
@@ -86,29 +79,21 @@ def test_a_model_with_eager_attention_is_exact() -> None:
     model, inputs = tiny.make("llama"), prompts()[:3]
     model.set_attn_implementation("eager")
     with posenc.apply(model, "lampe", active_from=64, **LAMPE):  # short requests use stock attention
-        assert batched(model, inputs) == alone(model, inputs)
+        assert together(model, inputs) == alone(model, inputs)
     assert model.config._attn_implementation == "eager"
 
 
 def test_prefixes_are_shared_unless_keys_depend_on_the_prompt(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny.make("llama")
     inputs = [tiny.tokens(80, seed=1).tolist() + tiny.tokens(extra, seed=extra).tolist() for extra in (1, 9, 30, 14)]
-    reused: list[int] = []
-    match = PagedAttentionCache.search_prefix_match
-
-    def noted(self: Any, *args: Any) -> int:
-        reused.append(match(self, *args))
-        return reused[-1]
-
-    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.INFO, logger="posenc"):
-        patch.setattr(PagedAttentionCache, "search_prefix_match", noted)
+    with reused_prefixes() as reused, caplog.at_level(logging.INFO, logger="posenc"):
         with posenc.apply(model, "rerope", window_size=12):
-            assert batched(model, inputs, max_requests_per_batch=1) == alone(model, inputs)
+            assert together(model, inputs, max_requests_per_batch=1) == alone(model, inputs)
         assert max(reused) >= 72
         assert "block sharing is off" not in caplog.text
         reused.clear()
         with posenc.apply(model, "lampe", **LAMPE):
-            assert batched(model, inputs, max_requests_per_batch=1) == alone(model, inputs)
+            assert together(model, inputs, max_requests_per_batch=1) == alone(model, inputs)
         assert not any(reused)
         assert "block sharing is off" in caplog.text
 
@@ -116,37 +101,37 @@ def test_prefixes_are_shared_unless_keys_depend_on_the_prompt(caplog: pytest.Log
 def test_unpatched_models_and_removal_are_unaffected() -> None:
     inputs = prompts()[:3]
     model, other = tiny.make("llama"), tiny.make("llama", seed=5)
-    before, expected = batched(model, inputs), batched(other, inputs)
+    before, expected = together(model, inputs), together(other, inputs)
     functions = dict(ALL_ATTENTION_FUNCTIONS.items())
     with posenc.apply(model, "rerope", window_size=12):
-        assert batched(other, inputs) == expected
-        remapped = batched(model, inputs)
+        assert together(other, inputs) == expected
+        remapped = together(model, inputs)
         assert {name: function for name, function in ALL_ATTENTION_FUNCTIONS.items() if name in functions} == functions
-        assert batched(copy.deepcopy(model), inputs) == remapped
+        assert together(copy.deepcopy(model), inputs) == remapped
     assert remapped != before
-    assert batched(model, inputs) == before
+    assert together(model, inputs) == before
     assert "init_continuous_batching" not in vars(model)
 
 
 def test_managers_do_not_outlive_their_handle() -> None:
     model, ids = tiny.make("llama"), prompts()[:2]
-    model.generate_batch(ids, greedy(), settings(), persistent_manager=True)
+    model.generate_batch(ids, greedy(NEW), settings(), persistent_manager=True)
     with posenc.apply(model, "lampe", **LAMPE):
         with pytest.raises(posenc.CacheMismatchError, match="destroy_cached"):
-            model.generate_batch(ids, greedy(), settings())
+            model.generate_batch(ids, greedy(NEW), settings())
         model.destroy_cached_continuous_batching_manager()
         for _ in range(2):
-            outputs = model.generate_batch(ids, greedy(), settings(), persistent_manager=True)
+            outputs = model.generate_batch(ids, greedy(NEW), settings(), persistent_manager=True)
         assert [output.generated_tokens for output in outputs.values()] == alone(model, ids)
     assert not hasattr(model, "_cached_continuous_batching_manager")
 
-    early = model.init_continuous_batching(greedy(), settings())
+    early = model.init_continuous_batching(greedy(NEW), settings())
     with posenc.apply(model, "lampe", **LAMPE) as handle:
         early.start()
         early.add_request(ids[0], request_id="early")
         assert "made before posenc" in early.get_result(timeout=20).error
         early.stop()
-        late = model.init_continuous_batching(greedy(max_new_tokens=10**6), settings())
+        late = model.init_continuous_batching(greedy(10**6), settings())
         late.start()
         late.add_request(ids[0], request_id="late")
         handle.remove()
@@ -157,12 +142,12 @@ def test_options_that_cannot_be_exact_are_refused(monkeypatch: pytest.MonkeyPatc
     scaled = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
     model = LlamaForCausalLM(LlamaConfig(**tiny.SHAPE, rope_parameters=scaled)).eval()
     with posenc.apply(model, "rope"), pytest.raises(posenc.UnsupportedModelError, match=r"longest request .*dynamic"):
-        batched(model, prompts())
+        together(model, prompts())
     model = tiny.make("llama")
     with posenc.apply(model, "lampe", **LAMPE):
         for changes in ({"use_async_batching": True}, {"varlen_compile_config": CompileConfig()}):
             with pytest.raises(posenc.BackendError, match="not available while posenc is applied"):
-                batched(model, prompts(), **changes)
+                together(model, prompts(), **changes)
         monkeypatch.setattr(PagedAttentionCache, "update", lambda self, read_index, write_index: None)
         with pytest.raises(posenc.UnsupportedModelError, match=r"transformers 5\.23"):
-            batched(model, prompts())
+            together(model, prompts())

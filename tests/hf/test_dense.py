@@ -16,7 +16,7 @@ PROMPT, STEPS = 90, 40
 # parameters by strategy; every registered strategy must be listed, so that no new one is forgotten
 PARAMS: dict[str, dict[str, object]] = {
     "rope": {},
-    "lampe": {"head": 8, "tail": 5, "mapping": 30},
+    "lampe": tiny.LAMPE,
     "self_extend": {"group": 4, "window_size": 16},
     "rerope": {"window_size": 12},
     "leaky_rerope": {"window_size": 12, "factor": 5},
@@ -64,10 +64,8 @@ def test_prefill_and_decoding_equal_the_dense_decoder(family: str, name: str) ->
     ids = tiny.tokens(1, PROMPT + STEPS)
     expected = dense_logits(model, ids[0], tiny.positions(model, strategy, PROMPT, PROMPT + STEPS))
     with torch.no_grad(), posenc.apply(model, strategy):
-        cache = DynamicCache(config=model.config)
-        got = [model(ids[:, :PROMPT], past_key_values=cache).logits]
-        got += [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(PROMPT, PROMPT + STEPS)]
-    assert (torch.cat(got, 1)[0] - expected).abs().max() < TOLERANCE
+        got = tiny.decoded(model, ids, PROMPT, DynamicCache(config=model.config))
+    assert (got[0] - expected).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -81,13 +79,7 @@ def test_left_padded_rows_equal_the_dense_decoder(family: str, name: str) -> Non
     for row, length in enumerate(lengths):
         mask[row, : PROMPT - length] = 0
     with torch.no_grad(), posenc.apply(model, strategy):
-        cache = DynamicCache(config=model.config)
-        got = [model(ids[:, :PROMPT], attention_mask=mask[:, :PROMPT], past_key_values=cache).logits]
-        got += [
-            model(ids[:, i : i + 1], attention_mask=mask[:, : i + 1], past_key_values=cache).logits
-            for i in range(PROMPT, PROMPT + steps)
-        ]
-    logits = torch.cat(got, 1)
+        logits = tiny.decoded(model, ids, PROMPT, DynamicCache(config=model.config), mask)
     for row, length in enumerate(lengths):
         at = tiny.positions(model, strategy, length, length + steps)
         expected = dense_logits(model, ids[row, PROMPT - length :], at)
@@ -134,10 +126,7 @@ def test_a_static_cache_equals_the_dense_decoder(family: str, name: str) -> None
     model, strategy = tiny.make(family), without_replan(name)
     ids = tiny.tokens(2, PROMPT + 6)
     with torch.no_grad(), posenc.apply(model, strategy):
-        cache = StaticCache(config=model.config, max_cache_len=PROMPT + 20)
-        got = [model(ids[:, :PROMPT], past_key_values=cache).logits]
-        got += [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(PROMPT, PROMPT + 6)]
-    logits = torch.cat(got, 1)
+        logits = tiny.decoded(model, ids, PROMPT, StaticCache(config=model.config, max_cache_len=PROMPT + 20))
     at = tiny.positions(model, strategy, PROMPT, PROMPT + 6)
     for row in range(2):
         assert (logits[row] - dense_logits(model, ids[row], at)).abs().max() < TOLERANCE

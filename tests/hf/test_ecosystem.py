@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,8 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, pipe
 import posenc
 from posenc.evaluate.models import tiny_folder
 from tests.hf import tiny
-
-LAMPE: dict[str, Any] = {"head": 8, "tail": 5, "mapping": 30}
+from tests.hf.tiny import LAMPE
 
 
 def test_a_pipeline_generates_with_the_strategy() -> None:

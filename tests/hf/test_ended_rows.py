@@ -18,7 +18,7 @@ WIDTH, NEW, TURN, END = 76, 9, 8, tiny.VOCAB - 1
 LENGTHS = (76, 50)
 STRATEGIES: dict[str, dict[str, Any]] = {
     "rope": {},
-    "lampe": {"head": 8, "tail": 5, "mapping": 30},
+    "lampe": tiny.LAMPE,
     "rerope": {"window_size": 12},
     "self_extend": {"group": 4, "window_size": 16},
     "streaming_llm": {"window_size": 30, "sinks": 4},

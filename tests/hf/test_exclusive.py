@@ -14,10 +14,8 @@ from transformers import LogitsProcessorList
 import posenc
 from posenc.hf.exclusive import Gate
 from tests.hf import tiny
-
-LAMPE: dict[str, Any] = {"head": 8, "tail": 5, "mapping": 30}
-PATIENCE = 60.0
-"""Seconds after which a test that waits forever fails."""
+from tests.hf.threads import PATIENCE
+from tests.hf.tiny import LAMPE
 
 
 class Pause:

@@ -19,7 +19,7 @@ from tests.hf.dense import Positions, dense_logits
 PROMPT, STEPS = 70, 24
 TOLERANCE = 1e-4
 REMAPS: dict[str, dict[str, Any]] = {
-    "lampe": {"head": 8, "tail": 5, "mapping": 30},
+    "lampe": tiny.LAMPE,
     "streaming_llm": {"window_size": 10, "sinks": 3},  # drops keys, in plans and in caches
 }
 

@@ -15,8 +15,8 @@ from posenc.planning.planner import Planner
 from posenc.rope import Rotary
 from tests.hf import tiny
 from tests.hf.threads import PATIENCE, at_once, shared_out
+from tests.hf.tiny import LAMPE
 
-LAMPE: dict[str, Any] = {"head": 8, "tail": 5, "mapping": 30}
 TOLERANCE = 1e-4
 
 

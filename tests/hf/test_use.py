@@ -18,8 +18,7 @@ from posenc.hf.hooks import HOOKS
 from posenc.kernels.cpu.backend import CpuFlashBackend
 from tests.hf import tiny
 from tests.hf.dense import dense_logits
-
-LAMPE: dict[str, Any] = {"head": 8, "tail": 5, "mapping": 30}
+from tests.hf.tiny import LAMPE
 
 
 def padded() -> dict[str, torch.Tensor]:

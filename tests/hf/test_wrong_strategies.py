@@ -40,7 +40,7 @@ def with_far(**changes: Callable[[Any], Any]) -> Callable[[Any, Lengths], Any]:
 
     def segments(self: Any, lengths: Lengths) -> Any:
         near, far = Wrong.segments(self, lengths)
-        return near, replace(far, **{key: change(getattr(far, key)) for key, change in changes.items()}, memo={})
+        return near, replace(far, **{key: change(getattr(far, key)) for key, change in changes.items()})
 
     return segments
 

@@ -24,6 +24,9 @@ from tests.hf.dense import Positions
 
 WINDOW = 64
 VOCAB = 97
+LAMPE: dict[str, Any] = {"head": 8, "tail": 5, "mapping": 30}
+"""Parameters of lampe for this window."""
+
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
@@ -96,6 +99,15 @@ def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(1, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
 
 
+def decoded(model: Any, ids: torch.Tensor, prompt: int, cache: Any, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Return logits [B, L, vocab] of a prompt and of the tokens after it, decoded one by one."""
+    parts = []
+    for low, high in [(0, prompt), *((i, i + 1) for i in range(prompt, ids.shape[1]))]:
+        seen = None if mask is None else mask[:, :high]
+        parts.append(model(ids[:, low:high], attention_mask=seen, past_key_values=cache).logits)
+    return torch.cat(parts, 1)
+
+
 def positions(model: Any, strategy: PositionStrategy, prompt: int, total: int) -> Positions:
     """Return dense positions of a plan, for the dense decoder.
 
@@ -108,7 +120,7 @@ def positions(model: Any, strategy: PositionStrategy, prompt: int, total: int) -
     base = Rotary(module.inv_freq, module.attention_scaling, theta=model.config.rope_parameters["rope_theta"])
     follows = strategy.capabilities.frequencies_by_length
     lengths = [i + 1 if follows and i >= max(prompt, WINDOW) else prompt for i in range(total)]
-    known = {length: strategy.rotary(base, length) for length in set(lengths)}
-    inv_freq = torch.stack([known[length].inv_freq for length in lengths])
-    factor = torch.tensor([known[length].attention_scaling for length in lengths])
+    rotaries = {length: strategy.rotary(base, length) for length in set(lengths)}
+    inv_freq = torch.stack([rotaries[length].inv_freq for length in lengths])
+    factor = torch.tensor([rotaries[length].attention_scaling for length in lengths])
     return Positions(plan.relative_positions(), scale, inv_freq, factor, np.zeros((total, total), dtype=bool))

@@ -56,7 +56,7 @@ def test_reach_and_max_relative_equal_the_dense_maximum(plan: PositionPlan) -> N
     np.testing.assert_array_equal(plan.reach, np.maximum.accumulate(farthest(relative)))
     assert plan.max_relative == np.nanmax(relative)
     for segment in plan.segments:
-        alone = replace(plan, segments=(segment,), memo={}).relative_positions()
+        alone = replace(plan, segments=(segment,)).relative_positions()
         np.testing.assert_array_equal(segment.reach(), farthest(alone))
 
 
@@ -90,14 +90,14 @@ def test_a_part_whose_scale_is_all_ones_has_no_scale() -> None:
 
 
 @some
-@given(plan=random_plans(), window=st.integers(1, 45))
-def test_clipped_drops_exactly_the_far_pairs(plan: PositionPlan, window: int) -> None:
-    clipped = plan.clipped(window)
+@given(plan=random_plans(), sliding_window=st.integers(1, 45))
+def test_clipped_drops_exactly_the_far_pairs(plan: PositionPlan, sliding_window: int) -> None:
+    clipped = plan.clipped(sliding_window)
     index = np.arange(plan.total)
-    expected = np.where(index[:, None] - index < window, plan.relative_positions(), np.nan)
+    expected = np.where(index[:, None] - index < sliding_window, plan.relative_positions(), np.nan)
     np.testing.assert_array_equal(clipped.relative_positions(), expected)
     clipped.check(drops_keys=True)
-    if window < plan.total:
+    if sliding_window < plan.total:
         with pytest.raises(posenc.InvalidInputError, match="no segment"):
             clipped.check()
 
@@ -110,17 +110,15 @@ def test_is_identity_sees_every_deviation() -> None:
     index = np.arange(10)
     shifted = replace(segment, query_positions=index + 3, key_positions=index + 3)
     for other in (
-        replace(plan, query_scale=np.full(10, 2.0), memo={}),
-        replace(plan, segments=(shifted,), memo={}),
-        replace(plan, segments=(replace(segment, key_start=np.maximum(index - 3, 0)),), memo={}),
-        replace(plan, segments=(replace(segment, key_positions=index // 2),), memo={}),
-        replace(
-            plan, segments=(replace(segment, query_positions=index[:, None], key_positions=index[:, None]),), memo={}
-        ),
+        replace(plan, query_scale=np.full(10, 2.0)),
+        replace(plan, segments=(shifted,)),
+        replace(plan, segments=(replace(segment, key_start=np.maximum(index - 3, 0)),)),
+        replace(plan, segments=(replace(segment, key_positions=index // 2),)),
+        replace(plan, segments=(replace(segment, query_positions=index[:, None], key_positions=index[:, None]),)),
     ):
         assert not other.is_identity
-    assert replace(plan, segments=(shifted,), memo={}).keeps_distances
-    assert not replace(plan, segments=(replace(segment, key_positions=index // 2),), memo={}).keeps_distances
+    assert replace(plan, segments=(shifted,)).keeps_distances
+    assert not replace(plan, segments=(replace(segment, key_positions=index // 2),)).keeps_distances
     assert posenc.strategy("streaming_llm", window_size=4, sinks=0).plan(20).keeps_distances
     assert not posenc.strategy("streaming_llm", window_size=4, sinks=1).plan(20).keeps_distances
     assert posenc.strategy("self_extend", group=1, window_size=4).plan(20).keeps_distances

@@ -31,8 +31,8 @@ def test_a_name_is_enough(tmp_path: Path) -> None:
 def test_parameters_sit_beside_the_name(tmp_path: Path) -> None:
     content = {"strategy": {"name": "self_extend", "group": 4, "window_size": 10}, "backend": "reference"}
     config = posenc.load_config(write(tmp_path, content))
-    made = config.make()
-    assert (made.params.group, made.params.window_size, config.backend) == (4, 10, "reference")
+    strategy = config.make()
+    assert (strategy.params.group, strategy.params.window_size, config.backend) == (4, 10, "reference")
     assert read_config(config.as_dict()) == config
 
 
@@ -57,9 +57,9 @@ def test_lampe_with_yarn_has_the_positions_of_one_and_the_frequencies_of_the_oth
     assert not both.plan(51).is_identity
     base = posenc.Rotary.from_theta(10000.0, 16)
     yarn = posenc.strategy("yarn", window=128, factor=2)
-    found, wanted = both.rotary(base, 300), yarn.rotary(base, 300)
-    assert found.inv_freq.equal(wanted.inv_freq)
-    assert found.attention_scaling == wanted.attention_scaling != 1
+    rotary, expected_rotary = both.rotary(base, 300), yarn.rotary(base, 300)
+    assert rotary.inv_freq.equal(expected_rotary.inv_freq)
+    assert rotary.attention_scaling == expected_rotary.attention_scaling != 1
     assert both.capabilities.changes_frequencies
     assert both.capabilities.bounded == alone.capabilities.bounded
     assert both.replan == "auto"

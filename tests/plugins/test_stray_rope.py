@@ -12,8 +12,8 @@ from posenc.bench.sides import build
 from posenc.calibration.file import read
 from posenc.calibration.recommend import find_profile, recommend
 from posenc.display.explore.app import make_app
+from posenc.hf.apply import find_adapter
 from posenc.hf.fingerprint import fingerprint
-from posenc.hf.handle import find_adapter
 from posenc.positions import IdentityStrategy
 from tests.bench.conftest import small
 from tests.hf import tiny

@@ -58,15 +58,15 @@ def test_frequencies_equal_those_of_transformers_bit_for_bit(
     if name == "longrope" and dim != DIM:
         params = {**params, **{key: values[:1] * (dim // 2) for key, values in DIVISORS.items()}}
     base = Rotary.from_theta(theta, dim, style="interleaved", channels=(8, 8 + dim))
-    found = posenc.strategy(name, window=WINDOW, **params).rotary(base, prompt)
+    rotary = posenc.strategy(name, window=WINDOW, **params).rotary(base, prompt)
     inv_freq, scaling = stock(name, theta=theta, dim=dim, length=prompt, **params)
-    assert found.inv_freq.dtype == inv_freq.dtype
+    assert rotary.inv_freq.dtype == inv_freq.dtype
     if name == "yarn" and params["factor"] == 1:  # transformers rounds when it mixes a frequency with itself
-        assert torch.allclose(found.inv_freq, inv_freq, rtol=1e-6, atol=0)
+        assert torch.allclose(rotary.inv_freq, inv_freq, rtol=1e-6, atol=0)
         inv_freq = base.inv_freq
-    assert torch.equal(found.inv_freq, inv_freq)
-    assert found.attention_scaling == scaling
-    assert (found.style, found.channels, found.theta) == (base.style, base.channels, base.theta)
+    assert torch.equal(rotary.inv_freq, inv_freq)
+    assert rotary.attention_scaling == scaling
+    assert (rotary.style, rotary.channels, rotary.theta) == (base.style, base.channels, base.theta)
 
 
 def test_frequencies_have_known_values() -> None:
@@ -98,9 +98,9 @@ def test_frequencies_have_known_values() -> None:
 def test_theta_is_recovered_from_geometric_frequencies(name: str) -> None:
     strategy = posenc.strategy(name, window=WINDOW)
     for theta in (10000.0, 500000.0):
-        known = Rotary.from_theta(theta, DIM)
-        derived = strategy.rotary(Rotary(known.inv_freq), 2048)
-        assert torch.equal(derived.inv_freq, strategy.rotary(known, 2048).inv_freq)
+        base = Rotary.from_theta(theta, DIM)
+        derived = strategy.rotary(Rotary(base.inv_freq), 2048)
+        assert torch.equal(derived.inv_freq, strategy.rotary(base, 2048).inv_freq)
     odd = Rotary.from_theta(1234.567, DIM).inv_freq
     expected = strategy.rotary(Rotary.from_theta(1234.567, DIM), 2048).inv_freq
     assert torch.allclose(strategy.rotary(Rotary(odd), 2048).inv_freq, expected, rtol=1e-5)
@@ -127,14 +127,14 @@ def test_other_formulas_change_the_existing_frequencies(theta: float | None) -> 
         ("ntk", {"factor": 3.0}, BENT / 3**shares),
         ("dynamic", {"factor": 2.0}, BENT / 7**shares),  # 2 * 2048 / 512 - 1
     ):
-        found = posenc.strategy(name, window=WINDOW, **params).rotary(base, 2048)
-        assert torch.allclose(found.inv_freq, expected, rtol=1e-6, atol=0), name
-        assert found.attention_scaling == 1.25
-    found = posenc.strategy("llama3", window=WINDOW, factor=3.0).rotary(base, 2048)
+        rotary = posenc.strategy(name, window=WINDOW, **params).rotary(base, 2048)
+        assert torch.allclose(rotary.inv_freq, expected, rtol=1e-6, atol=0), name
+        assert rotary.attention_scaling == 1.25
+    rotary = posenc.strategy("llama3", window=WINDOW, factor=3.0).rotary(base, 2048)
     turns = BENT * WINDOW / (2 * math.pi)
     share = ((turns - 1) / 3).clip(0, 1)
-    assert torch.allclose(found.inv_freq, BENT * (share + (1 - share) / 3), rtol=1e-6, atol=0)
-    assert found.attention_scaling == 1.25
+    assert torch.allclose(rotary.inv_freq, BENT * (share + (1 - share) / 3), rtol=1e-6, atol=0)
+    assert rotary.attention_scaling == 1.25
 
 
 @pytest.mark.parametrize("name", ["linear", "dynamic", "ntk", "yarn", "llama3", "longrope"])
@@ -144,10 +144,10 @@ def test_rounded_frequencies_stay_rounded(name: str) -> None:
     rounded = Rotary(plain.inv_freq.bfloat16(), theta=THETA)
     strategy = posenc.strategy(name, window=WINDOW, factor=4.0)
     change = strategy.rotary(plain, 2048).inv_freq / plain.inv_freq
-    found = strategy.rotary(rounded, 2048).inv_freq
+    inv_freq = strategy.rotary(rounded, 2048).inv_freq
     if name != "llama3":  # its bands depend on the frequencies themselves
-        assert torch.allclose(found, rounded.inv_freq.float() * change, rtol=1e-6, atol=0)
-    assert not torch.equal(found, strategy.rotary(plain, 2048).inv_freq)
+        assert torch.allclose(inv_freq, rounded.inv_freq.float() * change, rtol=1e-6, atol=0)
+    assert not torch.equal(inv_freq, strategy.rotary(plain, 2048).inv_freq)
 
 
 @pytest.mark.parametrize("name", ["linear", "dynamic", "ntk", "yarn", "llama3"])
@@ -161,9 +161,9 @@ def test_rounded_frequencies_stay_rounded(name: str) -> None:
     ],
 )
 def test_a_factor_of_one_changes_no_bit(name: str, base: Rotary) -> None:
-    found = posenc.strategy(name, window=WINDOW, factor=1.0).rotary(base, WINDOW)
-    assert torch.equal(found.inv_freq, base.inv_freq)
-    assert found.attention_scaling == base.attention_scaling
+    rotary = posenc.strategy(name, window=WINDOW, factor=1.0).rotary(base, WINDOW)
+    assert torch.equal(rotary.inv_freq, base.inv_freq)
+    assert rotary.attention_scaling == base.attention_scaling
 
 
 def test_a_scaling_that_cannot_be_replaced_is_refused() -> None:
@@ -212,5 +212,5 @@ def test_the_built_in_strategies_plan_without_torch() -> None:
         "[s(window=512, **required.get(s.name, {})).plan(2000) for s in posenc_plugins.STRATEGIES]; "
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -22,9 +22,9 @@ FACTOR_SQUARED = (0.1 * math.log(2) + 1) ** 2
 
 
 def lampe(**params: Any) -> Lampe:
-    made = posenc.strategy("lampe", **params)
-    assert isinstance(made, Lampe)
-    return made
+    strategy = posenc.strategy("lampe", **params)
+    assert isinstance(strategy, Lampe)
+    return strategy
 
 
 @pytest.mark.parametrize(

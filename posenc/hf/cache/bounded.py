@@ -1,10 +1,11 @@
-"""A cache that forgets the keys its strategy never attends again: bounded memory in endless generation.
+"""A cache that drops the keys which its strategy never attends again: bounded memory in endless generation.
 
-What stays is the beginning of every row and its nearest tokens, joined as if the text between them had
-never been there. A strategy with :class:`~posenc.params.Retention` plans that shorter text exactly as it
-plans the whole one, so plans, records and masks stay as short as the cache.
+``handle.bounded_cache()`` makes it. Each row keeps its first and its last tokens, joined as if the text between them
+had never been there. A strategy with :class:`~posenc.params.Retention` plans this shorter text exactly as it plans the
+whole text, so plans, records and masks stay as short as the cache. :meth:`BoundedCache.retain`, called before the
+layers of a forward run, says which slots stay after it.
 
-Shape letters: B batch, H heads, L new tokens, K slots that stay, T slots before some are dropped, D head_dim.
+Shape letters: B batch, H heads, K slots that stay, T slots before some are dropped, D head_dim.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from posenc.positions import PositionStrategy
 
 
 def retention(strategy: PositionStrategy) -> Retention:
-    """What a bounded cache keeps under a strategy.
+    """Return what a bounded cache keeps under a strategy.
 
     Raises
     ------
     InvalidConfigError
-        If a key that was dropped could be attended again, or the plan could depend on the dropped length.
+        If a dropped key could be attended again, or plans depend on the length of the whole text.
     """
     kept = strategy.retention
     if kept is None:
@@ -53,16 +54,28 @@ def retention(strategy: PositionStrategy) -> Retention:
 
 @dataclass
 class Dropping:
-    """What every layer of a cache does at the end of the running forward."""
+    """What every layer of a cache drops in the running forward.
+
+    Parameters
+    ----------
+    slots_BK : int64 [B, K] or None
+        The slots that stay; None if all do.
+    count : int
+        How many slots are dropped.
+    """
 
     slots_BK: Tensor | None = None
-    """The slots that stay, int64 [B, K]; None where all do."""
     count: int = 0
-    """How many slots that drops."""
 
 
 class BoundedLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer that hands out all it holds, and then forgets what its cache says."""
+    """A layer that returns all keys and values that it holds, and then drops those that its cache tells it to.
+
+    Parameters
+    ----------
+    dropping : Dropping
+        What to drop, shared by the layers of a cache.
+    """
 
     is_croppable = False
 
@@ -80,7 +93,7 @@ class BoundedLayer(DynamicLayer):  # type: ignore[misc]
         return k_BHTD, v_BHTD
 
     def get_seq_length(self) -> int:
-        """Tokens seen, the dropped ones included: position ids go on counting them."""
+        """Return the number of tokens seen, dropped ones included: position ids count them too."""
         return int(super().get_seq_length()) + self.dropped
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -100,10 +113,10 @@ class BoundedLayer(DynamicLayer):  # type: ignore[misc]
 
 
 class BoundedCache(DynamicCache):  # type: ignore[misc]
-    """The cache of ``handle.bounded_cache()``; made there, since only a patched model can fill it.
+    """The cache of ``handle.bounded_cache()``, which makes it because only a patched model can fill it.
 
-    Between two forwards it holds at most ``first + last + slack`` slots per layer, within one the
-    forward's new tokens besides.
+    Between two forwards it holds at most ``first + last + slack`` slots per layer, and during a forward also its new
+    tokens.
 
     Parameters
     ----------
@@ -112,14 +125,14 @@ class BoundedCache(DynamicCache):  # type: ignore[misc]
     kept : Retention
         What each row keeps once slots are dropped.
     slack : int
-        Slots to gather before dropping, so that not every token moves the whole cache.
+        Slots to gather before some are dropped, so that not every token moves the whole cache.
     fingerprint : str
-        The strategy whose plans these are.
+        The strategy in force.
 
     Raises
     ------
     UnsupportedModelError
-        If a layer keeps its keys in another form.
+        If a layer stores its keys in another form.
     """
 
     def __init__(self, config: PreTrainedConfig, *, kept: Retention, slack: int, fingerprint: str) -> None:
@@ -139,22 +152,22 @@ class BoundedCache(DynamicCache):  # type: ignore[misc]
         )
 
     def retain(self, record: CacheRecord) -> CacheRecord:
-        """Say what stays after the running forward; called by the decoder's hook, before the layers run.
+        """Decide which slots stay after a forward; called by :meth:`CacheState.begin`, before the layers run.
 
         Parameters
         ----------
         record : CacheRecord
-            The state with the forward's new tokens.
+            The tokens in the cache and those of the forward.
 
         Returns
         -------
         CacheRecord
-            The state with what stays.
+            The tokens that stay.
 
         Raises
         ------
         CacheMismatchError
-            If the cache was made for another strategy, or an earlier forward broke off half-way.
+            If the cache was made for another strategy, or an earlier forward broke off between the layers.
         """
         if record.fingerprint != self.fingerprint:
             raise CacheMismatchError(
@@ -169,10 +182,10 @@ class BoundedCache(DynamicCache):  # type: ignore[misc]
         self.dropping.slots_BK = None
         if record.slots <= self.kept.first + self.kept.last + self.slack:
             return record
-        stays = [self._stays(row) for row in record.rows]
-        width = max(len(slots) for slots in stays)
+        kept_slots = [self._kept_slots(row) for row in record.rows]
+        width = max(len(slots) for slots in kept_slots)
         device = record.position_ids_BT.device
-        slots_BK = torch.tensor([[0] * (width - len(slots)) + slots for slots in stays], device=device)
+        slots_BK = torch.tensor([[0] * (width - len(slots)) + slots for slots in kept_slots], device=device)
         self.dropping.slots_BK, self.dropping.count = slots_BK, record.slots - width
         rows = tuple(
             Row(
@@ -181,12 +194,13 @@ class BoundedCache(DynamicCache):  # type: ignore[misc]
                 row.consecutive,
                 row.dropped + row.length - len(slots),
             )
-            for row, slots in zip(record.rows, stays, strict=True)
+            for row, slots in zip(record.rows, kept_slots, strict=True)
         )
         ids_BK = torch.take_along_dim(record.position_ids_BT, slots_BK, dim=1)
         return replace(record, position_ids_BT=ids_BK, rows=rows, dropped=record.dropped + self.dropping.count)
 
-    def _stays(self, row: Row) -> list[int]:
-        real = [slot for start, stop in row.spans for slot in range(start, stop)]
+    def _kept_slots(self, row: Row) -> list[int]:
+        """Return the slots of the row's first and last real tokens."""
+        slots = [slot for start, stop in row.spans for slot in range(start, stop)]
         first, last = self.kept.first, self.kept.last
-        return real if len(real) <= first + last else real[:first] + real[len(real) - last :]
+        return slots if len(slots) <= first + last else slots[:first] + slots[len(slots) - last :]

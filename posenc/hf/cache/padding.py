@@ -1,4 +1,7 @@
-"""What an attention mask says: which tokens are padding, and whether it asks for more than plans compute.
+"""Read attention masks: which tokens are padding, and whether a mask asks for more than plans compute.
+
+:func:`read_padding` reads the mask of a forward before its plans are made. :func:`mask_fault` checks the masks that
+reach the layers of a remapped forward.
 
 Shape letters: B batch, H heads, L new tokens, K keys of the mask, P slots before the forward, T slots after it.
 """
@@ -14,14 +17,14 @@ from posenc.errors import InvalidInputError
 from posenc.hf.cache.record import CacheRecord, cut_spans
 
 BLOCKED = -1e4
-"""Added to a logit, this hides the key: ``exp`` of it is 0 in every dtype."""
+"""Values up to this one, added to a logit, hide the key: their ``exp`` is 0 in every dtype."""
 
 PAIRS = 2**24
-"""Pairs of a mask that are compared at a time."""
+"""How many query-key pairs of a mask are compared at a time, at most."""
 
 
 def real_slots(record: CacheRecord, slots: int, device: torch.device) -> Tensor:
-    """Which of the first ``slots`` slots hold real tokens, bool [B, T]."""
+    """Return which of the first ``slots`` slots hold real tokens, bool [B, T]."""
     real_BT = torch.zeros((len(record.rows), slots), dtype=torch.bool)
     for index, row in enumerate(record.rows):
         for start, stop in cut_spans(row.spans, 0, slots):
@@ -30,23 +33,27 @@ def real_slots(record: CacheRecord, slots: int, device: torch.device) -> Tensor:
 
 
 def read_padding(
-    mask: Any, past: int, batch: int, new: int, record: CacheRecord, window: int | None = None
+    mask: Any, past: int, batch: int, new: int, record: CacheRecord, sliding_window: int | None = None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What the mask of a forward says of its new slots, and of those before them.
+    """Read from the mask of a forward which new slots are real, and which earlier slots it shows.
 
     Parameters
     ----------
     mask : Tensor, dict of Tensor or None
         2-D padding mask, 4-D mask (bool, or added to the logits), or one 4-D mask for each type of layer.
-    window : int, optional
-        How far a 4-D mask reaches back where every layer slides, in tokens.
+    past, batch, new : int
+        Slots before the forward, rows, and new slots.
+    record : CacheRecord
+        The tokens before the forward.
+    sliding_window : int, optional
+        How many tokens a 4-D mask reaches back, if every layer has a sliding window.
 
     Returns
     -------
     real_BL : bool [B, L] or None
-        Which new slots hold real tokens; None where all do.
+        Which new slots hold real tokens; None if all do.
     shown_BP : bool [B, P] or None
-        Which earlier slots are shown; None where nothing changed.
+        Which earlier slots are shown; None if they are those of the record.
 
     Raises
     ------
@@ -54,9 +61,9 @@ def read_padding(
         If the mask has the wrong shape, or shows a slot that was padding when the cache was filled.
     """
     if isinstance(mask, dict):
-        present = [m for m in mask.values() if m is not None]
+        masks = [layer_mask for layer_mask in mask.values() if layer_mask is not None]
         full = mask.get("full_attention")
-        mask, window = (full, None) if full is not None else (present[0] if present else None, window)
+        mask, sliding_window = (full, None) if full is not None else (masks[0] if masks else None, sliding_window)
     if mask is None:
         return None, None
     if mask.ndim == 4:
@@ -64,23 +71,24 @@ def read_padding(
             raise InvalidInputError(
                 "a 4-D attention mask cannot say which keys of a bounded cache it means. Pass the 2-D padding mask."
             )
-        real_BL, shown_BP, known_BP = _from_square(mask, past, batch, new, window)
+        real_BL, shown_BP, covered_BP = _from_square(mask, past, batch, new, sliding_window)
     elif mask.ndim == 2 and mask.shape[0] == batch:
-        flags_BT = mask.bool()
-        if flags_BT.shape[1] < past + new:
+        shown_BT = mask.bool()
+        if shown_BT.shape[1] < past + new:
             raise InvalidInputError(
-                f"attention_mask covers {flags_BT.shape[1]} tokens, but the cache holds {past} and {new} are new."
+                f"attention_mask covers {shown_BT.shape[1]} tokens, but the cache holds {past} and {new} are new. Pass "
+                "the mask of all tokens so far."
             )
-        real_BL, shown_BP = flags_BT[:, past : past + new], flags_BT[:, :past]
-        known_BP = torch.ones_like(shown_BP)
+        real_BL, shown_BP = shown_BT[:, past : past + new], shown_BT[:, :past]
+        covered_BP = torch.ones_like(shown_BP)
     else:
         raise InvalidInputError(f"attention_mask must be [batch, tokens], got {tuple(mask.shape)} for batch {batch}.")
-    shown = _changed(shown_BP, known_BP, record) if past else None
-    return (None if bool(real_BL.all()) else real_BL), shown
+    changed_BP = _changed(shown_BP, covered_BP, record) if past else None
+    return (None if bool(real_BL.all()) else real_BL), changed_BP
 
 
-def _changed(shown_BP: Tensor, known_BP: Tensor, record: CacheRecord) -> Tensor | None:
-    """The shown slots where they are not those recorded; of dropped slots only their number is compared."""
+def _changed(shown_BP: Tensor, covered_BP: Tensor, record: CacheRecord) -> Tensor | None:
+    """Return the shown slots if they differ from the record, else None; dropped slots are only counted."""
     if record.dropped:
         if shown_BP.sum(1).tolist() == [row.dropped + row.length for row in record.rows]:
             return None
@@ -89,19 +97,21 @@ def _changed(shown_BP: Tensor, known_BP: Tensor, record: CacheRecord) -> Tensor 
             "stay what it was when the cache was filled."
         )
     real_BP = real_slots(record, shown_BP.shape[1], shown_BP.device)
-    shown_BP = torch.where(known_BP, shown_BP, real_BP)
+    shown_BP = torch.where(covered_BP, shown_BP, real_BP)
     if torch.equal(shown_BP, real_BP):
         return None
     if bool((shown_BP & ~real_BP).any()):
         raise InvalidInputError(
             "attention_mask reveals tokens that were padding when the cache was filled: their keys mean nothing. A "
-            "row's padding must stay what it was; real tokens may be hidden later."
+            "row's padding must stay padding; real tokens may be hidden later."
         )
     return shown_BP
 
 
-def _from_square(mask: Tensor, past: int, batch: int, new: int, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Real new slots [B, L], shown earlier slots [B, P], and which of those the mask speaks of [B, P]."""
+def _from_square(
+    mask: Tensor, past: int, batch: int, new: int, sliding_window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Read a 4-D mask: real new slots [B, L], shown earlier slots [B, P], and which of those it covers [B, P]."""
     rows, _, queries, keys = mask.shape
     slots = past + new
     if rows not in (1, batch) or queries != new or keys < new:
@@ -117,24 +127,24 @@ def _from_square(mask: Tensor, past: int, batch: int, new: int, window: int | No
     if past > offset:
         seen_BLP = allowed_BLK[:, :, : past - offset]
         shown_BP[:, offset:] = torch.where(real_BL[..., None], seen_BLP, False).any(1)
-    known_P = torch.arange(past, device=mask.device) >= offset
-    if window is not None:
-        known_P &= torch.arange(past, device=mask.device) > past - window
-    return real_BL, shown_BP, known_P & real_BL.any(1)[:, None]  # the mask of a padding token says nothing
+    covered_P = torch.arange(past, device=mask.device) >= offset
+    if sliding_window is not None:
+        covered_P &= torch.arange(past, device=mask.device) > past - sliding_window
+    return real_BL, shown_BP, covered_P & real_BL.any(1)[:, None]  # the mask of a padding token says nothing
 
 
-def mask_fault(mask: Tensor, record: CacheRecord, past: int, offset: int, window: int | None) -> str | None:
-    """What the mask of a layer asks for beyond causal attention, its sliding window and padding, or None.
+def mask_fault(mask: Tensor, record: CacheRecord, past: int, offset: int, sliding_window: int | None) -> str | None:
+    """Describe what the mask of a layer asks for beyond causal attention, its sliding window and padding; else None.
 
     Parameters
     ----------
     mask : bool or float, [B or 1, 1 or H, L, K]
         As it reaches the attention function.
     record : CacheRecord
-        The state after the forward.
+        The tokens, those of the forward included.
     past, offset : int
         Slots before the forward, and the slot of the mask's first key.
-    window : int or None
+    sliding_window : int or None
         The layer's own sliding window, in tokens.
     """
     if mask.shape[1] > 1 and not bool((mask == mask[:, :1]).all()):
@@ -149,11 +159,11 @@ def mask_fault(mask: Tensor, record: CacheRecord, past: int, offset: int, window
     for low in range(0, slots - past, rows):
         part_BLK = mask_BLK[:, low : low + rows]
         query_L1 = torch.arange(past + low, past + low + part_BLK.shape[1], device=mask.device)[:, None]
-        nearer_LK = key_K <= query_L1
-        if window is not None:
-            nearer_LK = nearer_LK & (query_L1 - key_K < window)
+        within_LK = key_K <= query_L1
+        if sliding_window is not None:
+            within_LK = within_LK & (query_L1 - key_K < sliding_window)
         real_BL1 = real_BT[:, past + low : past + low + part_BLK.shape[1], None]
-        fault = _part_fault(part_BLK, nearer_LK & visible_BK[:, None], real_BL1, key_K > query_L1)
+        fault = _part_fault(part_BLK, within_LK & visible_BK[:, None], real_BL1, key_K > query_L1)
         if fault is not None:
             return fault
     return None

@@ -1,7 +1,9 @@
-"""What posenc remembers about a KV cache: positions, padding and schedules of every row.
+"""The record of a KV cache: for every row its real tokens, their position ids and its schedule of prompt lengths.
 
-It is part of the state that travels with the cache (:class:`~posenc.hf.cache.state.CacheState`).
-Shape letters: B batch, L new tokens, T tokens in the cache slots so far.
+A forward extends the record by its new tokens, the plans follow from it, and it stays on the cache as part of
+:class:`~posenc.hf.cache.state.CacheState`.
+
+Shape letters: B batch, L new tokens, P slots before a forward, T slots so far.
 """
 
 from __future__ import annotations
@@ -21,23 +23,31 @@ Spans = tuple[tuple[int, int], ...]
 
 
 def span_count(spans: Spans, below: int | None = None) -> int:
-    """Number of real slots, or of those below ``below``."""
+    """Count the slots of the spans, or those below slot ``below``."""
     return sum(max(0, (stop if below is None else min(stop, below)) - start) for start, stop in spans)
 
 
 def cut_spans(spans: Spans, low: int, high: int) -> Spans:
-    """The part of the spans inside ``[low, high)``, counted from ``low``."""
-    cut = ((max(start, low) - low, min(stop, high) - low) for start, stop in spans)
-    return tuple((start, stop) for start, stop in cut if stop > start)
+    """Return the part of the spans inside ``[low, high)``, counted from ``low``."""
+    parts = ((max(start, low) - low, min(stop, high) - low) for start, stop in spans)
+    return tuple((start, stop) for start, stop in parts if stop > start)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One batch row: its real slots, its schedule, and whether its position ids count up by one.
+    """One row of a batch.
 
-    Only neighbouring slots are compared: after right padding, ``generate`` continues with ids of its
-    own making, and the row's plan counts its real tokens anyway. ``dropped`` real tokens were forgotten
-    by a bounded cache; spans, length and schedule count those it still holds.
+    Parameters
+    ----------
+    spans : Spans
+        Slots of its real tokens.
+    schedule : Schedule
+        Which prompt length each of its tokens plans with.
+    consecutive : bool
+        Whether its position ids count up by one. Only neighbouring slots are compared: after right padding,
+        ``generate`` continues with other ids, and the row's plan counts its real tokens anyway.
+    dropped : int
+        Real tokens that a bounded cache has dropped; spans, length and schedule count those that it still holds.
     """
 
     spans: Spans = ()
@@ -53,18 +63,18 @@ class Row:
 
 @dataclass(frozen=True)
 class CacheRecord:
-    """State of one cache after a forward.
+    """The tokens that a cache holds.
 
     Parameters
     ----------
     fingerprint : str
         The strategy that filled the cache.
     position_ids_BT : int64 [B, T]
-        Position ids as the model was given them, one per slot.
+        Position ids that were passed to the model, one per slot.
     rows : tuple of Row
-        One per batch row.
+        One per row of the batch.
     dropped : int
-        Slots that a bounded cache has forgotten; the others are counted from its first one.
+        Slots that a bounded cache has dropped; the others are counted from the first that it holds.
     """
 
     fingerprint: str
@@ -74,7 +84,7 @@ class CacheRecord:
 
     @property
     def slots(self) -> int:
-        """Cache slots filled and still held."""
+        """How many slots the cache holds."""
         return self.position_ids_BT.shape[1]
 
     def extended(
@@ -87,81 +97,96 @@ class CacheRecord:
         candidates: int = 0,
         announced: list[int] | None = None,
     ) -> CacheRecord:
-        """The record after a forward of ``L`` new slots on the first ``past`` slots.
+        """Return the record after a forward of ``L`` new slots on the first ``past`` slots.
 
         Parameters
         ----------
+        past : int
+            Slots before the forward; later ones were cropped.
         position_ids_BL : int64 [B, L]
             Position ids of the new slots.
         real_BL : bool [B, L] or None
-            False where a new slot is padding; None when none is.
+            False where a new slot is padding; None if none is.
+        planner : Planner
+            Extends the schedules.
+        candidates : int
+            How many of the new tokens are guesses of assisted generation.
+        announced : list of int, optional
+            Announced prompt length of each row, in tokens.
+
+        Raises
+        ------
+        CacheMismatchError
+            If the batch has another size than the record, whose rows differ.
+        InvalidInputError
+            If there are more tokens than were announced.
         """
         new = position_ids_BL.shape[1]
-        kept = self.position_ids_BT[:, :past]
+        past_ids_BP = self.position_ids_BT[:, :past]
         rows = self.rows
         batch = position_ids_BL.shape[0]
         if len(rows) != batch:
-            kept, rows = self._repeated(batch, kept)
-        ids = torch.cat((kept.to(position_ids_BL.device), position_ids_BL), dim=1)
-        fresh = []
+            past_ids_BP, rows = self._repeated(batch, past_ids_BP)
+        ids_BT = torch.cat((past_ids_BP.to(position_ids_BL.device), position_ids_BL), dim=1)
+        extended = []
         for index, row in enumerate(rows):
-            added = ((0, new),) if real_BL is None else _runs(real_BL[index])
-            spans = cut_spans(row.spans, 0, past)
-            before = span_count(spans)
-            merged = join_spans(spans, tuple((a + past, b + past) for a, b in added))
-            after = span_count(merged)
-            steady = row.consecutive if before else True
-            steady = steady and all(_counts_up(ids[index, max(a, past - 1) : b]) for a, b in merged if b > past)
+            new_spans = ((0, new),) if real_BL is None else _runs(real_BL[index])
+            past_spans = cut_spans(row.spans, 0, past)
+            before = span_count(past_spans)
+            spans = join_spans(past_spans, tuple((start + past, stop + past) for start, stop in new_spans))
+            consecutive = (row.consecutive or not before) and all(
+                _counts_up(ids_BT[index, max(start, past - 1) : stop]) for start, stop in spans if stop > past
+            )
             schedule = planner.extend(
                 row.schedule,
                 before,
-                after,
+                span_count(spans),
                 candidates=candidates,
                 announced=None if announced is None else announced[index],
             )
-            fresh.append(Row(merged, schedule, steady, row.dropped))
-        return CacheRecord(self.fingerprint, ids, tuple(fresh), self.dropped)
+            extended.append(Row(spans, schedule, consecutive, row.dropped))
+        return CacheRecord(self.fingerprint, ids_BT, tuple(extended), self.dropped)
 
     def hiding(self, shown_BP: Tensor) -> CacheRecord:
-        """The record of the first ``P`` slots, of which some are hidden from now on: bool [B, P], True where shown."""
+        """Return the record of the first ``P`` slots with some of them hidden: bool [B, P], True if shown."""
         rows = (replace(row, spans=_runs(shown_P)) for row, shown_P in zip(self.rows, shown_BP, strict=True))
         return replace(self, position_ids_BT=self.position_ids_BT[:, : shown_BP.shape[1]], rows=tuple(rows))
 
     def chosen(self, rows: Sequence[int]) -> CacheRecord:
-        """The record of a cache whose rows are now these of it, in this order."""
+        """Return the record of a cache that now holds these rows of the former batch, in this order."""
         index = list(rows)
         return replace(self, position_ids_BT=self.position_ids_BT[index], rows=tuple(self.rows[row] for row in index))
 
-    def _repeated(self, batch: int, kept: Tensor) -> tuple[Tensor, tuple[Row, ...]]:
-        """Rows of a cache whose batch was multiplied or cut since: only safe when all rows are alike."""
+    def _repeated(self, batch: int, past_ids_BP: Tensor) -> tuple[Tensor, tuple[Row, ...]]:
+        """Return position ids and rows for another batch size, which is only safe if all rows are alike."""
         if not self.rows:
-            return kept.new_zeros((batch, 0)), (Row(),) * batch
-        alike = all(row == self.rows[0] for row in self.rows) and bool((kept == kept[:1]).all())
+            return past_ids_BP.new_zeros((batch, 0)), (Row(),) * batch
+        alike = all(row == self.rows[0] for row in self.rows) and bool((past_ids_BP == past_ids_BP[:1]).all())
         if not alike:
             raise CacheMismatchError(
-                f"the cache was filled with a batch of {len(self.rows)} unequal rows and is now read with {batch}: "
+                f"the cache was filled with a batch of {len(self.rows)} different rows and is now read with {batch}: "
                 "posenc cannot tell which row is which. Expand the batch before the first forward."
             )
-        return kept[:1].expand(batch, -1), (self.rows[0],) * batch
+        return past_ids_BP[:1].expand(batch, -1), (self.rows[0],) * batch
 
 
 def empty_record(fingerprint: str, batch: int, device: torch.device) -> CacheRecord:
-    """The record of an empty cache."""
+    """Return the record of an empty cache for a batch of so many rows."""
     return CacheRecord(fingerprint, torch.zeros((batch, 0), dtype=torch.long, device=device), (Row(),) * batch)
 
 
 def checked_record(record: CacheRecord | None, past: int, fingerprint: str) -> CacheRecord:
-    """The record of a cache that holds ``past`` tokens, checked.
+    """Return the record of a cache that holds ``past`` tokens, after checking that it belongs to them.
 
     Raises
     ------
     CacheMismatchError
-        If the cache holds tokens that posenc did not put there, or that another strategy did.
+        If tokens in the cache were written without posenc or under another strategy.
     """
     if record is None:
         raise CacheMismatchError(
-            f"the cache holds {past} tokens that were written without posenc, so that their keys are rotated already, "
-            "or by a forward that broke off half-way. Start from an empty cache."
+            f"the cache holds {past} tokens that were written without posenc, so that their keys are already rotated, "
+            "or by a forward that broke off. Start from an empty cache."
         )
     if record.fingerprint != fingerprint:
         raise CacheMismatchError(
@@ -171,8 +196,8 @@ def checked_record(record: CacheRecord | None, past: int, fingerprint: str) -> C
     seen = record.slots + record.dropped
     if seen < past:
         raise CacheMismatchError(
-            f"the cache holds {past} tokens, but posenc saw only {seen} of them: an unpatched model went on with it, "
-            "or a forward broke off half-way. Start from an empty cache."
+            f"the cache holds {past} tokens, but posenc saw only {seen} of them: an unpatched model continued it, "
+            "or a forward broke off. Start from an empty cache."
         )
     return record
 
@@ -182,14 +207,14 @@ def _counts_up(ids_L: Tensor) -> bool:
 
 
 def _runs(real_L: Tensor) -> Spans:
-    """Half-open runs of True."""
+    """Return the half-open runs of True."""
     flags = [False, *real_L.tolist(), False]
     edges = [i for i in range(len(flags) - 1) if flags[i] != flags[i + 1]]
     return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
 def join_spans(first: Spans, second: Spans) -> Spans:
-    """Concatenate spans, joining the two that touch."""
+    """Concatenate spans, and join the two that touch."""
     if first and second and first[-1][1] == second[0][0]:
         return (*first[:-1], (first[-1][0], second[0][1]), *second[1:])
     return first + second

@@ -1,10 +1,11 @@
-"""Everything that posenc knows about one KV cache: one object, an attribute of the cache.
+"""Everything that posenc knows about one KV cache, in one object that is an attribute of the cache.
 
-It travels with the cache, so copies, crops and several caches at once need no table of their own. Nothing is accounted
-for before the layers have run: a forward that breaks off leaves the state of the one before it, and the next forward
-sees that the cache holds more tokens than were accounted for.
+The decoder's hooks (``posenc/hf/hooks.py``) describe each call as a :class:`Forward`. :meth:`CacheState.begin` checks
+the cache before the layers run and accounts for the new tokens; :meth:`CacheState.finish` stores the new state after
+they have run. If a forward breaks off in between, the old state stays, and the next forward finds more tokens in the
+cache than were recorded. As the state travels with the cache, copies, crops and several caches at once need no care.
 
-Shape letters: B batch, L new tokens.
+Shape letters: B batch, L new tokens, P slots before the forward.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class Forward:
     attachment : Attachment
         What the hooks of the model share.
     cache : Cache or None
-        The KV cache that was passed in.
+        The KV cache that was passed to the forward.
     past : int
-        Tokens that it counts.
+        Tokens that the cache has seen.
     position_ids_BL : int64 [B, L]
         Position ids of the new tokens.
     mask : Tensor, dict of Tensor or None
@@ -59,16 +60,27 @@ class Forward:
     def of(
         cls, attachment: Attachment, kwargs: Mapping[str, Any], tokens_BL: Tensor, *, candidates: int = 0
     ) -> Forward:
-        """Read the keyword arguments of a forward on ``tokens_BL`` (ids, or embeddings [B, L, hidden]).
+        """Read the keyword arguments of a forward.
+
+        Parameters
+        ----------
+        attachment : Attachment
+            What the hooks of the model share.
+        kwargs : mapping
+            Keyword arguments of the decoder's forward.
+        tokens_BL : Tensor
+            Ids [B, L] or embeddings [B, L, hidden] of the new tokens.
+        candidates : int
+            How many of the new tokens are guesses of assisted generation.
 
         Raises
         ------
         InvalidInputError
-            If there are no tokens, or position ids of several dimensions.
+            If there are no tokens, or the position ids have several dimensions.
         """
         batch, new = tokens_BL.shape[:2]
         if new == 0:
-            raise InvalidInputError("the model got no tokens: the text is empty.")
+            raise InvalidInputError("the model got no tokens: the text is empty. Pass at least one token.")
         cache = cache_of(kwargs)
         past = 0 if cache is None else int(cache.get_seq_length())
         ids = kwargs.get("position_ids")
@@ -77,18 +89,18 @@ class Forward:
         if ids.ndim != 2:
             raise InvalidInputError(
                 f"position_ids must be [batch, tokens], got {tuple(ids.shape)}: positions of several dimensions "
-                "(mrope) cannot be remapped."
+                "(mrope) cannot be remapped. Load the text-only model of the family."
             )
         return cls(attachment, cache, past, ids.expand(batch, -1), kwargs.get("attention_mask"), candidates)
 
     @property
     def batch(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return self.position_ids_BL.shape[0]
 
     @property
     def new(self) -> int:
-        """New tokens, padding included."""
+        """Number of new slots in each row, padding included."""
         return self.position_ids_BL.shape[1]
 
 
@@ -99,13 +111,13 @@ class CachedTokens:
     Parameters
     ----------
     record : CacheRecord
-        Those of the cache and those of the forward.
+        The tokens of the cache and those of the forward.
     past : int
         Slots in the cache before the forward.
     remaining : CacheRecord
-        What the cache holds after it; a bounded cache drops slots.
+        The tokens that the cache holds after the forward; a bounded cache drops some.
     rotated : RotatedKeys, optional
-        Rotated keys of earlier decoding steps.
+        Rotated copies of the keys from earlier decoding steps.
     """
 
     record: CacheRecord
@@ -121,15 +133,15 @@ class CacheState:
     Parameters
     ----------
     record : CacheRecord, optional
-        Positions, padding and schedules of the tokens that it holds.
+        Position ids, padding and schedules of the tokens that it holds.
     tables : StaticDecodeTables or NoDecodeTables, optional
-        Of a static cache: what every token will see until it is full.
+        For a static cache, what every token will attend until it is full.
     rotated : RotatedKeys, optional
         Rotated copies of its keys.
     witness : Witness, optional
-        What its keys looked like, to tell what became of them.
-    step : object, optional
-        The step of the running forward, for an attention module whose layer drops keyword arguments.
+        A copy of some of its keys, by which changes are found.
+    step : CompiledStep, optional
+        The compiled step of the running forward, for attention modules whose layer drops keyword arguments.
     """
 
     record: CacheRecord | None = None
@@ -140,7 +152,7 @@ class CacheState:
 
     @classmethod
     def of(cls, cache: Any) -> CacheState:
-        """The state of a cache, a new one where there is none; of no cache, one that is thrown away."""
+        """Return the state of a cache, a new one if it has none; without a cache, one for this forward alone."""
         state = getattr(cache, ATTRIBUTE, None)
         if state is None:
             state = cls()
@@ -150,14 +162,14 @@ class CacheState:
         return state
 
     def begin(self, forward: Forward) -> CachedTokens:
-        """Account for the tokens of a forward, before its layers run.
+        """Check the cache and account for the new tokens of a forward, before its layers run.
 
         Raises
         ------
         CacheMismatchError
-            If the cache holds something else than this strategy left there.
+            If the cache does not hold what this strategy left there.
         InvalidInputError
-            If the mask has the wrong shape or reveals padding, or the announced prompt does not fit.
+            If the mask has the wrong shape or reveals padding, or the announced prompt length does not fit.
         """
         attachment = forward.attachment
         record = self._present(forward)
@@ -167,7 +179,7 @@ class CacheState:
         if shown_BP is not None:
             record = record.hiding(shown_BP)
         past = forward.past - record.dropped  # slots that a bounded cache still holds
-        retain = getattr(forward.cache, "retain", None)  # of a bounded cache, whose plans know no prompt
+        retain = getattr(forward.cache, "retain", None)  # a bounded cache, whose plans do not depend on the prompt
         record = record.extended(
             past,
             forward.position_ids_BL,
@@ -180,7 +192,19 @@ class CacheState:
         return CachedTokens(record, past, retain(record) if retain else record, rotated)
 
     def finish(self, cache: Any, tokens: CachedTokens, layers: Layers, *, compiling: bool) -> None:
-        """Take over what a forward has left in its cache, after its layers have run."""
+        """Store what a forward leaves in its cache, after its layers have run.
+
+        Parameters
+        ----------
+        cache : Cache
+            The KV cache.
+        tokens : CachedTokens
+            What :meth:`begin` returned.
+        layers : Layers
+            What the attention layers of the forward share.
+        compiling : bool
+            Whether torch.compile runs the forward.
+        """
         self.record = tokens.remaining
         if self.witness is None:
             self.witness = witness_of(cache, layers.attachment.witnesses)
@@ -190,7 +214,7 @@ class CacheState:
         self.tables = build_or_advance(self.tables, cache, tokens.record, tokens.past, layers, compiling=compiling)
 
     def _present(self, forward: Forward) -> CacheRecord:
-        """The tokens that the cache holds, its rows as they are now."""
+        """Return the record of the tokens that the cache holds before the forward, with its rows as they are now."""
         attachment, past = forward.attachment, forward.past
         if past == 0:
             return empty_record(attachment.fingerprint, forward.batch, forward.position_ids_BL.device)
@@ -202,7 +226,7 @@ class CacheState:
         return self.witness.check(forward.cache, record, past - record.dropped, forward.batch)
 
     def _rotated_keys(self, forward: Forward, past: int) -> RotatedKeys | None:
-        """The checked copies for a decoding forward; prompts get none, and drop those there were."""
+        """Return the checked copies for a decoding step; a prompt gets none, and drops those of earlier steps."""
         if forward.cache is None:
             return None
         if past == 0 or forward.new > FEW_TOKENS:

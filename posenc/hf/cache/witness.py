@@ -1,10 +1,10 @@
-"""What the keys of a cache looked like after posenc's last forward, to tell what happened to them since.
+"""Find out what happened to a cache between two forwards, from a copy of some of its keys.
 
-Between two forwards anybody may cut a cache back, reorder its rows, drop keys from its middle, reset it, or let an
-unpatched model fill it; the cache itself tells nobody. So one channel of the keys of one layer is copied, and compared
-before the next forward unless that layer still holds the very same tensor.
+Other code may crop a cache, reorder its rows, drop keys from its middle, reset it, or let an unpatched model fill it,
+and posenc is not told. So after every forward :meth:`Witness.note` copies one channel of the keys of one layer. Before
+the next forward :meth:`Witness.check` compares the copy, unless that layer still holds the same tensor.
 
-Shape letters: B batch, H heads, T slots, P slots in the cache now, K slots that the layer holds, D head_dim.
+Shape letters: B batch, H heads, N values of a row, T slots, K slots that the layer holds, D head_dim.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from posenc.errors import CacheMismatchError
 from posenc.hf.cache.record import CacheRecord
 
 HEADS = 4
-"""Heads that are copied, at most."""
+"""How many heads are copied, at most."""
 
 CLOSE = 0.1
-"""Of the largest key: how far an edited key may be from what it was."""
+"""How far an edited key may be from what it was, as a fraction of the largest key."""
 
 ROOM = 256
-"""Slots that the copy can grow by before it moves, at least."""
+"""By how many slots, at least, the copy can grow before new memory is allocated."""
 
 
 @dataclass
@@ -36,8 +36,10 @@ class Witness:
 
     Parameters
     ----------
-    layer, channel : int
-        Which layer of the cache, and which channel: one that is rotated, so that rotated keys differ from raw ones.
+    layer : int
+        Index of the layer in the cache.
+    channel : int
+        Index of the channel. It is one that the layer rotates, so that rotated keys differ from raw ones.
     """
 
     layer: int
@@ -59,31 +61,42 @@ class Witness:
         return {**vars(self), "_seen": None, "_version": None}
 
     def note(self, cache: Any, slots: int, past: int) -> None:
-        """After a forward that left ``slots`` slots in the cache, the first ``past`` of them as they were before it."""
+        """Copy the keys of a cache of ``slots`` slots after a forward, which did not change the first ``past``."""
         keys = self._keys(cache, slots)
         if keys is None:
             self._copy_BHT = self._seen = None
             return
-        first, held_BHK = _first_slot(keys, slots), self._channel_of(keys)
-        copy_BHT, known = self._copy_BHT, min(self._stop, past) if first == self._first == 0 else first
-        if copy_BHT is None or copy_BHT.shape[:2] != held_BHK.shape[:2] or copy_BHT.device != held_BHK.device:
-            copy_BHT, known = held_BHK.new_empty((*held_BHK.shape[:2], 0)), first
+        first, channel_BHK = _first_slot(keys, slots), self._channel_of(keys)
+        copy_BHT, copied = self._copy_BHT, min(self._stop, past) if first == self._first == 0 else first
+        if copy_BHT is None or copy_BHT.shape[:2] != channel_BHK.shape[:2] or copy_BHT.device != channel_BHK.device:
+            copy_BHT, copied = channel_BHK.new_empty((*channel_BHK.shape[:2], 0)), first
         if slots - first > copy_BHT.shape[2]:
-            room = slots - first + max(ROOM, slots // 8)
-            grown_BHT = copy_BHT.new_empty((*copy_BHT.shape[:2], room))
-            grown_BHT[..., : known - first] = copy_BHT[..., : known - first]
+            size = slots - first + max(ROOM, slots // 8)
+            grown_BHT = copy_BHT.new_empty((*copy_BHT.shape[:2], size))
+            grown_BHT[..., : copied - first] = copy_BHT[..., : copied - first]
             copy_BHT = grown_BHT
-        copy_BHT[..., known - first : slots - first] = held_BHK[..., known - first : slots - first]
+        copy_BHT[..., copied - first : slots - first] = channel_BHK[..., copied - first : slots - first]
         self._copy_BHT, self._first, self._stop = copy_BHT, first, slots
         self._seen, self._version = weakref.ref(keys), _version(keys)
 
     def check(self, cache: Any, record: CacheRecord, past: int, batch: int) -> CacheRecord:
-        """The record of the rows that the cache holds now, before a forward on ``past`` slots.
+        """Return the record of the rows that the cache holds now, before a forward on ``past`` slots.
+
+        Parameters
+        ----------
+        cache : Cache
+            The KV cache.
+        record : CacheRecord
+            The tokens that posenc left in the cache.
+        past : int
+            Slots that it holds now.
+        batch : int
+            Rows of the forward.
 
         Raises
         ------
         CacheMismatchError
-            If its keys are not those that posenc left there, cut back at the end and reordered by rows at most.
+            If its keys are not those that posenc left there, apart from a crop and from rows in another order.
         """
         keys = self._keys(cache, past)
         if keys is None or self._copy_BHT is None:
@@ -110,19 +123,19 @@ class Witness:
             self._copy_BHT = self._copy_BHT[rows]
             return record.chosen(rows)
         if past == record.slots and same and _mostly_same(now_BHT, then_BHT):
-            return record  # somebody edits keys in place
+            return record  # other code edits keys in place
         raise _mismatch(past)
 
     def _untouched(self, keys: Tensor) -> bool:
-        """The very tensor of the last forward, unwritten since, or the first tokens of it (a crop)."""
+        """Return whether this is the tensor of the last forward, or its first tokens (a crop), not written to since."""
         seen = None if self._seen is None else self._seen()
         if seen is None or (keys.is_inference() and keys.shape[2] > self._stop):  # a static cache, written in place
             return False
-        cut = keys._base is seen and keys.data_ptr() == seen.data_ptr() and keys.stride() == seen.stride()
-        return (keys is seen or (cut and keys.shape[:2] == seen.shape[:2])) and _version(keys) == self._version
+        crop = keys._base is seen and keys.data_ptr() == seen.data_ptr() and keys.stride() == seen.stride()
+        return (keys is seen or (crop and keys.shape[:2] == seen.shape[:2])) and _version(keys) == self._version
 
     def _keys(self, cache: Any, slots: int) -> Tensor | None:
-        """The layer's keys, where it holds them all, or the last ones of a sliding window; not quantized ones."""
+        """Return the layer's keys, all or those of its sliding window; None if some are missing or quantized."""
         layers = getattr(cache, "layers", ())
         layer = layers[self.layer] if self.layer < len(layers) else None
         keys = getattr(layer, "keys", None)
@@ -137,7 +150,7 @@ class Witness:
 
 
 def witness_of(cache: Any, places: Sequence[tuple[int, int]]) -> Witness | None:
-    """The witness of a cache: that of the first of ``(layer, channel)`` that it has keys of."""
+    """Make the witness of a cache, at the first ``(layer, channel)`` for which it holds keys; None if there is none."""
     layers = getattr(cache, "layers", ())
     for layer, channel in places:
         keys = getattr(layers[layer], "keys", None) if layer < len(layers) else None
@@ -155,6 +168,7 @@ def _mismatch(past: int) -> CacheMismatchError:
 
 
 def _first_slot(keys: Tensor, slots: int) -> int:
+    """Return the first slot that a layer still holds."""
     return max(0, slots - keys.shape[2])
 
 
@@ -163,23 +177,23 @@ def _version(keys: Tensor) -> int | None:
 
 
 def _bits(x: Tensor) -> Tensor:
-    """The same memory as whole numbers: equal for equal NaN too."""
+    """Return the same memory as integers, so that equal NaN compare equal."""
     return x.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
 
 
 def _source_rows(now_BHT: Tensor, then_BHT: Tensor, record: CacheRecord) -> list[int] | None:
-    """The earlier row that each row is a copy of, or None where some row is none of them, or one of several."""
+    """Return the earlier row that each row is a copy of; None if a row has no source, or several that differ."""
     now_BN, then_BN = _bits(now_BHT).flatten(1), _bits(then_BHT).flatten(1)
     factor_N = torch.arange(1, now_BN.shape[1] + 1, device=now_BN.device) * 2654435761
     digests = [(x.long() * factor_N).sum(1).tolist() for x in (now_BN, then_BN)]
     rows = []
     for index, digest in enumerate(digests[0]):
-        found = [
-            row for row, own in enumerate(digests[1]) if own == digest and torch.equal(now_BN[index], then_BN[row])
+        sources = [
+            row for row, then in enumerate(digests[1]) if then == digest and torch.equal(now_BN[index], then_BN[row])
         ]
-        if not found or not all(_alike(record, found[0], row) for row in found[1:]):
+        if not sources or not all(_alike(record, sources[0], row) for row in sources[1:]):
             return None
-        rows.append(found[0])
+        rows.append(sources[0])
     return rows
 
 
@@ -189,7 +203,7 @@ def _alike(record: CacheRecord, first: int, second: int) -> bool:
 
 
 def _mostly_same(now_BHT: Tensor, then_BHT: Tensor) -> bool:
-    """Whether at least half of every row's slots are about what they were: somebody edits keys, or rounds them."""
+    """Return whether at least half of each row's slots are about what they were, as when other code rounds keys."""
     near = CLOSE * then_BHT.abs().nan_to_num().amax()
     same_BT = ((now_BHT - then_BHT).abs() <= near).all(1) | (now_BHT.isnan() & then_BHT.isnan()).all(1)
     return bool((same_BT.sum(1) * 2 >= same_BT.shape[1]).all())

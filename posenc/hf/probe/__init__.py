@@ -1,1 +1,1 @@
-"""What apply measures on a model before it patches it, and what it refuses."""
+"""What ``posenc.apply`` measures on a model before it installs its hooks, and which models it refuses."""

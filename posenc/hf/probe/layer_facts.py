@@ -1,9 +1,9 @@
-"""One attention layer, measured: what is rotated, how, by which frequencies, and what its mask hides.
+"""Measure one attention layer: which channels are rotated, how, by which frequencies, and what its mask hides.
 
-The probe hands a layer the same tokens under four rotations (:data:`CASES`) and notes the queries and
-keys that reach its attention function.
+The probe runs the same tokens under four rotations (:data:`CASES`) and records the queries and keys that reach each
+layer's attention function (``posenc/hf/probe/probe.py``). :func:`layer_facts` reads one such call.
 
-Shape letters: R rows (cases x tokens), H heads, L tokens of a row, D head_dim.
+Shape letters: R rows (cases x tokens), H heads, L tokens of a row, D head_dim; X stands for any further axes.
 """
 
 from __future__ import annotations
@@ -17,63 +17,74 @@ from posenc.hf.layer_call import LayerCall
 from posenc.hf.probe.masks import NotedMask, measured_window
 from posenc.rope import Arithmetic, Rotary, Style
 
-CASES = ("none", "quarter", "double", "own")
-"""Rotations of a row: none, a quarter turn of every pair, twice nothing, and the model's own."""
+CASES = ("none", "quarter", "double", "model")
+"""Rotations of a row: none, a quarter turn of every pair, none with doubled cosines, and the model's own."""
 
 TOKENS = 3
 POSITION = 29
-"""Rotary position of every row: small, so that no module changes its frequencies for it."""
+"""Rotary position of every row; small, so that no module changes its frequencies for it."""
 
 STYLES: tuple[Style, ...] = ("half", "interleaved")
 
 Kinds = dict[RotarySource, tuple[Rotary, tuple[Arithmetic, ...]]]
-"""Frequencies that may feed a layer, likeliest first, and how the model may round with them."""
+"""Frequencies that may feed a layer, the likeliest first, and how the model may round with them."""
 
 
 def by_case(x_RX: Tensor) -> Tensor:
-    """Rows as [cases, tokens, ...]."""
+    """Return the rows as [cases, tokens, ...]."""
     return x_RX.reshape(len(CASES), TOKENS, *x_RX.shape[1:])
 
 
 def alike(x_RX: Tensor) -> bool:
-    """Whether all cases gave the same."""
+    """Return whether all cases gave the same values, within rounding."""
     cases = by_case(x_RX)
     return _error(cases, cases[:1].expand_as(cases)) < _tolerance(x_RX)
 
 
 def _tolerance(x: Tensor) -> float:
-    """Relative to the largest value; batched products of different rows may round differently."""
+    """Return the allowed relative difference: products of different rows of a batch may round differently."""
     return 1e-3 if x.dtype in (torch.float32, torch.float64) else 3e-2
 
 
-def _error(got: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative to the largest expected value."""
+def _error(actual: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, relative to the largest expected value."""
     scale = float(expected.abs().max()) or 1.0
-    return float((got.float() - expected.float()).abs().max()) / scale
+    return float((actual.float() - expected.float()).abs().max()) / scale
 
 
 def layer_facts(call: LayerCall, kinds: Kinds, masks: list[NotedMask], where: str) -> LayerFacts:
-    """What one call of the attention function reveals about its layer.
+    """Read from one call of the attention function what its layer rotates and sees.
+
+    Parameters
+    ----------
+    call : LayerCall
+        The recorded call, whose rows are tokens under every case.
+    kinds : Kinds
+        Frequencies that may feed the layer.
+    masks : list of NotedMask
+        The masks that were made in the forward.
+    where : str
+        Name of the layer, for messages.
 
     Raises
     ------
     UnsupportedModelError
-        If raw queries and keys and a plan could not stand for what the layer does.
+        If the layer cannot be computed from raw queries and keys and a plan.
     """
-    window = measured_window(call.mask, masks, call.options.get("sliding_window"), where)
+    sliding_window = measured_window(call.mask, masks, call.options.get("sliding_window"), where)
     widths = {2 * len(base.inv_freq) for base, _ in kinds.values()}
     layouts_q, layouts_k = (_layouts(x, widths, where) for x in (call.q_BHLD, call.k_BHKD))
     if layouts_q is None and layouts_k is None:
-        return LayerFacts(None, sliding_window=window)
+        return LayerFacts(None, sliding_window=sliding_window)
     if layouts_q is None or layouts_k is None:
         raise UnsupportedModelError(f"{where}: only its {'keys' if layouts_q is None else 'queries'} are rotated.")
     fits = [
-        (facts, _own_error(call, facts.of(base)))
+        (facts, _rotation_error(call, facts.of(base)))
         for channels, style in layouts_q
         if (channels, style) in layouts_k
         for source, (base, arithmetics) in kinds.items()
         if 2 * len(base.inv_freq) == channels[1] - channels[0]
-        for facts in (LayerFacts(source, style, channels, window, arithmetic) for arithmetic in arithmetics)
+        for facts in (LayerFacts(source, style, channels, sliding_window, arithmetic) for arithmetic in arithmetics)
     ]
     if not fits:
         raise UnsupportedModelError(f"{where}: queries and keys are rotated differently ({layouts_q}, {layouts_k}).")
@@ -87,15 +98,15 @@ def layer_facts(call: LayerCall, kinds: Kinds, masks: list[NotedMask], where: st
 
 
 def _layouts(x_RHLD: Tensor, widths: set[int], where: str) -> list[tuple[tuple[int, int], Style]] | None:
-    """Channels and styles that explain the quarter turn; None where nothing rotates."""
-    none, quarter, double, own = by_case(x_RHLD).unbind(0)
+    """Return the channels and styles that explain the quarter turn, or None if nothing rotates."""
+    none, quarter, double, model = by_case(x_RHLD).unbind(0)
     tolerance = _tolerance(x_RHLD)
     smallest = tolerance * (float(none.abs().max()) or 1.0)
-    moved_D = torch.stack([(x - none).abs() > smallest for x in (quarter, double, own)]).flatten(0, 3).any(0)
+    moved_D = torch.stack([(x - none).abs() > smallest for x in (quarter, double, model)]).flatten(0, 3).any(0)
     if not bool(moved_D.any()):
         return None
-    found, dim = moved_D.nonzero().flatten(), x_RHLD.shape[-1]
-    first, last = int(found[0]), int(found[-1])
+    moved, dim = moved_D.nonzero().flatten(), x_RHLD.shape[-1]
+    first, last = int(moved[0]), int(moved[-1])
     linear, layouts = False, []
     for width in widths:
         for start in dict.fromkeys((0, dim - width, first)):
@@ -131,8 +142,8 @@ def _quarter_turn(x: Tensor, style: Style) -> Tensor:
     return torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
 
 
-def _own_error(call: LayerCall, rotary: Rotary) -> float:
-    """Largest relative difference between the model's own rotation and ours of its raw tensors."""
+def _rotation_error(call: LayerCall, rotary: Rotary) -> float:
+    """Return the largest relative difference between the model's own rotation and posenc's rotation of raw tensors."""
     worst = 0.0
     for x_RHLD in (call.q_BHLD, call.k_BHKD):
         cases = by_case(x_RHLD)

@@ -1,9 +1,12 @@
-"""What a model's attention layers really do, measured at attach time and never trusted.
+"""Measure what a model's attention layers do, when a strategy is applied, instead of trusting the family's name.
 
-One forward of a few one-token rows runs through the decoder. Every row holds the same token, but the
-rotary modules hand it another rotation: none, a quarter turn, twice nothing, or the model's own. The
-attention function returns the values untouched, so all rows of a token meet every layer with the same
-hidden states, and the difference between the queries and keys that reach it is the rotation alone.
+One forward of one-token rows runs through the decoder. Every token appears in one row per case, and the rotary modules
+give each case another rotation: none, a quarter turn, none with doubled cosines, or the model's own. The attention
+function returns the values unchanged. So all rows of a token reach every layer with the same hidden states, and the
+rotation is the only difference between their queries and keys.
+
+``posenc.apply`` runs :func:`probe` before it installs the hooks. ``layer_facts.py`` reads the recorded calls,
+``masks.py`` measures the sliding windows, and ``selftest.py`` compares outputs.
 
 Shape letters: R rows (cases x tokens), H heads, L tokens of a row, D head_dim.
 """
@@ -24,7 +27,7 @@ from posenc.adapter import ArchitectureAdapter, LayerFacts, RotarySource
 from posenc.errors import UnsupportedModelError
 from posenc.hf.layer_call import LayerCall
 from posenc.hf.probe.layer_facts import CASES, POSITION, TOKENS, Kinds, alike, layer_facts
-from posenc.hf.probe.masks import NotedMask, logged_masks
+from posenc.hf.probe.masks import NotedMask, noted_masks
 from posenc.hf.step_forwarding import install_step_forwarding
 from posenc.hf.transformers_names import CACHE_NAMES, returns_cache, version
 from posenc.hf.unstepped import unstepped_modules
@@ -37,12 +40,12 @@ ARITHMETICS: tuple[Arithmetic, ...] = ("native", "mixed", "float32")
 
 @dataclass
 class Recorder:
-    """Stands in for a Step: records what reaches the attention function and returns the values."""
+    """Takes the place of a Step: records the calls of the attention function in ``calls``, and returns the values."""
 
     calls: list[LayerCall] = field(default_factory=list)
 
     def attend(self, call: LayerCall) -> tuple[Tensor, None]:
-        """Values of the one key, for every query head."""
+        """Record a call, and return the values of its only key for every query head."""
         self.calls.append(call)
         q_RHLD, v_RHLD = call.q_BHLD, call.v_BHKD
         groups = q_RHLD.shape[1] // v_RHLD.shape[1]
@@ -51,14 +54,22 @@ class Recorder:
 
 @dataclass
 class CaseHook:
-    """Replaces the rotation of a rotary module by that of each row's case."""
+    """Replaces the tables of a rotary module by those of each row's case.
+
+    Parameters
+    ----------
+    name : str
+        Name of the module inside the decoder.
+    tables : dict
+        Receives the module's own output, by the source of frequencies.
+    """
 
     name: str
-    log: dict[RotarySource, Any]
+    tables: dict[RotarySource, Any]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         layer_type = kwargs.get("layer_type", args[2] if len(args) > 2 and isinstance(args[2], str) else None)
-        self.log[RotarySource(self.name, layer_type)] = output
+        self.tables[RotarySource(self.name, layer_type)] = output
         if isinstance(output, Tensor) and output.is_complex():
             return _with_cases(output, (1, 1j, 2))
         if isinstance(output, tuple) and len(output) == 2 and all(isinstance(x, Tensor) for x in output):
@@ -69,86 +80,94 @@ class CaseHook:
 
 
 def _with_cases(table: Tensor, values: tuple[Any, ...]) -> Tensor:
-    """The table with the rows of the first cases set to a constant."""
+    """Return the table with the rows of the first cases set to a constant each."""
     rows = TOKENS * len(CASES)
     if table.ndim != 3 or table.shape[0] not in (1, rows):
         raise UnsupportedModelError(
             f"a rotary module returns a table of shape {tuple(table.shape)} instead of [batch, tokens, channels]."
         )
-    changed = table.expand(rows, *table.shape[1:]).clone()
+    by_row = table.expand(rows, *table.shape[1:]).clone()
     for case, value in enumerate(values):
-        changed[case * TOKENS : (case + 1) * TOKENS] = value
-    return changed
+        by_row[case * TOKENS : (case + 1) * TOKENS] = value
+    return by_row
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the probe learned.
+    """What the probe measured.
 
     Parameters
     ----------
     calls : list of LayerCall
-        Every call of the attention function, with the options it was given.
+        Every call of the attention function, with its options.
     facts : dict of LayerFacts
-        By attention module.
+        What each attention module rotates and sees.
     rotaries : tuple of str
         Names of the rotary modules that the decoder calls.
-    relayed : list of Module
-        Attention modules whose layer drops keyword arguments.
     """
 
     calls: list[LayerCall]
     facts: Facts
     rotaries: tuple[str, ...]
-    relayed: list[nn.Module]
 
 
 def probe(model: nn.Module, decoder: Any, adapter: ArchitectureAdapter, step_name: str) -> Findings:
-    """Measure every attention layer; the model must already run posenc's attention function.
+    """Measure every attention layer of a model that already runs posenc's attention function.
+
+    Parameters
+    ----------
+    model, decoder : Module
+        The model and its decoder.
+    adapter : ArchitectureAdapter
+        Says where the family keeps its parts.
+    step_name : str
+        Name of the keyword argument that holds the step.
 
     Raises
     ------
     UnsupportedModelError
-        If any layer cannot be served exactly; the message names the reason found.
+        If any layer cannot be served exactly; the message gives the reason.
     """
     rotaries = adapter.rotary_modules(decoder)
-    sources: dict[RotarySource, Any] = {}
-    handles = [m.register_forward_hook(CaseHook(n, sources), with_kwargs=True) for n, m in rotaries.items()]
+    tables: dict[RotarySource, Any] = {}
+    handles = [
+        module.register_forward_hook(CaseHook(name, tables), with_kwargs=True) for name, module in rotaries.items()
+    ]
     try:
-        with unstepped_modules() as relayed:
+        with unstepped_modules() as unstepped:
             run = _run(decoder, step_name)
-        if relayed:
-            known = set(decoder.modules())
+        if unstepped:
+            modules = set(decoder.modules())
             install_step_forwarding(
-                decoder, [module for module in dict.fromkeys(relayed) if module in known], step_name
+                decoder, [module for module in dict.fromkeys(unstepped) if module in modules], step_name
             )
-            sources.clear()
+            tables.clear()
             with unstepped_modules() as unreached:
                 run = _run(decoder, step_name)
             _check_unreached(decoder, unreached)
     finally:
         for handle in handles:
             handle.remove()
-    _check_calls(decoder, run, sources)
+    _check_calls(decoder, run, tables)
     position_ids = torch.full((1, 1), POSITION, device=run.output.device)
-    bases = {source: adapter.rotary(decoder, source, position_ids) for source in sources}
-    ways: dict[RotarySource, tuple[Arithmetic, ...]]
-    ways = {source: ("complex",) if isinstance(table, Tensor) else ARITHMETICS for source, table in sources.items()}
+    bases = {source: adapter.rotary(decoder, source, position_ids) for source in tables}
+    roundings: dict[RotarySource, tuple[Arithmetic, ...]]
+    roundings = {source: ("complex",) if isinstance(table, Tensor) else ARITHMETICS for source, table in tables.items()}
     facts: Facts = {}
     for call in run.calls:
         name = name_of(decoder, call.module)
         likely = sorted(bases, key=lambda source: _unlikely(source, decoder, call.module, name))
-        kinds: Kinds = {source: (bases[source], ways[source]) for source in likely}
-        found = layer_facts(call, kinds, run.masks, f"{_named(decoder)}, layer {name}")
-        if facts.setdefault(call.module, found) != found:
+        kinds: Kinds = {source: (bases[source], roundings[source]) for source in likely}
+        measured = layer_facts(call, kinds, run.masks, f"{_named(decoder)}, layer {name}")
+        if facts.setdefault(call.module, measured) != measured:
             raise UnsupportedModelError(f"{_named(decoder)}, layer {name}: attends in different ways in one forward.")
     _check_declaration(adapter, decoder, facts)
-    return Findings(run.calls, facts, tuple(dict.fromkeys(s.module for s in sources)), list(dict.fromkeys(relayed)))
+    return Findings(run.calls, facts, tuple(dict.fromkeys(source.module for source in tables)))
 
 
 @dataclass
 class ProbeRun:
-    """One forward of the probe's rows."""
+    """One forward of the probe's rows: its attention calls, the masks it made, and its hidden states [R, 1, hidden]."""
 
     calls: list[LayerCall]
     masks: list[NotedMask]
@@ -162,7 +181,7 @@ def _run(decoder: Any, step_name: str) -> ProbeRun:
     tokens = (torch.arange(TOKENS, device=device) * 7919 + 11) % embeddings.num_embeddings
     tokens_RL = tokens.repeat(len(CASES))[:, None]
     try:
-        with as_measured(decoder, device), logged_masks() as masks:
+        with as_measured(decoder, device), noted_masks() as masks:
             output = decoder(
                 input_ids=tokens_RL,
                 attention_mask=torch.ones_like(tokens_RL),
@@ -184,7 +203,7 @@ def _run(decoder: Any, step_name: str) -> ProbeRun:
 
 @contextmanager
 def as_measured(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """All sub-modules in eval mode, no gradients and no mixed precision in here; afterwards as each one was."""
+    """Run the block with all sub-modules in eval mode and without gradients or autocast, then restore their modes."""
     training = [part for part in module.modules() if part.training]
     for part in training:
         part.training = False
@@ -197,7 +216,7 @@ def as_measured(module: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def execution_device(module: nn.Module) -> torch.device:
-    """Where a module computes: accelerate keeps offloaded weights on the meta device in between."""
+    """Return the device on which a module computes; its offloaded weights are on the meta device between forwards."""
     hook: Any = getattr(module, "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
     if device is None:
@@ -211,23 +230,23 @@ def _named(decoder: Any) -> str:
 
 
 def name_of(decoder: nn.Module, module: nn.Module) -> str:
-    """The path of a sub-module."""
+    """Return the path of a sub-module inside the decoder."""
     return next((name for name, part in decoder.named_modules() if part is module), type(module).__name__)
 
 
 def check_structure(model: nn.Module, decoder: Any) -> None:
-    """What can be said without running the model.
+    """Refuse models that cannot be served, as far as this shows without running them.
 
     Raises
     ------
     UnsupportedModelError
-        If it could not be served whatever it computes.
+        If the model's structure rules it out; the message gives the reason.
     """
     if not hasattr(decoder, "set_attn_implementation"):
         raise UnsupportedModelError(
             f"{type(decoder).__name__} is not a model of transformers whose attention can be replaced."
         )
-    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # loaded wherever a model is sharded
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # imported if any model is sharded
     if fsdp is not None and any(isinstance(part, fsdp.FSDPModule) for part in model.modules()):
         raise UnsupportedModelError(
             f"{type(model).__name__} is sharded by FSDP2 (fully_shard), so its decoder cannot be probed "
@@ -264,13 +283,13 @@ def check_structure(model: nn.Module, decoder: Any) -> None:
             )
 
 
-def _check_calls(decoder: Any, run: ProbeRun, sources: dict[RotarySource, Any]) -> None:
+def _check_calls(decoder: Any, run: ProbeRun, tables: dict[RotarySource, Any]) -> None:
     if not run.calls:
         raise UnsupportedModelError(
             f"no attention layer of {_named(decoder)} hands its queries and keys to transformers' AttentionInterface, "
             "so they are out of reach."
         )
-    if not sources:
+    if not tables:
         raise UnsupportedModelError(
             f"{_named(decoder)} never calls its rotary module: it does not use rotary position embeddings (RoPE)."
         )
@@ -299,18 +318,18 @@ def _check_unreached(decoder: Any, unreached: list[nn.Module]) -> None:
 
 
 def _unlikely(source: RotarySource, decoder: Any, module: Any, name: str) -> tuple[bool, bool]:
-    """Sort key: among sources that fit equally well, the layer's own module and declared type come first."""
+    """Sort key that puts sources in the layer's own module and of its declared layer type first."""
     types, index = getattr(decoder.config, "layer_types", None), getattr(module, "layer_idx", None)
     declared = types[index] if types and isinstance(index, int) and index < len(types) else None
     return not source.module.startswith(f"{name}."), source.layer_type != declared
 
 
 def _check_declaration(adapter: ArchitectureAdapter, decoder: Any, facts: Facts) -> None:
-    for module, found in facts.items():
-        if adapter.style is not None and found.source is not None and found.style != adapter.style:
+    for module, layer in facts.items():
+        if adapter.style is not None and layer.source is not None and layer.style != adapter.style:
             raise UnsupportedModelError(
-                f"{_named(decoder)}, layer {name_of(decoder, module)} rotates in style {found.style!r}, and the "
+                f"{_named(decoder)}, layer {name_of(decoder, module)} rotates in style {layer.style!r}, and the "
                 f"adapter {adapter.name!r} declares {adapter.style!r}."
             )
-    if all(found.source is None for found in facts.values()):
+    if all(layer.source is None for layer in facts.values()):
         raise UnsupportedModelError(f"no attention layer of {_named(decoder)} uses rotary positions (RoPE).")

@@ -1,4 +1,7 @@
-"""The last word at attach time: does the patched model compute what the unpatched one does?
+"""Compare the patched model with the unpatched one, as the last step before ``posenc.apply`` returns.
+
+The probe has measured the layers (``posenc/hf/probe/probe.py``). Here each layer's own attention function must equal
+the softmax that plans compute, and with the identity plan the decoder's output must equal that of the unpatched model.
 
 Shape letters: B batch, H heads, L tokens, D head_dim.
 """
@@ -23,65 +26,74 @@ from posenc.rope import Rotary
 
 TOKENS = 12
 LOUD = 3.0
-"""Standard deviation of the queries and keys that try the attention function: softcaps must show."""
+"""Standard deviation of the queries and keys that test attention functions; large, so that a softcap shows."""
 
 
 def forward_of_fixed_tokens(decoder: Any) -> Tensor:
-    """Hidden states of a few fixed tokens: a prompt, and one token decoded on its cache.
+    """Run a prompt of a few fixed tokens and decode one more on its cache; return the hidden states [1, L, hidden].
 
     Raises
     ------
     UnsupportedModelError
-        If the decoder does not run on tokens alone, or its cache does not come back.
+        If the decoder does not run on tokens alone, or does not return its cache and decode on it.
     """
     embeddings = decoder.get_input_embeddings()
     device = execution_device(embeddings)
     tokens_1L = (torch.arange(TOKENS, device=device) * 7919 % embeddings.num_embeddings)[None]
-    at_1L = torch.arange(TOKENS, device=device)[None]  # as generate passes them: some families count from 0 without
-    asked: dict[str, Any] = {"use_cache": True, "return_dict": True}
+    ids_1L = torch.arange(TOKENS, device=device)[None]  # as generate does: some families else count from 0 every time
+    options: dict[str, Any] = {"use_cache": True, "return_dict": True}
     try:
         with as_measured(decoder, device):
-            first = decoder(input_ids=tokens_1L[:, :-1], position_ids=at_1L[:, :-1], **asked)
-            cache = output_cache(first)
+            prompt = decoder(input_ids=tokens_1L[:, :-1], position_ids=ids_1L[:, :-1], **options)
+            cache = output_cache(prompt)
             if cache is None:
                 raise UnsupportedModelError(
                     f"{type(decoder).__name__} ({decoder.config.model_type!r}) returns no KV cache that posenc knows "
                     f"(transformers {version()})."
                 )
-            handed = cache_argument(decoder, cache)
-            last = decoder(input_ids=tokens_1L[:, -1:], position_ids=at_1L[:, -1:], **asked, **handed)
-            counted = int(cache.get_seq_length())
-            if counted != TOKENS:
+            options |= cache_argument(decoder, cache)
+            decoded = decoder(input_ids=tokens_1L[:, -1:], position_ids=ids_1L[:, -1:], **options)
+            count = int(cache.get_seq_length())
+            if count != TOKENS:
                 raise UnsupportedModelError(
                     f"{type(decoder).__name__} ({decoder.config.model_type!r}) does not decode on the cache it is "
-                    f"handed: it counts {counted} tokens there after {TOKENS}, so posenc could not follow it "
+                    f"handed: it counts {count} tokens there after {TOKENS}, so posenc could not follow it "
                     f"(transformers {version()})."
                 )
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError, NotImplementedError) as error:
         raise UnsupportedModelError(
             f"{type(decoder).__name__} ({decoder.config.model_type!r}) does not run on a few tokens alone: {error}"
         ) from error
-    return torch.cat((first[0], last[0]), dim=1)
+    return torch.cat((prompt[0], decoded[0]), dim=1)
 
 
 def check_identity(decoder: Any, expected: Tensor, adapter: ArchitectureAdapter) -> None:
-    """With the identity plan the patched decoder must equal stock: to the last bit, or as the adapter declares.
+    """Check that with the identity plan a patched decoder equals the unpatched one.
+
+    Parameters
+    ----------
+    decoder : Module
+        The patched decoder.
+    expected : Tensor [1, L, hidden]
+        What :func:`forward_of_fixed_tokens` returned on the unpatched decoder.
+    adapter : ArchitectureAdapter
+        Its ``tolerance`` is the largest difference allowed; 0 means equal to the last bit.
 
     Raises
     ------
     UnsupportedModelError
-        If it does not.
+        If they differ.
     """
-    got = forward_of_fixed_tokens(decoder)
-    if torch.equal(expected, got):
+    actual = forward_of_fixed_tokens(decoder)
+    if torch.equal(expected, actual):
         return
-    worst_L = (expected - got).abs().flatten(2).amax((0, 2))
+    worst_L = (expected - actual).abs().flatten(2).amax((0, 2))
     if not float(worst_L.max()) <= adapter.tolerance:
         where = f"{type(decoder).__name__} ({decoder.config.model_type!r})"
         if float(worst_L[:-1].max()) <= adapter.tolerance:
             raise UnsupportedModelError(
                 f"{where} does not decode as it does unpatched: with the identity plan the token after the prompt "
-                f"differs by {float(worst_L[-1]):.3g}. Its cache is handed on in a way that posenc does not know "
+                f"differs by {float(worst_L[-1]):.3g}. It passes its cache on in a way that posenc does not know "
                 f"(transformers {version()})."
             )
         raise UnsupportedModelError(
@@ -91,12 +103,21 @@ def check_identity(decoder: Any, expected: Tensor, adapter: ArchitectureAdapter)
 
 
 def check_attention(decoder: nn.Module, calls: list[LayerCall], implementation: str) -> None:
-    """Every layer's own attention function must be the softmax (with softcap and sinks) that plans compute.
+    """Check that every layer's own attention function is the softmax (with softcap and sinks) that plans compute.
+
+    Parameters
+    ----------
+    decoder : Module
+        The decoder.
+    calls : list of LayerCall
+        The calls that the probe recorded.
+    implementation : str
+        The attention implementation that the model was loaded with.
 
     Raises
     ------
     UnsupportedModelError
-        If it is not.
+        If one of them computes something else.
     """
     plan = IdentityStrategy().plan(TOKENS)
     generator = torch.Generator().manual_seed(0)
@@ -108,15 +129,16 @@ def check_attention(decoder: nn.Module, calls: list[LayerCall], implementation: 
             for x, scale in ((call.q_BHLD, LOUD), (call.k_BHKD, LOUD), (call.v_BHKD, 1.0))
         )
         expected = _stock(call, (q, k, v), implementation, where)
-        got = _plain(call, q, k, v, plan)
-        if expected.shape != got.shape or not torch.allclose(expected, got, atol=1e-4, rtol=1e-4):
+        actual = _plain(call, q, k, v, plan)
+        if expected.shape != actual.shape or not torch.allclose(expected, actual, atol=1e-4, rtol=1e-4):
             raise UnsupportedModelError(
                 f"{where}: its {implementation} attention is not a softmax over queries, keys, softcap and sinks as "
-                f"handed to transformers' AttentionInterface (options: {', '.join(_given(call)) or 'none'})."
+                f"handed to transformers' AttentionInterface (options: {', '.join(_option_names(call)) or 'none'})."
             )
 
 
 def _stock(call: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], implementation: str, where: str) -> Tensor:
+    """Run a layer's own attention function on other tensors."""
     try:
         with as_measured(call.module, qkv[0].device):
             out: Tensor = stock_attention(implementation, call.module)(
@@ -129,14 +151,15 @@ def _stock(call: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], implementation: 
 
 
 def _plain(call: LayerCall, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, plan: PositionPlan) -> Tensor:
-    still = Rotary(torch.zeros(1, dtype=torch.float32))
+    """Run posenc's attention on the same tensors, without rotating them."""
+    no_rotation = Rotary(torch.zeros(1, dtype=torch.float32))
     with as_measured(call.module, q_BHLD.device):
         out = attention(
             q_BHLD,
             k_BHLD,
             v_BHLD,
             plan,
-            still,
+            no_rotation,
             scale=call.scaling,
             softcap=call.options.get("softcap"),
             sinks=call.options.get("s_aux"),
@@ -145,5 +168,5 @@ def _plain(call: LayerCall, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, plan
     return out.transpose(1, 2)
 
 
-def _given(call: LayerCall) -> list[str]:
+def _option_names(call: LayerCall) -> list[str]:
     return [name for name, value in call.options.items() if value is not None]

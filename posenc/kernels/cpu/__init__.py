@@ -1,1 +1,1 @@
-"""The CPU backend: prefill as calls of torch's flash attention, decoding as matrix products."""
+"""The CPU backend: calls of torch's flash operator."""

@@ -1,9 +1,8 @@
 """cos and sin of positions on the device, as the Triton kernels look them up.
 
-Positions of all built-in strategies are whole numbers, so one table by position serves every segment, plan and
-request of the same frequencies: 8 F bytes per position (16 MB for 32,768 positions of a 128-wide head), and 4 bytes
-for every key of a map. Fractions, and positions of their own for every frequency, get a table by token: 8 F bytes for
-every key of a map.
+The positions of nearly all built-in strategies are whole numbers, so one table by position serves every segment, plan
+and request of the same frequencies: 8 F bytes per position (16 MB for 32,768 positions of a 128-wide head), and 4 bytes
+for every key of a map. Fractions, and positions per frequency, get a table by token: 8 F bytes for every key of a map.
 
 Shape letters: L tokens, F rotary frequencies, R rows of a table.
 """
@@ -11,22 +10,22 @@ Shape letters: L tokens, F rotary frequencies, R rows of a table.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from posenc.kernels.memo import remembered
+from posenc.derived import ordinary_tensors
+from posenc.kernels.triton.upload import uploaded
 from posenc.rope import Rotary
 from posenc.segment import Interpolation, Positions, Segment
 
 LEAST = 4096
-"""Positions that a table has at least: it is made anew when it is outgrown."""
+"""Fewest positions of a table; one that is too small is replaced by a larger one."""
 
 SPARSE = 4
-"""A table by position that has this many times the rows of a table by token is not worth it."""
+"""A table by position may have this many times the rows of a table by token; beyond that, the latter is made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +47,13 @@ class Angles:
 
 
 def key_angles(segment: Segment, rotary: Rotary, device: torch.device) -> tuple[Angles, int]:
-    """The angles of the keys of the segment that this one is a slice of, and where the slice starts."""
-    root, offset = segment.origin or (segment, 0)
-    key = ("triton keys", rotary, str(device))
-    found = remembered(
-        root.memo, key, lambda: angles(root.key_positions, rotary, device, interpolation=root.interpolation)
-    )
-    return found, offset
+    """The angles of the keys of the root that a segment is a slice of, and where the slice starts."""
+    root, offset = segment.root
+    return root.derived(_key_angles, rotary, device), offset
+
+
+def _key_angles(segment: Segment, rotary: Rotary, device: torch.device) -> Angles:
+    return angles(segment.key_positions, rotary, device, interpolation=segment.interpolation)
 
 
 def angles(
@@ -65,8 +64,8 @@ def angles(
     if whole is not None and len(whole):
         low, high = min(0, int(whole.min())), int(whole.max()) + 1
         if high - low <= max(LEAST, SPARSE * len(whole)):
-            cos_RF, sin_RF, first = _by_position(rotary, low, high, device)
-            return Angles(cos_RF, sin_RF, _upload((whole - first).astype(np.int32), device))
+            cos_RF, sin_RF, first = rotary.derived(_position_table, device).covering(low, high, rotary)
+            return Angles(cos_RF, sin_RF, uploaded((whole - first).astype(np.int32), device))
     tables = rotary.tables(positions, interpolation=interpolation, device=device)
     return Angles(*tables, torch.arange(len(positions), dtype=torch.int32, device=device))
 
@@ -81,28 +80,33 @@ def whole_positions(positions: Positions) -> NDArray[np.int64] | None:
     return whole if np.array_equal(whole, positions) else None
 
 
-def _by_position(rotary: Rotary, low: int, high: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
-    """cos and sin [R, F] of the positions from ``first <= low`` on, ``high - 1`` included, and ``first``.
+@dataclass(eq=False)
+class _PositionTable:
+    """cos and sin of whole positions on a device. It grows; whoever uses an older table keeps that alive."""
 
-    The table belongs to the rotary and grows; whoever uses an older one keeps that alive.
-    """
-    key = ("triton positions", rotary.key, str(device))
-    known: tuple[Tensor, Tensor, int] | None = rotary.memo.get(key)
-    if known is not None:
-        if known[2] <= low and high <= known[2] + len(known[0]):
-            return known
-        low, high = min(low, known[2]), max(high, known[2] + len(known[0]))
-        rotary.memo.pop(key, None)
-    first, stop = -_roomy(-low), _roomy(high)
-    return remembered(rotary.memo, key, lambda: (*rotary.tables(np.arange(first, stop), device=device), first))
+    device: torch.device
+    table: tuple[Tensor, Tensor, int] | None = None
+    """cos and sin, float32 [R, F], and the position of their first row."""
+
+    def covering(self, low: int, high: int, rotary: Rotary) -> tuple[Tensor, Tensor, int]:
+        """A table of the positions ``low .. high - 1``, and of others."""
+        table = self.table
+        if table is not None:
+            cos_RF, _, first = table
+            if first <= low and high <= first + len(cos_RF):
+                return table
+            low, high = min(low, first), max(high, first + len(cos_RF))
+        self.table = None  # frees its memory before more is taken
+        first, stop = -_roomy(-low), _roomy(high)
+        with ordinary_tensors():
+            self.table = table = (*rotary.tables(np.arange(first, stop), device=self.device), first)
+        return table
+
+
+def _position_table(rotary: Rotary, device: torch.device) -> _PositionTable:
+    return _PositionTable(device)
 
 
 def _roomy(count: int) -> int:
     """The next power of two from ``LEAST`` on, 0 for 0."""
     return max(LEAST, 1 << (count - 1).bit_length()) if count > 0 else 0
-
-
-def _upload(array: NDArray[Any], device: torch.device) -> Tensor:
-    """To the device, without waiting for what runs there."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,6 +1,6 @@
-"""The fused Triton kernels as a backend: all segments of a plan share one online softmax.
+"""The backend ``triton``: fused kernels in which all segments of a plan share one online softmax.
 
-Triton itself is imported on first use.
+Few queries run the decode kernel, more the prefill kernel. Triton itself is imported when a kernel is first used.
 
 Shape letters: B batch, H heads, L tokens, D head_dim, T queries of all requests, M pages of a request, K slots of a
 page, N requests.
@@ -19,28 +19,30 @@ from torch import Tensor
 
 from posenc.backend import AttentionBackend, BackendCapabilities
 from posenc.kernels.devices import aligned, on_device
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.kernels.triton.mode import INTERPRETED
+from posenc.kernels.triton.requests import decode_tables
+from posenc.kernels.triton.tables import Scales, prefill_tables
 from posenc.kernels.triton.tiles import Kernel, TileTable, Tiling, in_force
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
 
 MOST_CHANNELS = 256
 MOST_HEADS = 65535
-"""What an axis of a CUDA grid holds."""
+"""Most programs on the second axis of a CUDA grid."""
 
 DECODE_QUERIES = 16
-"""Up to this many queries run the decode kernel; for more, a copy of rotated keys is paid back within the call."""
+"""Most queries of the decode kernel; for more, a copy of rotated keys pays for itself within the call."""
 
 FIRST_FOR_FEW = 25
-"""The priority for so few queries: before every library's backend."""
+"""The priority for so few queries: above every library's backend."""
 
 SMALL = {"prefill": Tiling(64, 32, 4, 1), "decode_kept": Tiling(16, 32, 4, 1), "decode_raw": Tiling(16, 32, 4, 1)}
-"""Tiles of the interpreter: small, so that short inputs cross many."""
+"""Tiles under the interpreter: small, so that short inputs cross many."""
 
 
 class TritonBackend(AttentionBackend):
-    """Prefill over queries and keys rotated beforehand; decoding over kept rotated keys, or raw ones rotated on read.
+    """Prefill over queries and keys rotated before; decoding over kept rotated keys, or over raw ones rotated on read.
 
     Memory beyond the inputs, in bytes, for elements of ``E`` bytes:
 
@@ -72,7 +74,7 @@ class TritonBackend(AttentionBackend):
         self._tiles = tiles
 
     def priority_for(self, q_BHLD: Tensor, k_BHLD: Tensor) -> int:
-        """Before every other backend for few queries: one launch instead of one per segment and a merge."""
+        """Above every other backend for few queries: one launch instead of one per segment and a merge."""
         few = q_BHLD.shape[2] <= DECODE_QUERIES and not INTERPRETED
         return FIRST_FOR_FEW if few else self.priority
 
@@ -101,30 +103,13 @@ class TritonBackend(AttentionBackend):
         scale: float,
         mask: Tensor | None,
         softcap: float | None = None,
-        kept: KeptKeys | None = None,
+        kept: RotatedKeyCache | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
-        rotary.check_width(q_BHLD.shape[-1])
-        q_len, device = q_BHLD.shape[2], q_BHLD.device
-        out_BHLD, lse_BHL = _outputs(q_BHLD, v_BHLD)
-        from posenc.kernels.triton.prefill import prefill, takes_descriptor
-        from posenc.kernels.triton.tables import Scales, decode_tables, prefill_tables
-
         scales = Scales.of(scale, softcap)
-        with on_device(device):
-            if q_len <= DECODE_QUERIES:
-                tables = decode_tables([plan], [q_len], rotary, device)
-                self._decode(q_BHLD, k_BHLD, v_BHLD, out_BHLD, lse_BHL, tables, rotary, scales, kept)
-                return out_BHLD, lse_BHL
-            rotated = prefill_tables(plan, q_len, rotary, device)
-            if rotated is None:
-                return out_BHLD.zero_(), lse_BHL.fill_(float("-inf"))
-            tiling = self._tiling("prefill", q_BHLD, v_BHLD)
-            if tiling.tma:
-                v_BHLD = aligned(v_BHLD)
-                tiling = replace(tiling, tma=takes_descriptor(v_BHLD))
-            prefill(q_BHLD, k_BHLD, v_BHLD, out_BHLD, lse_BHL, rotated, rotary, scales, tiling)
-        return out_BHLD, lse_BHL
+        if q_BHLD.shape[2] <= DECODE_QUERIES:
+            return self._decode(q_BHLD, k_BHLD, v_BHLD, [plan], rotary, scales, kept)
+        return self._prefill(q_BHLD, k_BHLD, v_BHLD, plan, rotary, scales)
 
     def attend_rows(
         self,
@@ -140,19 +125,10 @@ class TritonBackend(AttentionBackend):
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
         """One launch for few queries, whatever the number of plans."""
-        q_len = q_BHLD.shape[2]
-        if q_len > DECODE_QUERIES:
+        if q_BHLD.shape[2] > DECODE_QUERIES:
             soft = {} if softcap is None else {"softcap": softcap}
             return super().attend_rows(q_BHLD, k_BHLD, v_BHLD, plans, rotary, scale=scale, mask=mask, **soft)
-        rotary.check_width(q_BHLD.shape[-1])
-        out_BHLD, lse_BHL = _outputs(q_BHLD, v_BHLD)
-        from posenc.kernels.triton.tables import Scales, decode_tables
-
-        with on_device(q_BHLD.device):
-            tables = decode_tables(plans, [q_len] * len(plans), rotary, q_BHLD.device)
-            scales = Scales.of(scale, softcap)
-            self._decode(q_BHLD, k_BHLD, v_BHLD, out_BHLD, lse_BHL, tables, rotary, scales, None)
-        return out_BHLD, lse_BHL
+        return self._decode(q_BHLD, k_BHLD, v_BHLD, plans, rotary, Scales.of(scale, softcap), None)
 
     def attend_paged(
         self,
@@ -178,8 +154,7 @@ class TritonBackend(AttentionBackend):
         block_table_NM : int32 [N, M]
             The pages of every request, in order; what lies beyond a request's keys is not read.
         counts : sequence of int
-            Queries of every request, at most ``DECODE_QUERIES``, the last of its plan's tokens; 0 for a request that is
-            not at work.
+            Queries of every request, at most ``DECODE_QUERIES``, the last of its plan's tokens; 0 for an idle request.
         plans : sequence of PositionPlan
             One per request.
 
@@ -193,40 +168,62 @@ class TritonBackend(AttentionBackend):
         assert max(counts) <= DECODE_QUERIES
         assert block_table_NM.stride(1) == 1
         rotary.check_width(q_THD.shape[-1])
+        from posenc.kernels.triton.decode import decode
+
         q_1HTD = q_THD.transpose(0, 1)[None]
         out_1HTD, lse_1HT = _outputs(q_1HTD, v_PHKD)
-        from posenc.kernels.triton.decode import decode
-        from posenc.kernels.triton.tables import Scales, decode_tables
-
+        tiling = self._tiling("decode_raw", q_1HTD, v_PHKD)
         with on_device(q_THD.device):
             tables = decode_tables(plans, counts, rotary, q_THD.device, ragged=True)
             decode(
-                q_1HTD, k_PHKD, v_PHKD, out_1HTD, lse_1HT, tables, rotary, Scales.of(scale, softcap),
-                self._tiling("decode_raw", q_1HTD, v_PHKD), block_table_NM=block_table_NM,
+                q_1HTD, k_PHKD, v_PHKD, out_1HTD, lse_1HT, tables, rotary, Scales.of(scale, softcap), tiling,
+                block_table_NM=block_table_NM,
             )  # fmt: skip
         return out_1HTD[0].transpose(0, 1), lse_1HT[0].transpose(0, 1)
+
+    def _prefill(
+        self, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, plan: PositionPlan, rotary: Rotary, scales: Scales
+    ) -> tuple[Tensor, Tensor]:
+        from posenc.kernels.triton.prefill import prefill, takes_descriptor
+
+        rotary.check_width(q_BHLD.shape[-1])
+        out_BHLD, lse_BHL = _outputs(q_BHLD, v_BHLD)
+        with on_device(q_BHLD.device):
+            tables = prefill_tables(plan, q_BHLD.shape[2], rotary, q_BHLD.device)
+            if tables is None:
+                return out_BHLD.zero_(), lse_BHL.fill_(float("-inf"))
+            tiling = self._tiling("prefill", q_BHLD, v_BHLD)
+            if tiling.tma:
+                v_BHLD = aligned(v_BHLD)
+                tiling = replace(tiling, tma=takes_descriptor(v_BHLD))
+            prefill(q_BHLD, k_BHLD, v_BHLD, out_BHLD, lse_BHL, tables, rotary, scales, tiling)
+        return out_BHLD, lse_BHL
 
     def _decode(
         self,
         q_BHLD: Tensor,
         k_BHLD: Tensor,
         v_BHLD: Tensor,
-        out_BHLD: Tensor,
-        lse_BHL: Tensor,
-        tables: Any,
+        plans: Sequence[PositionPlan],
         rotary: Rotary,
-        scales: Any,
-        kept: KeptKeys | None,
-    ) -> None:
+        scales: Scales,
+        kept: RotatedKeyCache | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Few queries: over the rotated keys that ``kept`` holds where a launch can take them, else over raw keys."""
         from posenc.kernels.triton.decode import MOST_COPIES, decode
         from posenc.kernels.triton.rotate import kept_copies
 
+        rotary.check_width(q_BHLD.shape[-1])
+        out_BHLD, lse_BHL = _outputs(q_BHLD, v_BHLD)
         keys: Tensor | Sequence[Tensor] = k_BHLD
         kernel: Kernel = "decode_raw"
-        if kept is not None and 1 <= len(tables.copies) <= MOST_COPIES and k_BHLD.stride(-1) == 1:
-            keys, kernel = kept_copies(k_BHLD, tables.copies, rotary, kept), "decode_kept"
-        tiling = self._tiling(kernel, q_BHLD, v_BHLD)
-        decode(q_BHLD, keys, v_BHLD, out_BHLD, lse_BHL, tables, rotary, scales, tiling)
+        with on_device(q_BHLD.device):
+            tables = decode_tables(plans, [q_BHLD.shape[2]] * len(plans), rotary, q_BHLD.device)
+            if kept is not None and 1 <= len(tables.copies) <= MOST_COPIES and k_BHLD.stride(-1) == 1:
+                keys, kernel = kept_copies(k_BHLD, tables.copies, rotary, kept), "decode_kept"
+            tiling = self._tiling(kernel, q_BHLD, v_BHLD)
+            decode(q_BHLD, keys, v_BHLD, out_BHLD, lse_BHL, tables, rotary, scales, tiling)
+        return out_BHLD, lse_BHL
 
     def _tiling(self, kernel: Kernel, q_BHLD: Tensor, v_BHLD: Tensor) -> Tiling:
         if INTERPRETED and self._tiles is None:

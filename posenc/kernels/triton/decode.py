@@ -1,14 +1,14 @@
-"""Decode: few queries against many keys, which are read once.
+"""Decode: few queries against many keys, each of which is read once.
 
-The keys of all segments of a request are laid end to end and split evenly; a program takes one split for the queries
-of all heads that share a key/value head. Partial results are merged by logsumexp in a second, small kernel::
+The keys of all segments of a request are laid end to end and split evenly. A program takes one split, for the queries
+of all heads that share a key/value head. A second, small kernel merges the results of the splits by logsumexp::
 
     segments       |  head  |             middle              |  tail  |    in the order of the plan
     decode_kernel  [   split 0   |   split 1   |   split 2   | split 3 ]    0 and 3 each run over two segments
     merge_kernel   output and logsumexp of every split -> one row per query and head
 
-Keys are raw, and rotated on read, or come rotated, a copy for every map; raw keys may lie in pages behind a block
-table. Requests with plans of their own run in one launch.
+Keys are raw, and rotated on read, or come rotated, with one copy for every map; raw keys may lie in pages behind a
+block table. Requests with plans of their own run in one launch.
 
 Shape letters: B batch, H heads, L tokens, D head_dim, P splits, N requests, M pages of a request, K slots of a page.
 """
@@ -22,16 +22,17 @@ import triton.language as tl
 from torch import Tensor
 
 from posenc.kernels.triton.launch import launch_options, processors
-from posenc.kernels.triton.primitives import Shape, angles_of, finished, online_softmax, padded, rotated_rows
-from posenc.kernels.triton.tables import REQUEST, DecodeTables, Scales
+from posenc.kernels.triton.primitives import Shape, angles_of, finished, online_softmax_update, padded, rotated_rows
+from posenc.kernels.triton.requests import REQUEST, DecodeTables
+from posenc.kernels.triton.tables import Scales
 from posenc.kernels.triton.tiles import Tiling
 from posenc.rope import Rotary
 
 MOST_SPLITS = 64
-"""Splits that the merge holds at once."""
+"""Most splits: the merge holds the results of all of them at once."""
 
 MOST_COPIES = 4
-"""Rotated copies of the keys that a launch can be given; every built-in strategy has at most three."""
+"""Most rotated copies of the keys that a launch can take; every built-in strategy has at most three."""
 
 
 def decode(
@@ -47,7 +48,7 @@ def decode(
     *,
     block_table_NM: Tensor | None = None,
 ) -> None:
-    """Attend into ``out`` and ``lse``.
+    """Write the attention of few queries to ``out`` and ``lse``.
 
     Parameters
     ----------
@@ -64,31 +65,31 @@ def decode(
     rows = min(padded(group * most), tiling.rows)
     blocks = triton.cdiv(group * most, rows)
     requests = q_BHLD.shape[0] if block_table_NM is None else len(tables.counts)
-    splits = _splits(max(tables.keys), tiling.keys, requests * kv_heads * blocks, processors(q_BHLD.device))
-    parts, part_lses = out_BHLD[None], lse_BHL[None]
-    if splits > 1:
-        parts = lse_BHL.new_empty((splits, *out_BHLD.shape))
-        part_lses = lse_BHL.new_empty((splits, *lse_BHL.shape))
+    num_splits = _num_splits(max(tables.keys), tiling.keys, requests * kv_heads * blocks, processors(q_BHLD.device))
+    parts_PBHLD, lses_PBHL = out_BHLD[None], lse_BHL[None]
+    if num_splits > 1:
+        parts_PBHLD = lse_BHL.new_empty((num_splits, *out_BHLD.shape))
+        lses_PBHL = lse_BHL.new_empty((num_splits, *lse_BHL.shape))
     shape = Shape.of(q_BHLD, v_BHLD, rotary, softcap=scales.cap is not None)
-    decode_kernel[(splits, blocks, requests * kv_heads)](
-        q_BHLD, copies, v_BHLD, parts, part_lses, block_table_NM,
+    decode_kernel[(num_splits, blocks, requests * kv_heads)](
+        q_BHLD, copies, v_BHLD, parts_PBHLD, lses_PBHL, block_table_NM,
         tables.cos_RF, tables.sin_RF, tables.factors, tables.intervals, tables.segments_S8, tables.requests_N8,
         *q_BHLD.stride(), tuple(copy.stride()[:3] for copy in copies), copies[0].stride(3), *v_BHLD.stride(),
-        *parts.stride()[:4], *part_lses.stride(), 0 if block_table_NM is None else block_table_NM.stride(0),
+        *parts_PBHLD.stride()[:4], *lses_PBHL.stride(), 0 if block_table_NM is None else block_table_NM.stride(0),
         REQUEST if len(tables.counts) > 1 else 0, kv_heads, group, scales.factor, scales.cap or 0.0,
         rows, tiling.keys, not isinstance(keys, Tensor), 0 if block_table_NM is None else v_BHLD.shape[2],
         shape, **launch_options(tiling, shape, v_BHLD),
     )  # fmt: skip
-    if splits > 1:
+    if num_splits > 1:
         batch, _, q_len, _ = out_BHLD.shape
         merge_kernel[(batch * heads * q_len,)](
-            parts, part_lses, out_BHLD, lse_BHL, *out_BHLD.stride()[:3], *lse_BHL.stride(),
-            splits, batch * heads * q_len, heads, q_len,
-            shape.value_dim, shape.value_tile, triton.next_power_of_2(splits),
+            parts_PBHLD, lses_PBHL, out_BHLD, lse_BHL, *out_BHLD.stride()[:3], *lse_BHL.stride(),
+            num_splits, batch * heads * q_len, heads, q_len,
+            shape.value_dim, shape.value_tile, triton.next_power_of_2(num_splits),
         )  # fmt: skip
 
 
-def _splits(keys: int, tile: int, programs: int, processors: int) -> int:
+def _num_splits(keys: int, tile: int, programs: int, processors: int) -> int:
     """Splits for two programs per processor, none so short that starting it costs more than its keys."""
     return max(1, min(-(-2 * processors // programs), MOST_SPLITS, -(-keys // (4 * tile))))
 
@@ -100,72 +101,78 @@ def decode_kernel(
     request_step, kv_heads, group, factor, cap,
     ROWS: tl.constexpr, KEYS: tl.constexpr, KEPT: tl.constexpr, PAGE: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
-    split, splits = tl.program_id(0), tl.num_programs(0)
-    number = (tl.program_id(2) // kv_heads).to(tl.int64)
+    """One split of a request's keys, for the queries of all heads that share a key/value head.
+
+    ``x_b`` is the stride of a tensor ``x`` along the dimension ``b``; requests and segments are rows of
+    :class:`~posenc.kernels.triton.requests.DecodeTables`.
+    """
+    split, num_splits = tl.program_id(0), tl.num_programs(0)
+    request_number = (tl.program_id(2) // kv_heads).to(tl.int64)
     kv_head = (tl.program_id(2) % kv_heads).to(tl.int64)
-    request = requests + request_step * number  # a step of 0: the plan of one request serves every batch row
+    request = requests + request_step * request_number  # a step of 0: the plan of one request serves every batch row
     first_segment, n_segments = tl.load(request), tl.load(request + 1)
     first_query, count = tl.load(request + 2), tl.load(request + 3)
     query_row, first_factor, all_keys = tl.load(request + 4), tl.load(request + 5), tl.load(request + 6)
-    per_split = (all_keys + splits - 1) // splits
-    per_split = (per_split + KEYS - 1) // KEYS * KEYS
+    split_keys = (all_keys + num_splits - 1) // num_splits
+    split_keys = (split_keys + KEYS - 1) // KEYS * KEYS
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     token, head = row // group, kv_head * group + row % group
-    real = token < count
+    in_range = token < count
     if PAGE:
         at_query = head * q_h + (first_query + token) * q_l
         at_out = head * o_h + (first_query + token) * o_l
         at_lse = head * l_h + (first_query + token) * l_l
     else:
-        at_query = number * q_b + head * q_h + token * q_l
-        at_out = number * o_b + head * o_h + token * o_l
-        at_lse = number * l_b + head * l_h + token * l_l
-        v += number * v_b
+        at_query = request_number * q_b + head * q_h + token * q_l
+        at_out = request_number * o_b + head * o_h + token * o_l
+        at_lse = request_number * l_b + head * l_h + token * l_l
+        v += request_number * v_b
     v += kv_head * v_h
     scale = tl.full([ROWS], factor, tl.float32)
     if factors is not None:
-        scale = scale * tl.load(factors + first_factor + token, mask=real, other=1.0)
+        scale = scale * tl.load(factors + first_factor + token, mask=in_range, other=1.0)
     acc = tl.full([ROWS, S.value_tile], 0.0, tl.float32)
-    peak = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.full([ROWS], 0.0, tl.float32)
+    row_max = tl.full([ROWS], float("-inf"), tl.float32)
+    row_sum = tl.full([ROWS], 0.0, tl.float32)
     n = tl.arange(0, KEYS)
     d = tl.arange(0, S.width)[None, :]
     c = tl.arange(0, S.value_tile)[None, :]
     for index in range(n_segments.to(tl.int32)):
-        place = segments + 8 * (first_segment + index)
-        low = tl.load(place)
-        shift = low - tl.load(place + 2) + split * per_split
-        end = tl.minimum(tl.load(place + 1), shift + per_split)
+        segment = segments + 8 * (first_segment + index)
+        low = tl.load(segment)
+        shift = low - tl.load(segment + 2) + split * split_keys
+        end = tl.minimum(tl.load(segment + 1), shift + split_keys)
         low = tl.maximum(low, shift)
         if low < end:
-            own = query_row + index * count + token
+            query_table_row = query_row + index * count + token
             at = intervals + 2 * (query_row + index * count) + token
-            start = tl.load(at, mask=real, other=0)
-            stop = tl.minimum(tl.load(at + count, mask=real, other=0), end.to(tl.int32))
+            start = tl.load(at, mask=in_range, other=0)
+            stop = tl.minimum(tl.load(at + count, mask=in_range, other=0), end.to(tl.int32))
             if KEPT:
-                c1, s1 = angles_of(cos, sin, own, real, S)
-                q1 = rotated_rows(q + at_query, q_d, c1, s1, real, S).to(S.dot)
-                k, k_b, k_h, k_l = chosen(ks, k_strides, tl.load(place + 3))
-                k += number * k_b + kv_head * k_h - tl.load(place + 4) * k_l
+                c1, s1 = angles_of(cos, sin, query_table_row, in_range, S)
+                q1 = rotated_rows(q + at_query, q_d, c1, s1, in_range, S).to(S.dot)
+                k, k_b, k_h, k_l = chosen(ks, k_strides, tl.load(segment + 3))
+                k += request_number * k_b + kv_head * k_h - tl.load(segment + 4) * k_l
             else:
-                q1, q2 = turned(q + at_query, q_d, cos, sin, own, real, S)
+                q1, q2 = rotated_pairs(q + at_query, q_d, cos, sin, query_table_row, in_range, S)
                 q1 = q1.to(S.dot)
                 q2 = q2.to(S.dot)
                 q3 = q1
                 if S.rest:
-                    q3 = unturned(q + at_query, q_d, real, S).to(S.dot)
-                key_cos = tl.multiple_of(tl.load(place + 5).to(tl.pointer_type(tl.float32)), 16)
-                key_sin = tl.multiple_of(tl.load(place + 6).to(tl.pointer_type(tl.float32)), 16)
-                key_rows = tl.load(place + 7).to(tl.pointer_type(tl.int32))
+                    q3 = unrotated_channels(q + at_query, q_d, in_range, S).to(S.dot)
+                key_cos = tl.multiple_of(tl.load(segment + 5).to(tl.pointer_type(tl.float32)), 16)
+                key_sin = tl.multiple_of(tl.load(segment + 6).to(tl.pointer_type(tl.float32)), 16)
+                key_rows = tl.load(segment + 7).to(tl.pointer_type(tl.int32))
                 k, k_l = ks[0], k_strides[0][2]
                 k += kv_head * k_strides[0][1]
                 if not PAGE:
-                    k += number * k_strides[0][0]
+                    k += request_number * k_strides[0][0]
             for first in range(low.to(tl.int32), end.to(tl.int32), KEYS):
                 key = first + n
-                there = key < end
+                key_in_range = key < end
                 if PAGE:
-                    page = tl.load(table + number * table_n + key // PAGE, mask=there, other=0).to(tl.int64)
+                    at_page = table + request_number * table_n + key // PAGE
+                    page = tl.load(at_page, mask=key_in_range, other=0).to(tl.int64)
                     slot = (key % PAGE).to(tl.int64)
                     at_key = page * k_strides[0][0] + slot * k_l
                     at_value = page * v_b + slot * v_l
@@ -173,30 +180,32 @@ def decode_kernel(
                     at_key = key.to(tl.int64) * k_l
                     at_value = key.to(tl.int64) * v_l
                 if KEPT:
-                    tile = tl.load(k + at_key[:, None] + d, mask=there[:, None] & (d < S.dim), other=0.0)
+                    tile = tl.load(k + at_key[:, None] + d, mask=key_in_range[:, None] & (d < S.dim), other=0.0)
                     s = tl.dot(q1, tl.trans(tile.to(S.dot)), input_precision=S.precision)
                 else:
-                    table_row = tl.load(key_rows + key, mask=there, other=0).to(tl.int64)
-                    k1, k2 = turned(k + at_key, k_d, key_cos, key_sin, table_row, there, S)
+                    key_row = tl.load(key_rows + key, mask=key_in_range, other=0).to(tl.int64)
+                    k1, k2 = rotated_pairs(k + at_key, k_d, key_cos, key_sin, key_row, key_in_range, S)
                     kind = k.dtype.element_ty
                     s = tl.dot(q1, tl.trans(k1.to(kind).to(S.dot)), input_precision=S.precision)
                     s = tl.dot(q2, tl.trans(k2.to(kind).to(S.dot)), s, input_precision=S.precision)
                     if S.rest:
-                        k3 = unturned(k + at_key, k_d, there, S).to(S.dot)
+                        k3 = unrotated_channels(k + at_key, k_d, key_in_range, S).to(S.dot)
                         s = tl.dot(q3, tl.trans(k3), s, input_precision=S.precision)
-                known = there[:, None] & (c < S.value_dim)
-                values = tl.load(v + at_value[:, None] + c * v_d, mask=known, other=0.0)
+                value_mask = key_in_range[:, None] & (c < S.value_dim)
+                values = tl.load(v + at_value[:, None] + c * v_d, mask=value_mask, other=0.0)
                 allowed = (key[None, :] >= start[:, None]) & (key[None, :] < stop[:, None])
-                acc, peak, total = online_softmax(acc, peak, total, s, values, allowed, scale, cap, True, S)
-    result, logsumexp = finished(acc, peak, total)
-    to = out + split.to(tl.int64) * o_p + at_out
-    tl.store(to[:, None] + c, result.to(out.dtype.element_ty), mask=real[:, None] & (c < S.value_dim))
-    tl.store(lse + split.to(tl.int64) * l_p + at_lse, logsumexp, mask=real)
+                acc, row_max, row_sum = online_softmax_update(
+                    acc, row_max, row_sum, s, values, allowed, scale, cap, True, S
+                )
+    result, logsumexp = finished(acc, row_max, row_sum)
+    out_row = out + split.to(tl.int64) * o_p + at_out
+    tl.store(out_row[:, None] + c, result.to(out.dtype.element_ty), mask=in_range[:, None] & (c < S.value_dim))
+    tl.store(lse + split.to(tl.int64) * l_p + at_lse, logsumexp, mask=in_range)
 
 
 @triton.jit
 def chosen(ks, strides, number):
-    """The copy of that number, and its strides."""
+    """A copy of the keys by its number, and its strides."""
     k, k_b, k_h, k_l = ks[0], strides[0][0].to(tl.int64), strides[0][1].to(tl.int64), strides[0][2].to(tl.int64)
     for other in tl.static_range(1, len(ks)):
         k = tl.where(number == other, ks[other], k)
@@ -207,7 +216,7 @@ def chosen(ks, strides, number):
 
 
 @triton.jit
-def turned(x, channel_stride, cos, sin, table_rows, live, S: tl.constexpr):
+def rotated_pairs(x, channel_stride, cos, sin, table_rows, live, S: tl.constexpr):
     """Both channels of every pair, rotated in float32; ``x`` points at the rows, ``live`` says which exist."""
     f = tl.arange(0, S.pair_tile)
     there = live[:, None] & (f < S.pairs)[None, :]
@@ -221,7 +230,7 @@ def turned(x, channel_stride, cos, sin, table_rows, live, S: tl.constexpr):
 
 
 @triton.jit
-def unturned(x, channel_stride, live, S: tl.constexpr):
+def unrotated_channels(x, channel_stride, live, S: tl.constexpr):
     """The channels before and after the rotated ones."""
     c = tl.arange(0, S.rest_tile)
     channel = tl.where(c < S.first, c, c + 2 * S.pairs)
@@ -229,24 +238,24 @@ def unturned(x, channel_stride, live, S: tl.constexpr):
     return tl.load(x[:, None] + channel[None, :] * channel_stride, mask=there, other=0.0)
 
 
-@triton.jit(do_not_specialize=["splits", "rows", "q_len"])
+@triton.jit(do_not_specialize=["num_splits", "rows", "q_len"])
 def merge_kernel(
     parts, part_lses, out, lse, o_b, o_h, o_l, l_b, l_h, l_l,
-    splits, rows, heads, q_len, VALUE: tl.constexpr, VALUE_TILE: tl.constexpr, SPLITS: tl.constexpr,
+    num_splits, rows, heads, q_len, VALUE: tl.constexpr, VALUE_TILE: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """One row's partial outputs, weighted by their share of the softmax."""
+    """Merge one row's results over all splits, each weighted by its share of the softmax."""
     row = tl.program_id(0).to(tl.int64)
     p = tl.arange(0, SPLITS)
     d = tl.arange(0, VALUE_TILE)
-    own = tl.load(part_lses + p * rows.to(tl.int64) + row, mask=p < splits, other=float("-inf"))
-    peak = tl.max(own, 0)
-    weight = tl.exp2((own - tl.where(peak == float("-inf"), 0.0, peak)) * 1.4426950408889634)
-    total = tl.sum(weight, 0)
-    divisor = tl.where(total == 0.0, 1.0, total)
+    split_lses = tl.load(part_lses + p * rows.to(tl.int64) + row, mask=p < num_splits, other=float("-inf"))
+    row_max = tl.max(split_lses, 0)
+    weight = tl.exp2((split_lses - tl.where(row_max == float("-inf"), 0.0, row_max)) * 1.4426950408889634)
+    row_sum = tl.sum(weight, 0)
+    divisor = tl.where(row_sum == 0.0, 1.0, row_sum)
     at = (p[:, None] * rows.to(tl.int64) + row) * VALUE + d[None, :]
-    part = tl.load(parts + at, mask=(p < splits)[:, None] & (d < VALUE)[None, :], other=0.0)
+    part = tl.load(parts + at, mask=(p < num_splits)[:, None] & (d < VALUE)[None, :], other=0.0)
     result = tl.sum(part * weight[:, None], 0) / divisor
     batch, head, token = row // (heads * q_len), row // q_len % heads, row % q_len
-    to = out + batch * o_b + head * o_h + token * o_l + d
-    tl.store(to, result.to(out.dtype.element_ty), mask=d < VALUE)
-    tl.store(lse + batch * l_b + head * l_h + token * l_l, peak + tl.log2(divisor) * 0.6931471805599453)
+    out_row = out + batch * o_b + head * o_h + token * o_l + d
+    tl.store(out_row, result.to(out.dtype.element_ty), mask=d < VALUE)
+    tl.store(lse + batch * l_b + head * l_h + token * l_l, row_max + tl.log2(divisor) * 0.6931471805599453)

@@ -1,4 +1,4 @@
-"""How the Triton kernels are launched on the GPU at hand: warps, stages, and how many programs fill it."""
+"""Launch options of the Triton kernels on the GPU at hand: warps, stages, and how many programs fill it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from posenc.kernels.triton.primitives import Shape
 from posenc.kernels.triton.tiles import Tiling
 
 RESERVED = 2048
-"""Bytes of shared memory that the compiler takes for barriers and reductions."""
+"""Bytes of shared memory that the compiler uses for barriers and reductions."""
 
 
 def launch_options(tiling: Tiling, shape: Shape, like: Tensor) -> dict[str, int]:
-    """How the compiler schedules a kernel whose tiles hold elements of a tensor."""
+    """``num_warps`` and ``num_stages`` of a kernel whose tiles hold elements like those of a tensor."""
     if INTERPRETED:
         return {}
     stages = stages_that_fit(tiling, shape, like.element_size(), shared_memory(like.device))
@@ -41,7 +41,7 @@ def _properties(device: torch.device) -> Any:
 
 
 def stages_that_fit(tiling: Tiling, shape: Shape, itemsize: int, most_bytes: int) -> int:
-    """``num_stages``: those of the tiling, or as many as shared memory holds beside the queries.
+    """``num_stages``: that of the tiling, or as many stages as shared memory holds beside the queries.
 
     Parameters
     ----------

@@ -7,17 +7,17 @@ from importlib.metadata import version
 from typing import Any
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
-"""Triton's interpreter runs kernels on the CPU, slowly: it proves them right. Read once, and as Triton does."""
+"""Triton's interpreter runs kernels on the CPU, slowly, so that tests need no GPU. Read once, and as Triton does."""
 
 MENDED = (3, 7)
 """The release of Triton whose interpreter runs beside numpy 2.4 and later."""
 
 
 def mend_interpreter(interpreter: Any) -> None:
-    """Have the interpreter of an older Triton make integers of arrays of one element by way of a scalar.
+    """Let the interpreter of an older Triton turn arrays of one element into integers by way of a scalar.
 
-    Those of 3.6 and before hand ``int`` the array itself, which numpy 2.4 made an error: no loop over a bound that a
-    kernel has computed could run. Newer ones are left alone.
+    Triton 3.6 and before give the array itself to ``int``, which is an error since numpy 2.4: no loop over a bound that
+    a kernel has computed could run. Newer releases are left alone.
 
     Parameters
     ----------

@@ -1,10 +1,10 @@
 """What the Triton kernels share: the shape of a head, rotated rows, the online softmax.
 
-Rotary channels come in pairs: pair ``f`` is channels ``first + f * step`` and ``apart`` further, which covers both
-styles and partial rotation. Whatever is rotated once and read often is stored in the natural order of the channels,
-zero-padded to what a tile may have, so that one matrix product takes the whole head.
+Rotary channels come in pairs: pair ``f`` is channel ``first + f * step`` and the channel ``apart`` after it, which
+covers both styles and partial rotation. Rows that are rotated once and read often are stored in the natural order of
+their channels, zero-padded to what a tile may have, so that one matrix product takes the whole head.
 
-Importing this module imports triton: the backend does so on first use.
+Importing this module imports triton: the backend does so when a kernel is first used.
 
 Shape letters: B batch, H heads, L tokens, D head_dim, W head_dim padded to a power of two, F rotary frequencies.
 """
@@ -96,7 +96,7 @@ def padded(count: int) -> int:
 
 @triton.jit
 def angles_of(cos, sin, table_rows, live, S: tl.constexpr):
-    """cos and sin for every channel of some rows, the sign of the product in the sin: 1 and 0 where nothing turns."""
+    """cos and sin for every channel of some rows, sin with the sign of its product; 1 and 0 where none is rotated."""
     d = tl.arange(0, S.width)
     at = d - S.first
     if S.step == 1:
@@ -112,9 +112,9 @@ def angles_of(cos, sin, table_rows, live, S: tl.constexpr):
 
 @triton.jit
 def rotated_rows(x, channel_stride, c, s, live, S: tl.constexpr):
-    """Rows as they are after rotation, in float32 and in the order of their channels; ``live`` says which exist.
+    """Rows after rotation, in float32 and in the order of their channels; ``live`` says which exist.
 
-    The partner of every channel is loaded a second time, from cache: no tile has to be put together from halves.
+    The other channel of every pair is loaded a second time, from cache, so that no tile is put together from halves.
     """
     d = tl.arange(0, S.width)
     at = d - S.first
@@ -128,27 +128,30 @@ def rotated_rows(x, channel_stride, c, s, live, S: tl.constexpr):
 
 
 @triton.jit
-def online_softmax(acc, peak, total, s, v, allowed, factor, cap, MASKED: tl.constexpr, S: tl.constexpr):
-    """One block of products into the online softmax, in base 2: ``factor`` holds each query's scale times log2(e)."""
-    if S.softcap:  # tanh by way of exp2; the host has put a 2 / softcap into the factor
+def online_softmax_update(acc, row_max, row_sum, s, v, allowed, factor, cap, MASKED: tl.constexpr, S: tl.constexpr):
+    """Add a block of products ``s`` and values ``v`` to the running output ``acc``, its ``row_max`` and ``row_sum``.
+
+    The softmax is in base 2: ``factor`` holds each query's scale times log2(e).
+    """
+    if S.softcap:  # tanh by way of exp2; the factor includes 2 / softcap
         s = cap * (1.0 - 2.0 / (1.0 + tl.exp2(s * factor[:, None])))
         factor = tl.full(factor.shape, 1.0, tl.float32)
     if MASKED:
         s = tl.where(allowed, s, float("-inf"))
     # Factors are positive: the largest logit is the largest product, and the scaling fuses with the difference.
-    higher = tl.maximum(peak, tl.max(s, 1) * factor)
-    anchor = higher
+    new_max = tl.maximum(row_max, tl.max(s, 1) * factor)
+    anchor = new_max
     if MASKED:  # a query may have attended nothing yet
-        anchor = tl.where(higher == float("-inf"), 0.0, higher)
+        anchor = tl.where(new_max == float("-inf"), 0.0, new_max)
     p = tl.exp2(s * factor[:, None] - anchor[:, None])
-    fade = tl.exp2(peak - anchor)
-    total = total * fade + tl.sum(p, 1)
-    acc = tl.dot(p.to(S.dot), v.to(S.dot), acc * fade[:, None], input_precision=S.precision)
-    return acc, higher, total
+    rescale = tl.exp2(row_max - anchor)
+    row_sum = row_sum * rescale + tl.sum(p, 1)
+    acc = tl.dot(p.to(S.dot), v.to(S.dot), acc * rescale[:, None], input_precision=S.precision)
+    return acc, new_max, row_sum
 
 
 @triton.jit
-def finished(acc, peak, total):
+def finished(acc, row_max, row_sum):
     """Normalised output and natural-log logsumexp; zeros and ``-inf`` for a query that attended nothing."""
-    divisor = tl.where(total == 0.0, 1.0, total)
-    return acc / divisor[:, None], (peak + tl.log2(divisor)) * 0.6931471805599453
+    divisor = tl.where(row_sum == 0.0, 1.0, row_sum)
+    return acc / divisor[:, None], (row_max + tl.log2(divisor)) * 0.6931471805599453

@@ -1,4 +1,4 @@
-"""Rows rotated once, before a kernel reads them many times.
+"""Rotate rows once, before a kernel reads them many times.
 
 Shape letters: B batch, H heads, L tokens, D head_dim, F rotary frequencies, W head_dim padded to a power of two.
 """
@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from posenc.kernels.rotated import KeyCopy
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.kernels.triton.angles import Angles, key_angles
 from posenc.kernels.triton.mode import INTERPRETED
 from posenc.kernels.triton.primitives import Shape, angles_of, rotated_rows
@@ -23,7 +23,7 @@ BLOCK = 128 if INTERPRETED else 32
 
 SHARED_HEADS = 8
 MANY_ROWS = 1024
-"""From this many rows on, a program does several heads, for which it looks up cos and sin once."""
+"""From ``MANY_ROWS`` rows on, a program rotates ``SHARED_HEADS`` heads, for which it looks up cos and sin once."""
 
 
 def rotate(x_BHLD: Tensor, out_BHLW: Tensor, angles: Angles, shape: Shape) -> None:
@@ -44,23 +44,22 @@ def rotate(x_BHLD: Tensor, out_BHLW: Tensor, angles: Angles, shape: Shape) -> No
     )  # fmt: skip
 
 
-def kept_copies(k_BHLD: Tensor, copies: Sequence[KeyCopy], rotary: Rotary, kept: KeptKeys) -> list[Tensor]:
-    """The rotated copies of the keys, each from its first key on, channels contiguous: only what is new is rotated."""
+def kept_copies(k_BHLD: Tensor, copies: Sequence[KeyCopy], rotary: Rotary, kept: RotatedKeyCache) -> list[Tensor]:
+    """The rotated copies of the keys, each from its first key on, channels contiguous; only new keys are rotated."""
     shape = Shape.of(k_BHLD, k_BHLD, rotary, softcap=False)
-    found = []
-    for copy in copies:
-        if copy.is_raw(rotary):
-            found.append(k_BHLD[:, :, copy.keys])
-            continue
-        table, offset = key_angles(copy.segment, rotary, k_BHLD.device)
+    return [_kept_copy(k_BHLD, copy, rotary, kept, shape) for copy in copies]
 
-        def turn(keys: slice, out_BHLD: Tensor, table: Angles = table, offset: int = offset) -> Tensor:
-            own = table.of(slice(offset + keys.start, offset + keys.stop))
-            rotate(k_BHLD[:, :, keys], out_BHLD, own, shape)
-            return out_BHLD
 
-        found.append(kept.rotated(copy.segment, copy.keys, k_BHLD, rotary, turn))
-    return found
+def _kept_copy(k_BHLD: Tensor, copy: KeyCopy, rotary: Rotary, kept: RotatedKeyCache, shape: Shape) -> Tensor:
+    if copy.is_raw(rotary):
+        return k_BHLD[:, :, copy.keys]
+    table, offset = key_angles(copy.segment, rotary, k_BHLD.device)
+
+    def rotate_keys(keys: slice, out_BHLD: Tensor) -> Tensor:
+        rotate(k_BHLD[:, :, keys], out_BHLD, table.of(slice(offset + keys.start, offset + keys.stop)), shape)
+        return out_BHLD
+
+    return kept.rotated(copy.segment, copy.keys, k_BHLD, rotary, rotate_keys)
 
 
 @triton.jit(do_not_specialize=["n_rows"])
@@ -68,6 +67,7 @@ def rotate_kernel(
     x, out, cos, sin, table_rows, x_b, x_h, x_l, x_d, o_b, o_h, o_l,
     n_rows, heads, WRITTEN: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
+    """Some rows of some heads of one batch row; ``WRITTEN`` is how many channels of the output exist."""
     row = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     groups = (heads + SHARED - 1) // SHARED
     batch, first = (tl.program_id(1) // groups).to(tl.int64), (tl.program_id(1) % groups).to(tl.int64) * SHARED

@@ -1,7 +1,7 @@
-"""Tile sizes of the Triton kernels: a table, which a measured sweep can write anew.
+"""The table of tile sizes of the Triton kernels.
 
 ``python -m scripts.gpu_sweep`` measures candidates on a GPU and writes such a table; ``POSENC_TRITON_TILES`` names a
-file whose entries come before those of the table that is shipped.
+file whose entries come before those of the shipped table.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Tiling:
     tma: bool = False
 
 
-class Entry(BaseModel):
-    """One tiling and where it applies.
+class TileEntry(BaseModel):
+    """A tiling, and the cases that it is for.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class Entry(BaseModel):
     head_dim : int
         The widest head it is for, in channels.
     source : str
-        Where it comes from: a result file, or what else it was chosen by.
+        Why it was chosen: a result file, or another reason.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -89,17 +89,17 @@ class _File(BaseModel):
 
     format: Literal["posenc-tiles"]
     version: Literal[1]
-    tiles: tuple[Entry, ...]
+    tiles: tuple[TileEntry, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class TileTable:
     """Entries in order of preference."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[TileEntry, ...]
 
     def tiling(self, kernel: Kernel, *, capability: tuple[int, int], dtype: torch.dtype, head_dim: int) -> Tiling:
-        """The tiling of a case: the nearest older GPU, then the narrowest head that fits, then the first entry.
+        """The tiling of a case: the newest capability up to this one, the narrowest head that fits, the first entry.
 
         Parameters
         ----------
@@ -132,8 +132,8 @@ class TileTable:
         newest = max(entry.capability for entry in fitting)
         return min((e for e in fitting if e.capability == newest), key=lambda entry: entry.head_dim).tiling
 
-    def with_first(self, entries: Iterable[Entry]) -> TileTable:
-        """The same with other entries before these."""
+    def with_first(self, entries: Iterable[TileEntry]) -> TileTable:
+        """The same table with other entries before its own."""
         return TileTable((*entries, *self.entries))
 
     def write(self, path: Path) -> None:
@@ -147,12 +147,12 @@ class TileTable:
 
     @classmethod
     def read(cls, path: Path) -> TileTable:
-        """Read a table.
+        """Read a table from a file.
 
         Raises
         ------
         InvalidConfigError
-            If there is none; the message names the file and the first thing that is wrong.
+            If the file holds no table; the message names the file and the first thing that is wrong.
         """
         try:
             return cls(_File.model_validate_json(path.read_text(encoding="utf-8")).tiles)

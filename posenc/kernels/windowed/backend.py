@@ -1,4 +1,4 @@
-"""Run a plan on a kernel that takes a window: what the backends of the CUDA libraries share.
+"""Run a plan on a kernel that takes a window: the base of the backends for CUDA libraries.
 
 Shape letters: B batch, H heads, L tokens, R and K queries and keys of one call, D head_dim.
 """
@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posenc.backend import AttentionBackend
+from posenc.backend import AttentionBackend, BackendCapabilities
 from posenc.kernels.devices import aligned, on_device
 from posenc.kernels.merge import merge
-from posenc.kernels.rotated import layout, rotated_keys, rotated_queries
-from posenc.kernels.rotated_key_cache import KeptKeys
-from posenc.kernels.windowed.bands import Call, schedule
+from posenc.kernels.rotated import rotated_keys, rotated_queries, rotation_layout
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
+from posenc.kernels.windowed.bands import BandCall, band_schedule
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
 
@@ -28,30 +28,38 @@ ALIGNMENT = 8
 WIDEST = 256
 """Most channels of a head that flash attention takes."""
 
-Part = tuple[Tensor, Tensor]
+OutLse = tuple[Tensor, Tensor]
 """Output [B, R, H, D] and logsumexp float32 [B, H, R]."""
 
 
 class WindowedBackend(AttentionBackend):
     """One kernel call per band of a plan; a subclass makes the call, and may merge faster."""
 
+    capabilities = BackendCapabilities(
+        devices=("cuda",),
+        dtypes=(torch.bfloat16, torch.float16),
+        gradients=False,
+        masks=False,
+        keeps_keys=True,
+    )
+
     @abstractmethod
     def window(
         self, q_BRHD: Tensor, k_BKHD: Tensor, v_BKHD: Tensor, *, left: int | None, right: int | None, scale: float
-    ) -> Part:
+    ) -> OutLse:
         """Attention through a window, as :class:`~posenc.kernels.windowed.bands.Band` defines it.
 
         Every query sees a key. ``right`` is 0 or None. Heads of keys and values may be fewer than those of queries.
-        The last dimension of each tensor is contiguous; other strides are what slicing left, and as the address
-        multiples of 16 bytes. The tensors' GPU is the current one.
+        The last dimension of each tensor is contiguous; its address and its other strides are multiples of 16 bytes.
+        The tensors' GPU is the current one.
         """
 
     def unavailable(self, q_BHLD: Tensor) -> str | None:
         """Why the library or the device at hand cannot run this dtype, or None when they can."""
         return None
 
-    def merged(self, parts: Sequence[Part]) -> Part:
-        """Merge at least two parts over the same queries."""
+    def merged(self, parts: Sequence[OutLse]) -> OutLse:
+        """Merge at least two results over the same queries."""
         (out, lse), *rest = parts
         out = out.transpose(1, 2).float()
         for other_out, other_lse in rest:
@@ -59,6 +67,7 @@ class WindowedBackend(AttentionBackend):
         return out.transpose(1, 2), lse
 
     def refuses(self, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, mask: Tensor | None) -> str | None:
+        """Also where the library is unavailable, or heads are too wide."""
         width = max(q_BHLD.shape[-1], v_BHLD.shape[-1])
         reason = super().refuses(q_BHLD, k_BHLD, v_BHLD, mask) or self.unavailable(q_BHLD)
         if reason is None and width > WIDEST:
@@ -75,46 +84,36 @@ class WindowedBackend(AttentionBackend):
         *,
         scale: float,
         mask: Tensor | None,
-        kept: KeptKeys | None = None,
+        kept: RotatedKeyCache | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
+        batch, heads, q_len, _ = q_BHLD.shape
+        layout, schedule = rotation_layout(plan, q_len), band_schedule(plan, q_len)
+        width, value_dim = padded_width(q_BHLD, v_BHLD), v_BHLD.shape[-1]
         with on_device(q_BHLD.device):
-            return self._attend(q_BHLD, k_BHLD, v_BHLD, plan, rotary, scale, kept)
-
-    def _attend(
-        self,
-        q_BHLD: Tensor,
-        k_BHLD: Tensor,
-        v_BHLD: Tensor,
-        plan: PositionPlan,
-        rotary: Rotary,
-        scale: float,
-        kept: KeptKeys | None,
-    ) -> tuple[Tensor, Tensor]:
-        arranged, planned = layout(plan, q_BHLD.shape[2]), schedule(plan, q_BHLD.shape[2])
-        value_dim = v_BHLD.shape[-1]
-        width = padded_width(q_BHLD, v_BHLD)
-        queries = [_for_kernel(rotated_queries(work, q_BHLD, rotary, plan), width) for work in arranged.work]
-        keys = [_for_kernel(rotated_keys(copy, k_BHLD, rotary, kept), width) for copy in arranged.copies]
-        values = _for_kernel(v_BHLD, width)
-        parts = [self._run(call, queries[call.work], keys[call.copy], values, scale) for call in planned.calls]
-        out_BLHD = values.new_zeros((q_BHLD.shape[0], q_BHLD.shape[2], q_BHLD.shape[1], value_dim))
-        lse_BHL = torch.full(q_BHLD.shape[:3], float("-inf"), dtype=torch.float32, device=q_BHLD.device)
-        for rows, numbers in planned.merges:
-            pieces = [_rows_of(parts[n], planned.calls[n], rows) for n in numbers]
-            out, lse = pieces[0] if len(pieces) == 1 else self.merged(pieces)
-            out_BLHD[:, rows] = out[..., :value_dim]
-            lse_BHL[:, :, rows] = lse
+            queries = [_for_kernel(rotated_queries(copy, q_BHLD, rotary), width) for copy in layout.queries]
+            keys = [_for_kernel(rotated_keys(copy, k_BHLD, rotary, kept), width) for copy in layout.keys]
+            values = _for_kernel(v_BHLD, width)
+            parts = [
+                self._run(call, queries[call.query_copy], keys[call.key_copy], values, scale) for call in schedule.calls
+            ]
+            out_BLHD = values.new_zeros((batch, q_len, heads, value_dim))
+            lse_BHL = torch.full((batch, heads, q_len), float("-inf"), dtype=torch.float32, device=q_BHLD.device)
+            for rows, numbers in schedule.merges:
+                same_rows = [_rows_of(parts[n], schedule.calls[n], rows) for n in numbers]
+                out, lse = same_rows[0] if len(same_rows) == 1 else self.merged(same_rows)
+                out_BLHD[:, rows] = out[..., :value_dim]
+                lse_BHL[:, :, rows] = lse
         return out_BLHD.transpose(1, 2), lse_BHL
 
-    def _run(self, call: Call, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, scale: float) -> Part:
+    def _run(self, call: BandCall, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, scale: float) -> OutLse:
         q, k, v = q_BLHD[:, slice(*call.band.rows)], k_BLHD[:, slice(*call.band.keys)], v_BLHD[:, call.values]
         if call.allowed is not None:
             return attend_allowed(q, k, v, torch.from_numpy(call.allowed).to(q.device), scale)
         return self.window(q, k, v, left=call.band.left, right=call.band.right, scale=scale)
 
 
-def attend_allowed(q_BRHD: Tensor, k_BKHD: Tensor, v_BKHD: Tensor, allowed_RK: Tensor, scale: float) -> Part:
+def attend_allowed(q_BRHD: Tensor, k_BKHD: Tensor, v_BKHD: Tensor, allowed_RK: Tensor, scale: float) -> OutLse:
     """Dense attention over the allowed pairs, in float32: for the few bands that follow no window."""
     groups = k_BKHD.shape[2]
     q = q_BRHD.float().view(*q_BRHD.shape[:2], groups, -1, q_BRHD.shape[3])
@@ -131,12 +130,13 @@ def padded_width(q_BHLD: Tensor, v_BHLD: Tensor) -> int:
 
 
 def _for_kernel(x_BHLD: Tensor, width: int) -> Tensor:
-    """[B, L, H, D] with zero channels up to ``width``; a view where nothing is missing and the kernel can load it."""
+    """[B, L, H, D] with zero channels up to ``width``; a view where none is missing and the kernel can load it."""
     missing = width - x_BHLD.shape[-1]
     x = F.pad(x_BHLD, (0, missing)) if missing else x_BHLD
     return aligned(x).transpose(1, 2)
 
 
-def _rows_of(part: Part, call: Call, rows: slice) -> Part:
-    own = slice(rows.start - call.rows.start, rows.stop - call.rows.start)
-    return part[0][:, own], part[1][:, :, own]
+def _rows_of(part: OutLse, call: BandCall, rows: slice) -> OutLse:
+    """A call's results for some of its queries."""
+    inside = slice(rows.start - call.rows.start, rows.stop - call.rows.start)
+    return part[0][:, inside], part[1][:, :, inside]

@@ -22,9 +22,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from posenc.kernels.cpu.tiles import SHORT_RUN, blocks_of, runs
-from posenc.kernels.memo import remembered
-from posenc.kernels.rotated import layout
+from posenc.kernels.intervals import SHORT_RUN, Run, blocks_of, runs
+from posenc.kernels.rotated import QueryCopy, rotation_layout
 from posenc.plan import PositionPlan
 from posenc.segment import IntArray
 
@@ -51,6 +50,87 @@ class Band:
     right: int | None = None
     irregular: bool = False
 
+    @property
+    def count(self) -> int:
+        """How many queries."""
+        return self.rows[1] - self.rows[0]
+
+
+@dataclass(frozen=True, eq=False)
+class BandCall:
+    """One kernel call: a band of a segment.
+
+    Parameters
+    ----------
+    query_copy, key_copy : int
+        The rotated queries and keys that it reads, by their numbers in the layout.
+    band : Band
+        ``rows`` counted in the segment's queries, ``keys`` in the copy's keys.
+    rows, values : slice
+        The same queries among all queries, and the same keys among all values.
+    allowed : bool [R, K] or None
+        The pairs that an irregular band attends.
+    """
+
+    query_copy: int
+    key_copy: int
+    band: Band
+    rows: slice
+    values: slice
+    allowed: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True, eq=False)
+class BandSchedule:
+    """All calls of a plan, and how their results are merged.
+
+    Parameters
+    ----------
+    calls : tuple of BandCall
+        They attend every pair of the plan once.
+    merges : tuple of (slice, tuple of int)
+        Ranges of queries, each with the numbers of the calls that its output is merged from.
+    """
+
+    calls: tuple[BandCall, ...]
+    merges: tuple[tuple[slice, tuple[int, ...]], ...]
+
+
+def band_schedule(plan: PositionPlan, q_len: int) -> BandSchedule:
+    """The calls for the last ``q_len`` queries, worked out once per plan and shared by all layers."""
+    return plan.derived(_band_schedule, q_len)
+
+
+def _band_schedule(plan: PositionPlan, q_len: int) -> BandSchedule:
+    layout = rotation_layout(plan, q_len)
+    calls = []
+    for number, copy in enumerate(layout.queries):
+        offset = layout.keys[copy.key_copy].keys.start
+        for band in bands(copy.key_start, copy.key_stop):
+            rows = slice(copy.rows.start + band.rows[0], copy.rows.start + band.rows[1])
+            values = slice(offset + band.keys[0], offset + band.keys[1])
+            allowed = _interval_mask(copy, band) if band.irregular else None
+            calls.append(BandCall(number, copy.key_copy, band, rows, values, allowed))
+    return BandSchedule(tuple(calls), _merges(calls))
+
+
+def _interval_mask(copy: QueryCopy, band: Band) -> NDArray[np.bool_]:
+    """Pairs of a band that lie inside the intervals, bool [R, K]."""
+    rows, keys = slice(*band.rows), np.arange(*band.keys)
+    inside: NDArray[np.bool_] = (keys >= copy.key_start[rows, None]) & (keys < copy.key_stop[rows, None])
+    return inside
+
+
+def _merges(calls: list[BandCall]) -> tuple[tuple[slice, tuple[int, ...]], ...]:
+    """Ranges of queries between which the set of calls changes; queries that attend nothing are in none."""
+    edges = sorted({edge for call in calls for edge in (call.rows.start, call.rows.stop)})
+    merges = []
+    for low, high in pairwise(edges):
+        inside = tuple(n for n, call in enumerate(calls) if call.rows.start <= low and high <= call.rows.stop)
+        if inside:
+            merges.append((slice(low, high), inside))
+    return tuple(merges)
+
 
 def bands(key_start: IntArray, key_stop: IntArray) -> list[Band]:
     """Bands that cover ``{(r, c): key_start[r] <= c < key_stop[r]}`` exactly once.
@@ -60,123 +140,50 @@ def bands(key_start: IntArray, key_stop: IntArray) -> list[Band]:
     key_start, key_stop : int64 [rows]
         Non-decreasing bounds, one interval per query; empty where ``key_start >= key_stop``.
     """
-    found: list[Band] = []
+    result: list[Band] = []
     short: dict[tuple[int, int], Band] = {}
-    for band in _straight(key_start, key_stop):
-        if band.rows[1] - band.rows[0] < SHORT_RUN and len(key_start) > SHORT_RUN:
+    for band in _straight_bands(key_start, key_stop):
+        if band.count < SHORT_RUN and len(key_start) > SHORT_RUN:
             short[band.rows] = band
         else:
-            found.append(band)
-    for block in blocks_of([row for rows in short for row in range(*rows)]):
-        rows, keys = (block[0], block[-1] + 1), (int(key_start[block[0]]), int(key_stop[block[-1]]))
-        found.append(short.get(rows) or Band(rows, keys, irregular=True))
-    return found
+            result.append(band)
+    for rows in blocks_of(row for band_rows in short for row in range(*band_rows)):
+        keys = int(key_start[rows[0]]), int(key_stop[rows[1] - 1])
+        result.append(short.get(rows) or Band(rows, keys, irregular=True))
+    return result
 
 
-def _straight(key_start: IntArray, key_stop: IntArray) -> list[Band]:
-    """One band per run of straight bounds; a causal run and the band that it goes on as are one where that pays.
+def _straight_bands(key_start: IntArray, key_stop: IntArray) -> list[Band]:
+    """One band per straight run; a causal run and the band that continues it are one where that pays.
 
     Flash attention takes a slower path for a window than for a causal call, and so for every query of what is joined.
-    One call instead of two pays where most of its queries have a window anyway.
+    One call instead of two pays where at least half of its queries have a window anyway.
     """
-    found: list[Band] = []
-    for first, last, advance_start, advance_stop in runs(key_start, key_stop):
-        start, first_stop, stop = int(key_start[first]), int(key_stop[first]), int(key_stop[last - 1])
-        band = Band((first, last), (start, stop), *_window(last - first, start, first_stop, stop, advance_start))
-        if found and advance_start and advance_stop and _continues(found[-1], band) and _pays(found[-1], band):
-            before = found.pop()
-            band = Band((before.rows[0], last), (before.keys[0], stop), left=first_stop - start - 1, right=0)
-        found.append(band)
-    return found
+    result: list[Band] = []
+    for run in runs(key_start, key_stop):
+        start, first_stop, stop = int(key_start[run.first]), int(key_stop[run.first]), int(key_stop[run.stop - 1])
+        band = Band((run.first, run.stop), (start, stop), *_window(run, start, first_stop, stop))
+        if result and run.advance_start and run.advance_stop and _joins(result[-1], band):
+            before = result.pop()
+            band = Band((before.rows[0], run.stop), (before.keys[0], stop), left=first_stop - start - 1, right=0)
+        result.append(band)
+    return result
 
 
-def _window(rows: int, start: int, first_stop: int, stop: int, advance_start: int) -> tuple[int | None, int | None]:
-    """``left`` and ``right`` of a run of straight bounds over the keys ``start .. stop - 1``."""
-    right = 0 if stop > first_stop else None
-    if not advance_start or rows == 1:
+def _window(run: Run, start: int, first_stop: int, stop: int) -> tuple[int | None, int | None]:
+    """``left`` and ``right`` of a run over the keys ``start .. stop - 1``; its first query stops at ``first_stop``."""
+    rows, right = run.stop - run.first, 0 if stop > first_stop else None
+    if not run.advance_start or rows == 1:
         return None, right
     return (stop - start - rows if right is None else first_stop - start - 1), right
 
 
-def _continues(causal: Band, band: Band) -> bool:
-    """True where a band goes on as a causal block began: the window then moves off the first key."""
+def _joins(causal: Band, band: Band) -> bool:
+    """Whether a band continues a causal block, as its window moves off the first key, and has as many queries."""
     return (
         (causal.left, causal.right) == (None, 0)
         and causal.rows[1] == band.rows[0]
         and causal.keys[0] <= band.keys[0] <= causal.keys[0] + 1
-        and causal.keys[1] + 1 == band.keys[1] - (band.rows[1] - band.rows[0] - 1)
+        and causal.keys[1] + 1 == band.keys[1] - (band.count - 1)
+        and causal.count <= band.count
     )
-
-
-def _pays(causal: Band, band: Band) -> bool:
-    """Whether at least half of the queries of both together have a window."""
-    return causal.rows[1] - causal.rows[0] <= band.rows[1] - band.rows[0]
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One kernel call: a band of a segment.
-
-    Parameters
-    ----------
-    work, copy : int
-        Which rotated queries and keys of the plan's layout.
-    band : Band
-        ``rows`` counted in the segment's queries, ``keys`` in the copy's keys.
-    rows, values : slice
-        The same queries among all queries, and the same keys among all values.
-    allowed : bool [R, K] or None
-        What an irregular band sees.
-    """
-
-    work: int
-    copy: int
-    band: Band
-    rows: slice
-    values: slice
-    allowed: NDArray[np.bool_] | None
-
-
-@dataclass(frozen=True, eq=False)
-class Schedule:
-    """All calls of a plan and, per range of queries, which of them its output is merged from."""
-
-    calls: tuple[Call, ...]
-    merges: tuple[tuple[slice, tuple[int, ...]], ...]
-
-
-def schedule(plan: PositionPlan, q_len: int) -> Schedule:
-    """The calls for the last ``q_len`` queries, worked out once per plan and shared by every layer."""
-
-    def made() -> Schedule:
-        calls = _calls(plan, q_len)
-        return Schedule(calls, _merges(calls))
-
-    return remembered(plan.memo, ("bands", q_len), made)
-
-
-def _calls(plan: PositionPlan, q_len: int) -> tuple[Call, ...]:
-    arranged = layout(plan, q_len)
-    found = []
-    for index, work in enumerate(arranged.work):
-        offset = arranged.copies[work.copy].keys.start
-        for band in bands(work.key_start, work.key_stop):
-            rows = slice(work.rows.start + band.rows[0], work.rows.start + band.rows[1])
-            values = slice(offset + band.keys[0], offset + band.keys[1])
-            allowed = None
-            if band.irregular:
-                keys, own = np.arange(*band.keys), slice(*band.rows)
-                allowed = (keys >= work.key_start[own, None]) & (keys < work.key_stop[own, None])
-            found.append(Call(index, work.copy, band, rows, values, allowed))
-    return tuple(found)
-
-
-def _merges(calls: tuple[Call, ...]) -> tuple[tuple[slice, tuple[int, ...]], ...]:
-    """Ranges of queries between which the set of calls changes; queries that attend nothing are in none."""
-    edges = sorted({edge for call in calls for edge in (call.rows.start, call.rows.stop)})
-    found = []
-    for low, high in pairwise(edges):
-        inside = tuple(n for n, call in enumerate(calls) if call.rows.start <= low and high <= call.rows.stop)
-        if inside:
-            found.append((slice(low, high), inside))
-    return tuple(found)

@@ -1,9 +1,10 @@
-"""Segments on FlashAttention-4, written for Hopper and Blackwell: ``pip install 'posenc[flash-attn-4]'``.
+"""The backend ``flash_attn_4``: windowed calls of FlashAttention-4 on Hopper and Blackwell.
 
-Its forward takes a window and returns the logsumexp on both (read in 4.0.0b36, a beta: other releases are asked for
-the parameters that are used). It compiles a kernel on first use, one for every kind of window, head_dim and group of
-heads, in seconds each; lengths and widths of windows are free. On Hopper it does not split the keys of a query over
-the GPU, so decoding leaves most of it idle.
+Install it with ``pip install 'posenc[flash-attn-4]'``. On both architectures its forward takes a window and returns the
+logsumexp. This was read in 4.0.0b36, a beta; in other releases the parameters that are used here are looked for first.
+The library compiles a kernel on first use, in seconds: one for every kind of window, head_dim and group of heads, but
+none for other lengths or widths of windows. On Hopper it does not split the keys of a query over the GPU, so decoding
+leaves most of the GPU idle.
 
 Shape letters: B batch, H heads, R queries and K keys of one call, D head_dim.
 """
@@ -18,13 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posenc.backend import BackendCapabilities
-from posenc.kernels.windowed.backend import ALIGNMENT, Part, WindowedBackend, padded_width
+from posenc.kernels.windowed.backend import ALIGNMENT, OutLse, WindowedBackend, padded_width
 
 HOME = "flash_attn.cute"
 
 NEEDED = ("softmax_scale", "window_size", "return_lse")
-"""The parameters that are used beside query, key and value."""
+"""The parameters of its function that are used besides query, key and value."""
 
 MAJORS = (9, 10, 11)
 """Compute capabilities that it has kernels of its own for; elsewhere it runs the design that torch has already."""
@@ -42,17 +42,10 @@ def find_forward() -> tuple[Any, str]:
 
 
 class FlashAttention4Backend(WindowedBackend):
-    """One FlashAttention-4 call per band; grouped heads are the kernel's own."""
+    """One FlashAttention-4 call per band, which serves grouped heads itself."""
 
     name = "flash_attn_4"
     summary = "FlashAttention-4 on windows (Hopper, Blackwell), merged by logsumexp"
-    capabilities = BackendCapabilities(
-        devices=("cuda",),
-        dtypes=(torch.bfloat16, torch.float16),
-        gradients=False,
-        masks=False,
-        keeps_keys=True,
-    )
     priority = 4  # below all others on a GPU until one has measured it
 
     @property
@@ -66,6 +59,7 @@ class FlashAttention4Backend(WindowedBackend):
         return reason or self.unfit(q_BHLD.device, padded_width(q_BHLD, v_BHLD))
 
     def unavailable(self, q_BHLD: Tensor) -> str | None:
+        """Also where the library cannot be imported."""
         if self.forward is None:
             return f"FlashAttention-4 cannot be imported ({find_forward()[1]}): pip install 'posenc[flash-attn-4]'"
         return None
@@ -76,14 +70,14 @@ class FlashAttention4Backend(WindowedBackend):
 
     def window(
         self, q_BRHD: Tensor, k_BKHD: Tensor, v_BKHD: Tensor, *, left: int | None, right: int | None, scale: float
-    ) -> Part:
+    ) -> OutLse:
         out, lse = self.forward(q_BRHD, k_BKHD, v_BKHD, softmax_scale=scale, window_size=(left, right), return_lse=True)
         return out, lse
 
 
 @cache
 def _unfit(major: int, minor: int, width: int) -> str | None:
-    """What the library itself says of heads of this width on a GPU."""
+    """Why the library's kernel for this GPU does not take heads of this width, from its own check."""
     if major not in MAJORS:
         return f"FlashAttention-4 is for compute capability 9, 10 and 11, and this GPU has {major}.{minor}"
     try:

@@ -1,4 +1,4 @@
-"""Segments on torch's own CUDA flash kernel: no library beside torch.
+"""The backend ``torch_flash``: windowed calls of torch's own CUDA flash kernel, without any other library.
 
 ``aten::_flash_attention_forward`` takes a window and returns the logsumexp, which
 ``scaled_dot_product_attention`` does not (schema of torch 2.11 to 2.13).
@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posenc.backend import BackendCapabilities
-from posenc.kernels.windowed.backend import Part, WindowedBackend
+from posenc.kernels.windowed.backend import OutLse, WindowedBackend
 
 OLDEST = (8, 0)
 """Least compute capability of the kernel: Ampere."""
@@ -26,20 +25,14 @@ def forward(*arguments: Any, **options: Any) -> Any:
 
 
 class TorchFlashBackend(WindowedBackend):
-    """One call of the flash kernel per band; grouped heads are the kernel's own."""
+    """One call of the flash kernel per band, which serves grouped heads itself."""
 
     name = "torch_flash"
     summary = "torch's own CUDA flash kernel on windows, merged by logsumexp"
-    capabilities = BackendCapabilities(
-        devices=("cuda",),
-        dtypes=(torch.bfloat16, torch.float16),
-        gradients=False,
-        masks=False,
-        keeps_keys=True,
-    )
     priority = 15
 
     def unavailable(self, q_BHLD: Tensor) -> str | None:
+        """Also where torch was built without the kernel, or the GPU is too old for it."""
         if not torch.backends.cuda.is_flash_attention_available():
             return "this build of torch has no flash attention"
         capability = torch.cuda.get_device_capability(q_BHLD.device)
@@ -49,19 +42,19 @@ class TorchFlashBackend(WindowedBackend):
 
     def window(
         self, q_BRHD: Tensor, k_BKHD: Tensor, v_BKHD: Tensor, *, left: int | None, right: int | None, scale: float
-    ) -> Part:
+    ) -> OutLse:
         q_len, k_len = q_BRHD.shape[1], k_BKHD.shape[1]
         out, lse, *_ = forward(
             q_BRHD,
             k_BKHD,
             v_BKHD,
-            None,
-            None,
+            None,  # cum_seq_q
+            None,  # cum_seq_k
             q_len,
             k_len,
-            0.0,
-            right == 0,
-            False,
+            0.0,  # dropout_p
+            right == 0,  # is_causal
+            False,  # return_debug_mask
             scale=scale,
             window_size_left=-1 if left is None else left,
             window_size_right=-1 if right is None else right,

@@ -1,8 +1,8 @@
-"""xformers as it is installed: where its attention code lives, and whether its compiled operators can load.
+"""Find xformers' attention code as it is installed, and see whether its compiled operators can load.
 
 The wheel of xformers 0.0.35 on PyPI is linked to the runtime library of CUDA 12, and a torch for CUDA 13 brings only
-its own. xformers is then imported without an error, and every operator says that it was not built for CUDA.
-``posenc[gpu]`` installs the missing library, and :func:`load_runtime` loads it first.
+the runtime of CUDA 13. xformers is then imported without an error, but every operator says that it was not built for
+CUDA. ``posenc[gpu]`` installs the missing library, and :func:`load_runtime` loads it first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 HOMES = ("mslk.attention.fmha", "xformers.ops.fmha")
-"""Where the code may live, the newest first; a package may be there without it."""
+"""Modules that may hold the code, the newest first; a package can be installed without it."""
 
 NEEDED = (
     "memory_efficient_attention_partial",
@@ -35,11 +35,11 @@ NEEDED = (
     "cutlass.FwOp",
     "flash.FwOp",
 )
-"""Everything that is used of it."""
+"""Every symbol of the module that is used."""
 
 RUNTIME = "libcudart.so.12"
 WHEEL = "nvidia-cuda-runtime-cu12"
-"""The library that xformers is linked to, and the distribution that has it."""
+"""The library that xformers is linked to, and the distribution that holds it."""
 
 
 @cache
@@ -99,12 +99,12 @@ def load_runtime() -> None:
     try:
         wheel = distribution(WHEEL)
     except PackageNotFoundError:
-        return  # operators_problem says so, where it matters
+        return  # operators_problem says so where it matters
     _loads(str(Path(str(wheel.locate_file("nvidia/cuda_runtime/lib"))) / RUNTIME))
 
 
 def _loads(library: str) -> bool:
-    """Whether a library is in the process after this: the loader searches by name, and knows what is loaded already."""
+    """Load a library if it is not loaded yet, and say whether that worked; the loader searches by name."""
     try:
         ctypes.CDLL(library)
     except OSError:
@@ -114,9 +114,9 @@ def _loads(library: str) -> bool:
 
 @cache
 def operators_problem() -> str | None:
-    """Why the compiled operators of xformers cannot load here, and what to do; None where they can or there are none.
+    """Why the compiled operators of xformers cannot load here, and what to do; None if they can or there are none.
 
-    This imports ``xformers``, but no attention code.
+    This imports ``xformers``, but not its attention code.
     """
     if find_spec("xformers") is None:
         return None
@@ -140,7 +140,7 @@ def operators_problem() -> str | None:
 
 
 def _first_cause(error: BaseException) -> str:
-    """What the first of a chain of errors says, without the folders of files: it goes into bug reports."""
+    """The message of the first in a chain of errors, without the folders of files: it goes into bug reports."""
     while error.__cause__ is not None:
         error = error.__cause__
     return re.sub(r"\S*/", "", str(error).strip()) or type(error).__name__

@@ -12,8 +12,8 @@ from transformers import DynamicCache, StaticCache
 
 import posenc
 from tests.hf import tiny
+from tests.hf.tiny import LAMPE
 
-LAMPE: dict[str, Any] = {"head": 8, "tail": 5, "mapping": 30}
 PROMPT = 80
 TOLERANCE = 1e-4
 JUMPS: dict[str, tuple[int, ...]] = {

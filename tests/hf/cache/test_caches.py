@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, QuantizedLayer
 import posenc
 from tests.hf import tiny
 
-STRATEGIES = [("rope", {}), ("lampe", {"head": 8, "tail": 5, "mapping": 30})]
+STRATEGIES = [("rope", {}), ("lampe", tiny.LAMPE)]
 
 
 class EightBitLayer(QuantizedLayer):

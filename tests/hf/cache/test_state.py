@@ -20,7 +20,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "yarn": {"factor": 4.0},
     "rerope": {"window_size": 9},
     "self_extend": {"group": 4, "window_size": 16},
-    "lampe": {"head": 8, "tail": 5, "mapping": 30},
+    "lampe": tiny.LAMPE,
 }
 EVERY = pytest.mark.parametrize("name", list(STRATEGIES))
 PROMPT = 80

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import posenc
-from posenc.kernels.cpu import backend as cpu_flash
-from posenc.kernels.cpu import decode as one_query
-from posenc.kernels.cpu import tiles
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.cpu import decode_calls, prefill, tiles
+from posenc.kernels.cpu.training import attend_with_gradients
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.plan import PositionPlan
 from posenc.testing import random_plans
 from posenc.testing.layouts import LAYOUTS
@@ -64,7 +63,7 @@ def test_chunks_of_heads_and_rows_are_exact(batch: int, masked: bool, heads_at_o
         mask[..., -1, 9:] = False
         mask[0, :, 17] = False  # a query that attends no key
     chunk = heads_at_once * 3 * 300 * 16 * 4
-    with mock.patch.multiple(cpu_flash, CHUNK_BYTES=chunk, BLOCK_BYTES=chunk // 3):
+    with mock.patch.multiple(prefill, CHUNK_BYTES=chunk, BLOCK_BYTES=chunk // 3):
         got = posenc.attention(q, k, v, plan_of("lampe"), ROTARY, backend="cpu_flash", mask=mask, return_lse=True)
     expected = posenc.attention(q, k, v, plan_of("lampe"), ROTARY, backend="reference", mask=mask, return_lse=True)
     assert (got[0] - expected[0]).abs().max() < 2e-5
@@ -139,7 +138,7 @@ def test_the_gradient_may_have_any_layout() -> None:
     """Slicing the channels passes a contiguous copy, but the backward pass does not rely on that."""
     for layout in ("expanded over channels", "with tokens inside of channels"):
         q, k, v = (x.double().requires_grad_() for x in qkv(2, 150))
-        out, _ = cpu_flash._with_gradients(q, k, v, plan_of("dca"), ROTARY, 0.25, None)
+        out, _ = attend_with_gradients(q, k, v, plan_of("dca"), ROTARY, 0.25, None)
         right = posenc.attention(q, k, v, plan_of("dca"), ROTARY, backend="reference")
         weights = LAYOUTS[layout](torch.linspace(-1, 1, out.numel()).double().view(out.shape))
         gradients = [torch.autograd.grad(x, (q, k, v), weights) for x in (out, right)]
@@ -167,8 +166,8 @@ def test_every_kind_of_call_accepts_every_layout(layout: str, name: str) -> None
     for q_len in (LENGTH, 9, 1):
         q, k, v = (LAYOUTS[layout](x) for x in qkv(2, q_len))
         expected = posenc.attention(q, k, v, plan_of(name), ROTARY, backend="reference")
-        with mock.patch.object(one_query, "LEAST_KEYS", 7):
-            for kept in (None, KeptKeys()):
+        with mock.patch.object(decode_calls, "LEAST_KEYS", 7):
+            for kept in (None, RotatedKeyCache()):
                 got = posenc.attention(q, k, v, plan_of(name), ROTARY, backend="cpu_flash", kept=kept)
                 assert (got - expected).abs().max() < 2e-5
 
@@ -193,7 +192,7 @@ def test_one_query_in_splits_is_exact(threads: int, batch: int, name: str) -> No
     q, k, v = qkv(batch, 1)
     try:
         torch.set_num_threads(threads)
-        with mock.patch.object(one_query, "LEAST_KEYS", 7):
+        with mock.patch.object(decode_calls, "LEAST_KEYS", 7):
             got = posenc.attention(q, k, v, plan, ROTARY, backend="cpu_flash", return_lse=True)
     finally:
         torch.set_num_threads(before)
@@ -212,10 +211,10 @@ def test_short_segments_computed_with_a_neighbour_are_exact(plan: PositionPlan, 
         q, k, v = q[..., :16], k[..., :16], v[..., :16]
         rotary = posenc.Rotary.from_theta(50.0, 16, style="interleaved")
     expected = posenc.attention(q, k, v, plan, rotary, backend="reference", return_lse=True)
-    kept = KeptKeys()
-    with mock.patch.object(one_query, "GRAIN", few * k.shape[1] * k.shape[3]):
+    kept = RotatedKeyCache()
+    with mock.patch.object(decode_calls, "GRAIN", few * k.shape[1] * k.shape[3]):
         for own in (None, kept, kept):
             got = posenc.attention(q, k, v, plan, rotary, backend="cpu_flash", return_lse=True, kept=own)
-            plan.memo.clear()
+            plan._derived.clear()
             for mine, exact in zip(got, expected, strict=True):
                 assert (mine - exact).nan_to_num(0.0).abs().max() < 1e-9

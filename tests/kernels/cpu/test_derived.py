@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -15,10 +14,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import posenc
-from posenc.kernels.cpu import decode as one_query
-from posenc.kernels.memo import MOST, remembered
-from posenc.kernels.rotated import layout
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.cpu import decode_calls
+from posenc.kernels.rotated import rotation_layout
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.planning.memory import held_bytes
 from posenc.planning.planner import KEPT_BYTES, Planner
 from posenc.testing.tensors import installed
@@ -72,25 +70,28 @@ def test_no_backend_stores_inference_tensors(monkeypatch: pytest.MonkeyPatch) ->
         for q_len in (40, 1):
             with installed(backend) as name, torch.inference_mode():
                 posenc.attention(*qkv(q_len, dtype=torch.bfloat16), plan, rotary, backend=name)
-        memos = [plan.memo, *(s.memo for s in plan.segments)]
-        for q_len in (40, 1):
-            memos += [work.memo for work in layout(plan, q_len).work]
-        kept = [tensor for memo in memos for tensor in tensors_in(memo)]
+        kept = tensors_in(plan)
         assert kept
         assert not any(tensor.is_inference() for tensor in kept)
 
 
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    """Return all tensors in a memo."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, tuple | list):
-        return [tensor for item in value for tensor in tensors_in(item)]
-    if hasattr(value, "__dataclass_fields__") and not isinstance(value, posenc.Segment | posenc.Rotary):
-        return tensors_in([getattr(value, field) for field in value.__dataclass_fields__])
-    return []
+def tensors_in(*values: Any) -> list[torch.Tensor]:
+    """All tensors that values lead to, what is derived from them included."""
+    found, seen, waiting = [], set(), list(values)
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, tuple | list):
+            waiting.extend(value)
+        elif is_dataclass(value):
+            waiting.extend(vars(value).values())
+    return found
 
 
 def test_cached_rotated_keys_work_in_and_out_of_inference_mode() -> None:
@@ -98,9 +99,9 @@ def test_cached_rotated_keys_work_in_and_out_of_inference_mode() -> None:
         posenc.strategy("lampe", window=32, **STRATEGIES["lampe"]).plan(30, 40),
         posenc.Rotary.from_theta(1e4, 16),
     )
-    kept, (_, k, v) = KeptKeys(), qkv(1)
+    kept, (_, k, v) = RotatedKeyCache(), qkv(1)
     for length in range(31, 41):
-        with torch.inference_mode(length % 2 == 1), torch.no_grad(), mock.patch.object(one_query, "GRAIN", 1):
+        with torch.inference_mode(length % 2 == 1), torch.no_grad(), mock.patch.object(decode_calls, "GRAIN", 1):
             case = k[:, :, length - 1 : length], k[:, :, :length], v[:, :, :length], whole.prefix(length), rotary
             got = posenc.attention(*case, kept=kept)
             assert (got - posenc.attention(*case, backend="reference")).abs().max() < 2e-5
@@ -195,9 +196,9 @@ def test_equal_rotaries_share_derived_data() -> None:
     for _ in range(20):
         for q_len in (40, 1):
             posenc.attention(*qkv(q_len), plan, posenc.Rotary.from_theta(1e4, 16))
-        memos = [plan.memo, *(s.memo for s in plan.segments), *(work.memo for work in layout(plan, 1).work)]
-        entries = entries or [len(memo) for memo in memos]
-        assert [len(memo) for memo in memos] == entries
+        counts = [len(own._derived) for own in (plan, *plan.segments, *rotation_layout(plan, 1).queries)]
+        entries = entries or counts
+        assert counts == entries
 
 
 def test_a_model_with_dynamic_frequencies_stores_bounded_tables() -> None:
@@ -212,8 +213,8 @@ def test_a_model_with_dynamic_frequencies_stores_bounded_tables() -> None:
             for prompt in (70, 90, 110):
                 model(tiny.tokens(1, prompt) % 61)
     for plan in handle._attachment.planner._plans.values():
-        assert len(plan.memo) <= 2 * 3  # frequencies follow the longest text so far, then stay
-        assert all(len(segment.memo) <= 2 for segment in plan.segments)
+        assert len(plan._derived) <= 2 * 3  # the frequencies grow with the longest text so far, and then stay
+        assert all(len(segment._derived) <= 2 for segment in plan.segments)
     handle.remove()
 
 
@@ -249,7 +250,7 @@ def test_frequencies_changed_in_place_are_read_again(backend: str) -> None:
     plan, rotary, kept = (
         posenc.strategy("self_extend", window=32).plan(40),
         posenc.Rotary.from_theta(1e4, 16),
-        KeptKeys(),
+        RotatedKeyCache(),
     )
     for q_len in (40, 1, 40, 1):
         got = posenc.attention(*qkv(q_len), plan, rotary, backend=backend, kept=kept)
@@ -257,18 +258,3 @@ def test_frequencies_changed_in_place_are_read_again(backend: str) -> None:
         right = posenc.attention(*qkv(q_len), fresh, posenc.Rotary(rotary.inv_freq.clone()), backend="reference")
         assert (got - right).abs().max() < 2e-5
         rotary.inv_freq.mul_(0.7)
-
-
-def test_a_memo_is_bounded_and_makes_every_value_once() -> None:
-    memo: dict[Any, Any] = {}
-    made: list[int] = []
-
-    def make(number: int) -> Callable[[], None]:
-        return lambda: made.append(number)
-
-    for number in range(3 * MOST):
-        for _ in range(2):
-            assert remembered(memo, number, make(number)) is None  # the value may be None
-        assert len(memo) == min(number + 1, MOST)
-    assert made == list(range(3 * MOST))
-    assert list(memo) == list(range(2 * MOST, 3 * MOST))

@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 
 import posenc
 from posenc.kernels.cpu import tiles
-from posenc.kernels.cpu.calls import plan_calls
-from posenc.kernels.cpu.tiles import LEAF, tile
+from posenc.kernels.cpu.calls import flash_calls
+from posenc.kernels.cpu.tiles import LEAF, tiles_of
 from posenc.kernels.merge import merge
-from posenc.kernels.rotated import Work, layout
+from posenc.kernels.rotated import QueryCopy, rotation_layout
 from posenc.plan import PositionPlan
 from posenc.testing import attention_by_definition, random_plans
 from posenc.testing.generators import interpolating_plan
 
 
-def intervals(work: Work) -> np.ndarray:
+def intervals(copy: QueryCopy) -> np.ndarray:
     """Return the pairs inside a segment's intervals, bool [rows, keys]."""
-    key = np.arange(int(work.key_stop.max()) + 1)
-    return (key >= work.key_start[:, None]) & (key < work.key_stop[:, None])
+    key = np.arange(int(copy.key_stop.max()) + 1)
+    return (key >= copy.key_start[:, None]) & (key < copy.key_stop[:, None])
 
 
 @settings(max_examples=150)
@@ -38,10 +38,10 @@ def test_tiles_cover_every_pair_once(plan: PositionPlan, share: float, sizes: tu
 
 
 def check_tiles(plan: PositionPlan, q_len: int) -> None:
-    for work in layout(plan, q_len).work:
-        rows, inside = len(work.key_start), intervals(work)
-        covered = np.zeros((rows, int(work.key_stop.max()) + 1), dtype=int)
-        for piece in tile(work.key_start, work.key_stop):
+    for copy in rotation_layout(plan, q_len).queries:
+        rows, inside = len(copy.key_start), intervals(copy)
+        covered = np.zeros((rows, int(copy.key_stop.max()) + 1), dtype=int)
+        for piece in tiles_of(copy.key_start, copy.key_stop):
             for block in range(piece.count):
                 for r in range(*piece.rows):
                     for c in range(*piece.keys):
@@ -60,23 +60,24 @@ def test_built_in_plans_need_few_calls() -> None:
     for name in ("lampe", "self_extend", "rerope", "dca", "string"):
         params = {"mapping": 3000} if name == "lampe" else {}
         plan = posenc.strategy(name, window=4096, **params).plan(16384)
-        pieces = [piece for work in layout(plan, 16384).work for piece in tile(work.key_start, work.key_stop)]
-        assert len(pieces) <= 64, name
-        assert all(piece.kind != "masked" or piece.rows[1] - piece.rows[0] <= LEAF for piece in pieces), name
-        assert plan_calls(plan, 16384).complete, name
+        copies = rotation_layout(plan, 16384).queries
+        all_tiles = [tile for copy in copies for tile in tiles_of(copy.key_start, copy.key_stop)]
+        assert len(all_tiles) <= 64, name
+        assert all(tile.kind != "masked" or tile.rows[1] - tile.rows[0] <= LEAF for tile in all_tiles), name
+        assert flash_calls(plan, 16384).complete, name
 
 
 def test_shifted_keys_share_one_rotated_copy() -> None:
     plan = posenc.strategy("lampe", window=512, mapping=300).plan(2000)
     assert len(plan.segments) == 3
-    assert len(layout(plan, 2000).copies) == 2  # head and tail read the same keys
+    assert len(rotation_layout(plan, 2000).keys) == 2  # head and tail read the same keys
 
 
 def test_decoding_rotates_every_key_once() -> None:
     for name in ("lampe", "self_extend", "rerope", "dca", "string"):
         params = {"mapping": 300} if name == "lampe" else {}
         plan = posenc.strategy(name, window=512, **params).plan(2000, 2100)
-        copies = layout(plan, 1).copies
+        copies = rotation_layout(plan, 1).keys
         assert sum(copy.keys.stop - copy.keys.start for copy in copies) == 2100, name
 
 
@@ -89,7 +90,7 @@ def test_a_fractional_shift_is_not_moved_to_interpolated_queries(shift: float) -
         posenc.Segment.band("far", 40, 9, None, index, index / 8, "logits"),
     ]
     plan = PositionPlan.build(lengths, segments)
-    assert len(layout(plan, 40).copies) == (1 if shift == 2.0 else 2)
+    assert len(rotation_layout(plan, 40).keys) == (1 if shift == 2.0 else 2)
     q, k, v = torch.randn(3, 1, 2, 40, 8, generator=torch.Generator().manual_seed(0))
     rotary = posenc.Rotary.from_theta(50.0, 8)
     expected, _ = attention_by_definition(q, k, v, plan, rotary)
@@ -241,11 +242,11 @@ def per_column(columns: int, query: bool = True) -> PositionPlan:
         ({"plan": [LENGTH_9, LENGTH_8]}, "total=9"),
         ({"plan": [LENGTH_9] * 3}, "3 plans for 2"),
         ({"plan": []}, "0 plans for 2"),
-        ({"plan": None}, r"None \(NoneType\) is none: make one with"),
-        ({"plan": [LENGTH_9, None]}, r"None \(NoneType\) is none"),
-        ({"plan": "rope"}, r"'r' \(str\) is none"),
-        ({"plan": posenc.strategy("rope")}, "is none: make one with"),
-        ({"plan": LENGTH_9.segments}, r"Segment\) is none"),
+        ({"plan": None}, r"not None \(NoneType\): make one with"),
+        ({"plan": [LENGTH_9, None]}, r"not None \(NoneType\)"),
+        ({"plan": "rope"}, r"not 'r' \(str\)"),
+        ({"plan": posenc.strategy("rope")}, r"RoPE\): make one with"),
+        ({"plan": LENGTH_9.segments}, r"Segment\): make one with"),
         ({"rotary": None}, r"must be a Rotary, not None.*from_theta"),
         ({"rotary": 1e4}, r"must be a Rotary, not 10000.0"),
         ({"rotary": torch.ones(4)}, r"must be a Rotary, not a tensor \[4\]"),
@@ -278,7 +279,7 @@ def per_column(columns: int, query: bool = True) -> PositionPlan:
         ({"sinks": torch.zeros(4, device="meta")}, "sinks must be on the device of q"),
         ({"backend": None}, "backend must be a name"),
         ({"backend": ["reference"]}, "backend must be a name"),
-        ({"kept": {}}, "kept must be a KeptKeys"),
+        ({"kept": {}}, "kept must be a RotatedKeyCache"),
     ],
 )
 def test_unusable_arguments_are_refused(changes: dict[str, object], message: str) -> None:

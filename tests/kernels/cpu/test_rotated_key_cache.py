@@ -14,8 +14,8 @@ from transformers import DynamicCache, StaticCache
 import posenc
 from posenc.hf.cache.rotated_keys import RotatedKeys
 from posenc.hf.cache.state import CacheState
-from posenc.kernels.cpu import decode as one_query
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.cpu import decode_calls
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.rope import Rotary
 from tests.hf import tiny
 
@@ -37,7 +37,7 @@ TOLERANCE = 2e-5
 @pytest.mark.parametrize("new", [1, 3])
 def test_every_step_equals_the_reference(name: str, new: int) -> None:
     strategy = posenc.strategy(name, window=WINDOW, **STRATEGIES[name])
-    rotary, kept = Rotary.from_theta(1e4, 16), KeptKeys()
+    rotary, kept = Rotary.from_theta(1e4, 16), RotatedKeyCache()
     torch.manual_seed(0)
     total = PROMPT + new * STEPS
     q, k, v = torch.randn(2, 4, total, 16), torch.randn(2, 2, total, 16), torch.randn(2, 2, total, 16)
@@ -52,7 +52,7 @@ def test_every_step_equals_the_reference(name: str, new: int) -> None:
 def test_a_change_of_interpolation_is_detected() -> None:
     lengths = posenc.Lengths(60, 60)
     index = lengths.indices
-    rotary, kept = Rotary.from_theta(1e4, 16), KeptKeys()
+    rotary, kept = Rotary.from_theta(1e4, 16), RotatedKeyCache()
     q, k, v = torch.randn(3, 1, 2, 60, 16, generator=torch.Generator().manual_seed(0))
     for kind in ("positions", "logits", "logits", "positions"):
         segment = posenc.Segment.band("all", 60, 0, None, index, index / 7, kind)
@@ -66,7 +66,7 @@ def test_a_change_of_interpolation_is_detected() -> None:
 def test_steps_back_and_forth_equal_the_reference(name: str, few: int) -> None:
     """Assisted generation takes candidates back; short segments reuse the memory of keys that return."""
     strategy = posenc.strategy(name, window=WINDOW, **STRATEGIES[name])
-    rotary, kept = Rotary.from_theta(1e4, 16), KeptKeys()
+    rotary, kept = Rotary.from_theta(1e4, 16), RotatedKeyCache()
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, 400, 16, generator=generator) for heads in (4, 2, 2))
     whole = strategy.plan(PROMPT, 400)
@@ -74,7 +74,7 @@ def test_steps_back_and_forth_equal_the_reference(name: str, few: int) -> None:
         kept.truncate(length - 1)
         k[:, :, length - 1 :] += 1.0
         case = q[:, :, length - 1 : length], k[:, :, :length], v[:, :, :length], whole.prefix(length), rotary
-        with mock.patch.object(one_query, "GRAIN", few * 2 * 16):
+        with mock.patch.object(decode_calls, "GRAIN", few * 2 * 16):
             got = posenc.attention(*case, backend="cpu_flash", kept=kept)
         assert (got - posenc.attention(*case, backend="reference")).abs().max() < TOLERANCE, length
 
@@ -97,14 +97,14 @@ def rotated_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("few", [0, 16 * 20])
 def test_a_step_rotates_only_new_tokens_and_short_segments(name: str, few: int, rotated_tokens: list[int]) -> None:
     strategy = posenc.strategy(name, window=WINDOW, **STRATEGIES[name])
-    rotary, kept = Rotary.from_theta(1e4, 16), KeptKeys()
+    rotary, kept = Rotary.from_theta(1e4, 16), RotatedKeyCache()
     x = torch.randn(1, 1, PROMPT + 9, 16)
     whole = strategy.plan(PROMPT, PROMPT + 9)
     counts = []
     for length in range(PROMPT + 1, PROMPT + 10):
         rotated_tokens.clear()
         keys = x[:, :, :length]
-        with mock.patch.object(one_query, "GRAIN", few):
+        with mock.patch.object(decode_calls, "GRAIN", few):
             posenc.attention(keys[:, :, -1:], keys, keys, whole.prefix(length), rotary, kept=kept)
         counts.append(sum(rotated_tokens))
     assert counts[0] <= 2 * PROMPT
@@ -114,7 +114,7 @@ def test_a_step_rotates_only_new_tokens_and_short_segments(name: str, few: int, 
 
 
 def test_another_plan_or_rotary_is_detected() -> None:
-    x, kept = torch.randn(1, 1, 100, 16), KeptKeys()
+    x, kept = torch.randn(1, 1, 100, 16), RotatedKeyCache()
     rotary, other = Rotary.from_theta(1e4, 16), Rotary.from_theta(1e5, 16)
     plans = [posenc.strategy("lampe", window=WINDOW, mapping=m, head=12, tail=6).plan(90, 100) for m in (40, 30)]
     for plan, own in ((plans[0], rotary), (plans[1], rotary), (plans[1], other), (plans[0], rotary)):
@@ -125,7 +125,7 @@ def test_another_plan_or_rotary_is_detected() -> None:
 
 def test_truncated_keys_are_rotated_again() -> None:
     plan = posenc.strategy("lampe", window=WINDOW, mapping=40, head=12, tail=6).plan(90, 100)
-    rotary, kept = Rotary.from_theta(1e4, 16), KeptKeys()
+    rotary, kept = Rotary.from_theta(1e4, 16), RotatedKeyCache()
     x = torch.randn(1, 1, 100, 16)
     posenc.attention(x[:, :, -1:], x, x, plan, rotary, kept=kept)
     x[:, :, 95:] = torch.randn(1, 1, 5, 16)
@@ -141,7 +141,7 @@ def test_truncated_keys_are_rotated_again() -> None:
 def grain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most segments of a tiny model are short and computed with a neighbour; with a grain of 1 all have copies."""
     if request.param == "no short segments":
-        monkeypatch.setattr(one_query, "GRAIN", 1)
+        monkeypatch.setattr(decode_calls, "GRAIN", 1)
 
 
 def step(model: Any, cache: Any, token: int, rows: int = 1) -> torch.Tensor:
@@ -301,7 +301,7 @@ def test_layers_that_share_a_module_cache_nothing() -> None:
 
 def test_untracked_writes_to_keys_are_seen_only_by_a_raw_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """As documented, writes through ``.data`` go unnoticed with copies, but not with ``cache="raw"``."""
-    monkeypatch.setattr(one_query, "GRAIN", 1)
+    monkeypatch.setattr(decode_calls, "GRAIN", 1)
     model, ids = tiny.make("llama"), tiny.tokens(1, PROMPT)
     found = {}
     with torch.no_grad():

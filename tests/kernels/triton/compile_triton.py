@@ -23,7 +23,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import posenc
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.kernels.triton import decode as triton_decode
 from posenc.kernels.triton import prefill as triton_prefill
 from posenc.kernels.triton import rotate as triton_rotate
@@ -120,7 +120,7 @@ def main(capability: int, dim: int = 128, dtype: str = "bfloat16") -> None:
     torch.cuda.get_device_capability = lambda device: divmod(capability, 10)  # type: ignore[assignment, return-value]
     plan = posenc.strategy("rerope", window=512).plan(2048)
     rotary = posenc.Rotary.from_theta(1e4, dim)
-    for case, q_len, kept in (("prefill", 2048, None), ("decode raw", 1, None), ("decode kept", 1, KeptKeys())):
+    for case, q_len, kept in (("prefill", 2048, None), ("decode raw", 1, None), ("decode kept", 1, RotatedKeyCache())):
         for kernel in KERNELS:
             kernel.run = partial(compiled, kernel, case)
         shapes = ((32, q_len), (8, 2048), (8, 2048))

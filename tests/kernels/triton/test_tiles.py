@@ -13,12 +13,12 @@ import torch
 import posenc
 from posenc.kernels.triton import tiles as triton_tiles
 from posenc.kernels.triton.backend import TritonBackend
-from posenc.kernels.triton.tiles import Entry, Kernel, TileTable, Tiling
+from posenc.kernels.triton.tiles import Kernel, TileEntry, TileTable, Tiling
 
 
-def entry(**changes: object) -> Entry:
+def entry(**changes: object) -> TileEntry:
     facts = {"kernel": "prefill", "capability": (9, 0), "bits": 16, "head_dim": 128, "rows": 64, "keys": 32}
-    return Entry.model_validate({**facts, "warps": 4, "stages": 2, "source": "a test", **changes})
+    return TileEntry.model_validate({**facts, "warps": 4, "stages": 2, "source": "a test", **changes})
 
 
 def test_the_shipped_table_fits_every_case() -> None:

@@ -16,14 +16,15 @@ from posenc.testing.tensors import AttentionCall, check_result, tensors
 
 pytest.importorskip("triton", reason="triton is available for Linux only")
 
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.kernels.triton import decode as triton_decode
 from posenc.kernels.triton import prefill as triton_prefill
+from posenc.kernels.triton import requests as triton_requests
 from posenc.kernels.triton import rotate as triton_rotate
-from posenc.kernels.triton import tables as triton_plan
 from posenc.kernels.triton.angles import LEAST, angles, key_angles, whole_positions
 from posenc.kernels.triton.backend import TritonBackend
-from posenc.kernels.triton.tiles import Entry, TileTable
+from posenc.kernels.triton.tables import prefill_tables
+from posenc.kernels.triton.tiles import TileEntry, TileTable
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PLANS = {
@@ -34,10 +35,10 @@ PLANS = {
 }
 
 
-def entry(kernel: str, *, tma: bool = False, keys: int = 32) -> list[Entry]:
+def entry(kernel: str, *, tma: bool = False, keys: int = 32) -> list[TileEntry]:
     common = {"capability": (8, 0), "head_dim": 256, "warps": 4, "stages": 2, "source": "a test"}
     rows = 64 if kernel == "prefill" else 16
-    return [Entry(kernel=kernel, bits=bits, rows=rows, keys=keys, tma=tma, **common) for bits in (16, 32)]  # type: ignore[arg-type]
+    return [TileEntry(kernel=kernel, bits=bits, rows=rows, keys=keys, tma=tma, **common) for bits in (16, 32)]  # type: ignore[arg-type]
 
 
 def backend(*, tma: bool) -> TritonBackend:
@@ -119,7 +120,7 @@ def test_rotated_rows_take_about_one_copy_of_the_queries(monkeypatch: pytest.Mon
     """LaMPE on an H100 at 32,768 tokens and 32/8 heads has two long segments, and half of the heads run at a time."""
     monkeypatch.setattr(triton_prefill, "processors", lambda device: 132)
     plan, device = posenc.strategy("lampe", window=8192, mapping=6144).plan(32768), torch.device("cpu")
-    tables = triton_plan.prefill_tables(plan, 32768, Rotary.from_theta(1e4, 16), device)
+    tables = prefill_tables(plan, 32768, Rotary.from_theta(1e4, 16), device)
     assert tables is not None
     tiling = TileTable.shipped().tiling("prefill", capability=(9, 0), dtype=torch.bfloat16, head_dim=128)
     q = torch.empty(1, 32, 32768, 128, device="meta")
@@ -143,7 +144,7 @@ def test_heads_that_share_a_look_up_of_angles_are_exact(monkeypatch: pytest.Monk
 def test_decoding_with_cached_rotated_keys_is_exact(name: str, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of one sequence read cached keys and rotate only new ones."""
     rotary = Rotary.from_theta(1e4, 12, style=style, channels=(2, 14))  # type: ignore[arg-type]
-    whole, kept, rotated = PLANS[name].plan(90, 110), KeptKeys(), []
+    whole, kept, rotated = PLANS[name].plan(90, 110), RotatedKeyCache(), []
     real = triton_rotate.rotate
 
     def rotate(x: torch.Tensor, *rest: object) -> None:
@@ -163,7 +164,7 @@ def test_decoding_with_cached_rotated_keys_is_exact(name: str, style: str, monke
 
 def test_more_copies_than_a_launch_takes_fall_back_to_raw_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_decode, "MOST_COPIES", 1)
-    plan, rotary, kept = PLANS["lampe"].plan(150), Rotary.from_theta(1e4, 8), KeptKeys()
+    plan, rotary, kept = PLANS["lampe"].plan(150), Rotary.from_theta(1e4, 8), RotatedKeyCache()
     q, k, v = tensors(plan, 2, (4, 2), 8, device=DEVICE)
     call = AttentionCall(q, k, v, plan, rotary, 0.25)
     check_result("raw", call, *run(backend(tma=False), call, kept=kept), 2e-5)
@@ -225,9 +226,9 @@ class TestPages:
 
 def test_layers_share_the_tables_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    real = triton_plan.request_tables
+    real = triton_requests._decode_tables
     monkeypatch.setattr(
-        triton_plan, "request_tables", lambda *args, **kw: (made.append(len(args[0])), real(*args, **kw))[1]
+        triton_requests, "_decode_tables", lambda *args: (made.append(1 + len(args[1])), real(*args))[1]
     )
     rotary, chosen = Rotary.from_theta(1e4, 8), backend(tma=False)
     roots = [strategy.plan(20, 30) for strategy in PLANS.values()]

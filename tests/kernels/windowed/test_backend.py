@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 import posenc
 import posenc.testing
 from posenc.kernels.devices import loadable, on_device
-from posenc.kernels.rotated_key_cache import KeptKeys
+from posenc.kernels.rotated_key_cache import RotatedKeyCache
 from posenc.kernels.windowed import backend as windowed
 from posenc.kernels.windowed import xformers as xformers_segments
 from posenc.kernels.windowed import xformers_library
 from posenc.kernels.windowed.backend import WindowedBackend, _for_kernel
-from posenc.kernels.windowed.bands import Band, schedule
+from posenc.kernels.windowed.bands import Band, band_schedule
 from posenc.kernels.windowed.torch_flash import TorchFlashBackend
 from posenc.kernels.windowed.xformers import XformersBackend
 from posenc.kernels.windowed.xformers_library import NEEDED, find_fmha
@@ -59,7 +59,7 @@ def test_a_window_open_to_the_right_is_exact(backend: WindowedBackend, monkeypat
     bounds = {"far": (index * 0, cut), "before": (cut, chunk), "own": (chunk, index + 1)}
     segments = [posenc.Segment(name, *bound, index, index // (2 + n)) for n, (name, bound) in enumerate(bounds.items())]
     plan = PositionPlan.build(lengths, segments)
-    assert any(call.band.left is not None and call.band.right is None for call in schedule(plan, 64).calls)
+    assert any(call.band.left is not None and call.band.right is None for call in band_schedule(plan, 64).calls)
     for dtype in backend.capabilities.dtypes:
         q, k, v = tensors(plan, 64, (4, 2), 8, dtype=dtype)
         call = AttentionCall(q, k, v, plan, posenc.Rotary.from_theta(1e3, 8), 0.5)
@@ -152,7 +152,7 @@ def test_the_current_gpu_is_that_of_the_tensors() -> None:
 def test_decoding_with_cached_rotated_keys_is_exact(backend: WindowedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("posenc.kernels.windowed.torch_flash.forward", stand_ins.flash_forward)
     strategy = posenc.strategy("lampe", window=64, mapping=40, head=12, tail=6)
-    whole, rotary, kept = strategy.plan(90, 100), posenc.Rotary.from_theta(1e4, 16), KeptKeys()
+    whole, rotary, kept = strategy.plan(90, 100), posenc.Rotary.from_theta(1e4, 16), RotatedKeyCache()
     q, k, v = tensors(whole, 100, (4, 2), 16, dtype=torch.bfloat16)
     for length in range(91, 101):
         new = q[:, :, length - 1 : length]

@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import posenc
-from posenc.kernels.rotated import layout
-from posenc.kernels.windowed.bands import Band, bands, schedule
+from posenc.kernels.rotated import rotation_layout
+from posenc.kernels.windowed.bands import Band, band_schedule, bands
 from posenc.plan import PositionPlan
 from posenc.testing import random_plans
 
@@ -62,18 +62,18 @@ def test_bands_cover_every_pair_once(bounds: tuple[np.ndarray, np.ndarray]) -> N
 def test_a_schedule_covers_the_plan(plan: PositionPlan, share: float) -> None:
     """Every query is merged from exactly the calls that contain it, and every attended pair is in one call."""
     q_len = max(1, round(share * plan.total))
-    planned, first = schedule(plan, q_len), plan.total - q_len
-    arranged = layout(plan, q_len)
+    planned, first = band_schedule(plan, q_len), plan.total - q_len
+    layout = rotation_layout(plan, q_len)
     relative = np.full((q_len, plan.total), np.nan)
     for call in planned.calls:
-        work = arranged.work[call.work]
+        work = layout.queries[call.query_copy]
         pairs = seen(call.band, work.key_start, work.key_stop)
         if call.allowed is not None:
             assert np.array_equal(call.allowed, pairs)
         assert call.values.stop - call.values.start == call.band.keys[1] - call.band.keys[0]
         part = relative[call.rows, call.values]
         assert np.isnan(part[pairs]).all()
-        part[pairs] = call.work
+        part[pairs] = call.query_copy
     expected = np.isfinite(plan.relative_positions()[first:])
     assert np.array_equal(np.isfinite(relative), expected.all(-1) if expected.ndim == 3 else expected)
     for row in range(q_len):
@@ -86,22 +86,22 @@ def test_built_in_plans_need_few_calls() -> None:
     most = {"lampe": 4, "self_extend": 2, "rerope": 2, "string": 2, "dca": 18}
     for name, limit in most.items():
         plan = posenc.strategy(name, window=4096, **({"mapping": 3000} if name == "lampe" else {})).plan(16384)
-        calls = schedule(plan, 16384).calls
+        calls = band_schedule(plan, 16384).calls
         assert len(calls) <= limit, name
         assert all(call.allowed is None for call in calls), name
-        assert len(schedule(plan, 1).calls) == len(plan.segments), name  # when decoding, one slice of keys per segment
+        assert len(band_schedule(plan, 1).calls) == len(plan.segments), name  # decoding: one slice of keys per segment
 
 
 def test_a_long_causal_run_is_not_joined_with_a_few_windowed_queries() -> None:
     """Otherwise flash attention would use its slow path for windows on 15,926 queries that have none."""
     plan = posenc.strategy("lampe", window=4096, mapping=3000).plan(16384)
-    middle = [call.band for call in schedule(plan, 16384).calls if call.work == 1]
+    middle = [call.band for call in band_schedule(plan, 16384).calls if call.query_copy == 1]
     assert [(band.rows, band.left) for band in middle] == [((0, 15926), None), ((15926, 16128), 15925)]
 
 
 def test_a_sliding_window_is_one_call() -> None:
     plan = posenc.strategy("lm_infinite", window=2048).plan(16384)
-    assert [call.band for call in schedule(plan, 16384).calls if call.work == 0] == [
+    assert [call.band for call in band_schedule(plan, 16384).calls if call.query_copy == 0] == [
         Band((0, 16384), (0, 16384), left=1023, right=0)
     ]
 

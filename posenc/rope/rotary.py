@@ -1,4 +1,4 @@
-"""The only place that turns positions into cos/sin and rotates.
+"""Rotary embeddings: cos and sin of positions, and the rotation of queries and keys.
 
 Shape letters: B batch, H heads, L tokens, D head_dim, F rotary frequencies (rotary_dim // 2).
 """
@@ -6,15 +6,17 @@ Shape letters: B batch, H heads, L tokens, D head_dim, F rotary frequencies (rot
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from posenc.derived import Arguments, Derivable, Value
 from posenc.errors import InvalidInputError
-from posenc.rope_types import geometric
+from posenc.rope.types import geometric
 from posenc.segment import Interpolation
 
 Style = Literal["half", "interleaved"]
@@ -22,11 +24,11 @@ Arithmetic = Literal["native", "mixed", "float32", "complex"]
 
 
 @dataclass(frozen=True, eq=False)
-class Rotary:
+class Rotary(Derivable):
     """Frequencies and layout of a rotary embedding.
 
-    Two of equal numbers are equal, so that what is kept for one serves the other. ``inv_freq`` may be written to in
-    place, which gives another value from then on; only writes through ``.data`` or numpy go unnoticed.
+    Rotaries of equal numbers are equal, so that what is kept for one serves the other. Writing to ``inv_freq`` in place
+    makes it another rotary from then on; only writes through ``.data`` or numpy go unnoticed.
 
     Parameters
     ----------
@@ -44,7 +46,7 @@ class Rotary:
         How :meth:`rotate_as_stock` rounds: tables and products in the dtype of the tensor; such tables
         but float32 products; both in float32; or float32 products of complex numbers.
     scaling : str
-        The checkpoint's own scaling that ``inv_freq`` went through, by transformers' name of the rope type;
+        The checkpoint's own scaling that is part of ``inv_freq``, by transformers' name of the rope type;
         ``"default"`` where it declares none. Frequency strategies that need unscaled frequencies look here.
 
     Raises
@@ -60,8 +62,6 @@ class Rotary:
     theta: float | None = None
     arithmetic: Arithmetic = "native"
     scaling: str = "default"
-    memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
-    """What kernels derive from the frequencies and share between plans; never part of their meaning."""
 
     def __post_init__(self) -> None:
         inv_freq = torch.as_tensor(self.inv_freq)
@@ -75,8 +75,8 @@ class Rotary:
             raise InvalidInputError(f"Rotary.inv_freq must hold real numbers, got {self.inv_freq.dtype}.")
         for name, kinds in (("style", Style), ("arithmetic", Arithmetic)):
             if getattr(self, name) not in get_args(kinds):
-                known = " or ".join(repr(kind) for kind in get_args(kinds))
-                raise InvalidInputError(f"Rotary.{name} must be {known}, got {getattr(self, name)!r}.")
+                choices = " or ".join(repr(kind) for kind in get_args(kinds))
+                raise InvalidInputError(f"Rotary.{name} must be {choices}, got {getattr(self, name)!r}.")
         if not math.isfinite(self.attention_scaling):
             raise InvalidInputError(f"Rotary.attention_scaling must be finite, got {self.attention_scaling!r}.")
         start, stop = self.rotated
@@ -100,24 +100,28 @@ class Rotary:
         return self._keyed()[2]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_known"} | {"memo": {}}
+        return {name: value for name, value in super().__getstate__().items() if name != "_last_key"}
+
+    def derived(self, make: Callable[[Self, *Arguments], Value], *arguments: *Arguments) -> Value:
+        """``make(self, *arguments)``, computed once for each state of ``inv_freq``: see :meth:`Derivable.derived`."""
+        return self._keep((make, self.key, *arguments), make, *arguments)
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What tells rotaries apart, in plain numbers; read from the device once per state of ``inv_freq``."""
+        """The numbers that tell rotaries apart; read from the device once per state of ``inv_freq``."""
         return self._keyed()[1]
 
     def _keyed(self) -> tuple[int, tuple[Any, ...], int]:
-        """The version of ``inv_freq``, the key, and its hash: every layer of every step asks for it."""
+        """The version of ``inv_freq``, the key, and its hash, kept because every layer of every step asks for them."""
         version = self.inv_freq._version
-        known: tuple[int, tuple[Any, ...], int] | None = self.__dict__.get("_known")
-        if known is None or known[0] != version:
+        keyed: tuple[int, tuple[Any, ...], int] | None = self.__dict__.get("_last_key")
+        if keyed is None or keyed[0] != version:
             meta = self.inv_freq.device.type == "meta"
             values = id(self) if meta else self.inv_freq.detach().double().cpu().numpy().tobytes()
             key = (values, self.attention_scaling, self.style, self.rotated, self.theta, self.arithmetic, self.scaling)
-            known = (version, key, hash(key))
-            object.__setattr__(self, "_known", known)
-        return known
+            keyed = (version, key, hash(key))
+            object.__setattr__(self, "_last_key", keyed)
+        return keyed
 
     def check_values(self) -> None:
         """Raise InvalidInputError where a frequency is not a finite number."""
@@ -137,7 +141,7 @@ class Rotary:
         return replace(self, inv_freq=inv_freq, attention_scaling=attention_scaling)
 
     def with_wide_tables(self) -> Rotary:
-        """The same, where the model's cos and sin are wider than its queries: then its products are as wide."""
+        """The same for a model whose cos and sin are wider than its queries, and so are its products."""
         return self if self.arithmetic == "complex" else replace(self, arithmetic="float32")
 
     def tables(
@@ -155,8 +159,9 @@ class Rotary:
         positions : int or float, [L] or [L, F]
             Rotary positions, fractional and negative ones included.
         interpolation : {"positions", "logits"}
-            With ``"logits"`` the tables of a fraction are those of its whole neighbours, mixed linearly. A rotation
-            is linear in them, and a logit in the rotated key, so this interpolates the logits (Li et al. 2025, GALI).
+            With ``"logits"`` the tables of a fraction are those of the whole numbers beside it, mixed linearly. A
+            rotation is linear in them, and a logit in the rotated key, so this interpolates the logits (Li et al.
+            2025, GALI).
 
         Returns
         -------
@@ -199,10 +204,21 @@ class Rotary:
             )
 
     def rotate(self, x_BHLD: Tensor, cos_LF: Tensor, sin_LF: Tensor, *, out: Tensor | None = None) -> Tensor:
-        """Rotate in the precision of the tables and return the dtype of ``x``.
+        """Rotate in the precision of the tables.
 
-        ``cos`` may come with one entry per channel (:meth:`both`). ``out`` is memory of the shape of ``x``
-        that may be used for the result; fresh pages cost more than the arithmetic.
+        Parameters
+        ----------
+        x_BHLD : Tensor
+            Queries or keys.
+        cos_LF, sin_LF : Tensor
+            From :meth:`tables`; ``cos`` may also have one entry per channel (:meth:`both`).
+        out : Tensor, optional
+            Memory of the shape of ``x`` that may be used for the result: fresh pages cost more than the arithmetic.
+
+        Returns
+        -------
+        Tensor
+            [B, H, L, D] in the dtype of ``x``.
         """
         start, stop = self.rotated
         if stop > x_BHLD.shape[-1]:
@@ -212,12 +228,12 @@ class Rotary:
         first, second = self._pair(part)
         both = cos_LF if cos_LF.shape[-1] == stop - start else self.both(cos_LF)
         usable = whole and out is not None and out.dtype == part.dtype
-        turned = torch.mul(part, both, out=out) if usable else part * both
-        turned_first, turned_second = self._pair(turned)
-        turned_first.addcmul_(second, sin_LF, value=-1)
-        turned_second.addcmul_(first, sin_LF)
-        turned = turned.to(x_BHLD.dtype)
-        return turned if whole else torch.cat((x_BHLD[..., :start], turned, x_BHLD[..., stop:]), dim=-1)
+        rotated = torch.mul(part, both, out=out) if usable else part * both
+        rotated_first, rotated_second = self._pair(rotated)
+        rotated_first.addcmul_(second, sin_LF, value=-1)
+        rotated_second.addcmul_(first, sin_LF)
+        rotated = rotated.to(x_BHLD.dtype)
+        return rotated if whole else torch.cat((x_BHLD[..., :start], rotated, x_BHLD[..., stop:]), dim=-1)
 
     def _pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The two channels of every pair, as views."""
@@ -227,24 +243,24 @@ class Rotary:
         return x.narrow(-1, 0, half), x.narrow(-1, half, half)
 
     def both(self, table: Tensor) -> Tensor:
-        """A table [..., F] with one entry per channel, [..., 2F], instead of one per pair."""
+        """A table of one entry per pair, [..., F], with one entry per channel, [..., 2F]."""
         if self.style == "interleaved":
             return table.repeat_interleave(2, -1)
         return torch.cat((table, table), -1)
 
     def rotate_as_stock(self, x_BHLD: Tensor, position_ids_BL: Tensor) -> Tensor:
-        """Rotate with the very operations of transformers' own modules, for bit-equal identity plans."""
+        """Rotate with the same operations as transformers' own modules, so that identity plans are bit-equal."""
         angle_BLF = position_ids_BL[..., None].float() * self.inv_freq.to(device=x_BHLD.device, dtype=torch.float)
         start, stop = self.rotated
         part = x_BHLD[..., start:stop]
         if self.arithmetic == "complex":
-            turned = self._complex_product(part, angle_BLF)
+            rotated = self._complex_product(part, angle_BLF)
         else:
             cos, sin = angle_BLF.cos() * self.attention_scaling, angle_BLF.sin() * self.attention_scaling
-            turned = self._real_product(part, cos[:, None], sin[:, None])
+            rotated = self._real_product(part, cos[:, None], sin[:, None])
         if (start, stop) == (0, x_BHLD.shape[-1]):
-            return turned
-        return torch.cat((x_BHLD[..., :start], turned, x_BHLD[..., stop:]), dim=-1)
+            return rotated
+        return torch.cat((x_BHLD[..., :start], rotated, x_BHLD[..., stop:]), dim=-1)
 
     def _real_product(self, part: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         dtype = part.dtype
@@ -260,40 +276,40 @@ class Rotary:
         return ((part * self.both(cos)) + (swapped * self.both(sin))).to(dtype)
 
     def _complex_product(self, part: Tensor, angle_BLF: Tensor) -> Tensor:
-        turn = (torch.polar(torch.ones_like(angle_BLF), angle_BLF) * self.attention_scaling)[:, None]
+        factor = (torch.polar(torch.ones_like(angle_BLF), angle_BLF) * self.attention_scaling)[:, None]
         if self.style == "interleaved":
-            product = torch.view_as_complex(part.float().reshape(*part.shape[:-1], -1, 2)) * turn
+            product = torch.view_as_complex(part.float().reshape(*part.shape[:-1], -1, 2)) * factor
             return torch.view_as_real(product).flatten(-2).to(part.dtype)
         first, second = part.float().chunk(2, dim=-1)
-        product = torch.complex(first, second) * turn
+        product = torch.complex(first, second) * factor
         return torch.cat((product.real, product.imag), dim=-1).to(part.dtype)
 
 
 def same_frequencies(one: Rotary, other: Rotary) -> bool:
-    """True when two rotaries rotate alike, to the last bit."""
+    """True when two rotaries have the same frequencies and the same factor, bit for bit."""
     return one.attention_scaling == other.attention_scaling and torch.equal(one.inv_freq, other.inv_freq)
 
 
-def fault_of(found: Any, base: Rotary, *, changes: bool) -> str | None:
-    """What is wrong with the frequencies that a strategy made of ``base``, or None.
+def fault_of(answer: Any, base: Rotary, *, changes: bool) -> str | None:
+    """What is wrong with the rotary that a strategy made of ``base``, or None.
 
     Parameters
     ----------
-    found : Rotary
+    answer : Rotary
         What ``rotary(base, prompt)`` returned.
     base : Rotary
         The model's own.
     changes : bool
         Whether the strategy declares that it changes frequencies.
     """
-    if not isinstance(found, Rotary):
-        return f"returns {found!r:.100}, not a Rotary."
-    layouts = [(one.style, one.rotated, one.arithmetic, len(one.inv_freq)) for one in (found, base)]
+    if not isinstance(answer, Rotary):
+        return f"returns {answer!r:.100}, not a Rotary."
+    layouts = [(one.style, one.rotated, one.arithmetic, len(one.inv_freq)) for one in (answer, base)]
     if layouts[0] != layouts[1]:
         return "changes the layout of the rotation: use base.with_frequencies(...)."
-    finite = found.inv_freq.is_floating_point() and bool(found.inv_freq.isfinite().all())
-    if not (finite and 0 < found.attention_scaling < math.inf):
+    finite = answer.inv_freq.is_floating_point() and bool(answer.inv_freq.isfinite().all())
+    if not (finite and 0 < answer.attention_scaling < math.inf):
         return "has a frequency or an attention_scaling that is not finite and positive."
-    if not changes and not same_frequencies(found, base):
+    if not changes and not same_frequencies(answer, base):
         return "returns other frequencies, but Capabilities(changes_frequencies=True) is not declared."
     return None

@@ -1,4 +1,4 @@
-"""One query per head over rotated keys in plain tensor operations, which torch.compile traces whole.
+"""One query per head over rotated keys, in plain tensor operations: torch.compile traces them into one graph.
 
 Shape letters: B batch, R rows (1 where all are alike), H heads, G query heads per key head, K keys, D head_dim.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 from posenc.kernels.rotated import compute_dtype
 
 
-def attend_one(
+def attend_traced(
     q_BH1D: Tensor,
     k_BHKD: Tensor,
     v_BHKD: Tensor,
@@ -21,7 +21,28 @@ def attend_one(
     softcap: float | None,
     sinks_H: Tensor | None,
 ) -> Tensor:
-    """Softmax attention of one query per head, [B, H, 1, D]; the query heads of a key head are its rows."""
+    """Softmax attention of one query per head.
+
+    The query heads that share a key head are rows of one product.
+
+    Parameters
+    ----------
+    q_BH1D, k_BHKD, v_BHKD : Tensor
+        Rotated queries and keys, and values.
+    seen_RK : bool [R, K]
+        True where the query attends.
+    scaling : float, optional
+        Factor on the logits, ``D ** -0.5`` by default.
+    softcap : float, optional
+        Logits become ``softcap * tanh(logits / softcap)``.
+    sinks_H : float [H], optional
+        One more logit per head that carries no value.
+
+    Returns
+    -------
+    Tensor
+        Output [B, H, 1, D].
+    """
     batch, heads, _, dim = q_BH1D.shape
     scaling = dim**-0.5 if scaling is None else scaling
     q_BHGD = q_BH1D.reshape(batch, k_BHKD.shape[1], -1, dim)

@@ -1,6 +1,8 @@
 """Frequencies of the rope types that checkpoints declare, computed as transformers computes them, bit for bit.
 
-The tests compare every type with the installed transformers. Shape letter: F = rotary frequencies (rotary_dim // 2).
+The tests compare every type with the installed transformers.
+
+Shape letter: F rotary frequencies (rotary_dim // 2).
 """
 
 from __future__ import annotations
@@ -51,13 +53,13 @@ def frequencies_of(
 
 
 def geometric(theta: float, dim: int, *, over: int | None = None) -> Tensor:
-    """``theta ** (-2 c / over)`` for the pairs ``c`` of ``dim`` channels (``over``: the same by default), float32."""
+    """``theta ** (-2 c / over)`` for the pairs ``c`` of ``dim`` channels, float32; ``over`` is ``dim`` by default."""
     exponents_F = torch.arange(0, dim, 2, dtype=torch.int64).float() / (over or dim)
     return 1.0 / theta**exponents_F
 
 
 def llama3_bands(inv_freq_F: Tensor, *, factor: float, low: float, high: float, original: float) -> Tensor:
-    """Llama 3.1 (arXiv 2407.21783): divide long wavelengths by ``factor``, keep short ones, blend between.
+    """Llama 3.1 (arXiv 2407.21783): divide long wavelengths by ``factor``, keep short ones, blend in between.
 
     Parameters
     ----------
@@ -88,7 +90,7 @@ def _linear(parameters: Mapping[str, Any], dim: int, longest: int | None, prompt
 
 
 def _proportional(parameters: Mapping[str, Any], dim: int, longest: int | None, prompt: int | None) -> Frequencies:
-    """Gemma 4: the first share of the head rotates, the frequencies of the others are zero."""
+    """Gemma 4: the first share of the head rotates; all other frequencies are zero."""
     share = parameters.get("partial_rotary_factor", 1.0)
     rotating = int(share * dim // 2)
     inv_freq_F = torch.zeros(dim // 2)
@@ -98,24 +100,24 @@ def _proportional(parameters: Mapping[str, Any], dim: int, longest: int | None, 
 
 def _dynamic(parameters: Mapping[str, Any], dim: int, longest: int | None, prompt: int | None) -> Frequencies:
     """Dynamic NTK: the base grows with the length beyond the window."""
-    window, factor = _known(longest), parameters["factor"]
+    window, factor = _declared(longest), parameters["factor"]
     length = max(prompt or window, window)
     growth = (factor * length / window - (factor - 1)) ** (dim / (dim - 2))
     return geometric(parameters["rope_theta"] * growth, dim), 1.0
 
 
 def _yarn(parameters: Mapping[str, Any], dim: int, longest: int | None, prompt: int | None) -> Frequencies:
-    """YaRN (arXiv 2309.00071, section 3): interpolate slow frequencies, keep fast ones, blend between."""
+    """YaRN (arXiv 2309.00071, section 3): interpolate slow frequencies, keep fast ones, blend in between."""
     theta, original, factor = parameters["rope_theta"], parameters[ORIGINAL], parameters["factor"]
     if factor is None:
-        factor = _known(longest) / original
+        factor = _declared(longest) / original
 
-    def pair_turning(turns: float) -> float:
-        """The (fractional) pair of channels that turns so often within the original window."""
+    def pair_of(turns: float) -> float:
+        """The (fractional) pair of channels that makes so many turns within the original window."""
         return (dim * math.log(original / (turns * 2 * math.pi))) / (2 * math.log(theta))
 
-    first = pair_turning(parameters.get("beta_fast") or 32)
-    last = pair_turning(parameters.get("beta_slow") or 1)
+    first = pair_of(parameters.get("beta_fast") or 32)
+    last = pair_of(parameters.get("beta_slow") or 1)
     if parameters.get("truncate", True):
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, dim - 1)
@@ -143,7 +145,7 @@ def _longrope(parameters: Mapping[str, Any], dim: int, longest: int | None, prom
     original, factor, declared = parameters[ORIGINAL], parameters.get("factor"), parameters.get("attention_factor")
     inside, beyond = parameters["short_factor"], parameters["long_factor"]
     if factor is None:
-        factor = _known(longest) / original
+        factor = _declared(longest) / original
     if declared is None:
         declared = 1.0 if factor <= 1.0 else math.sqrt(1 + math.log(factor) / math.log(original))
     divisors_F = torch.tensor(beyond if prompt and prompt > original else inside, dtype=torch.float32)
@@ -162,7 +164,7 @@ def _llama3(parameters: Mapping[str, Any], dim: int, longest: int | None, prompt
     return scaled_F, 1.0
 
 
-def _known(longest: int | None) -> int:
+def _declared(longest: int | None) -> int:
     if longest is None:
         raise ValueError("max_position_embeddings is not declared")
     return longest
@@ -177,4 +179,4 @@ ROPE_TYPES: dict[str, Callable[[Mapping[str, Any], int, int | None, int | None],
     "longrope": _longrope,
     "proportional": _proportional,
 }
-"""How the frequencies of every rope type that posenc knows are computed, by transformers' name of it."""
+"""A function for every rope type that posenc knows, by transformers' name of the type."""

@@ -21,7 +21,7 @@ LENGTHS = (100, 62, 40, 11)
 """Lengths above the original window, crossing it while decoding, and below it."""
 REMAPS: dict[str, dict[str, Any]] = {
     "rerope": {"window_size": 9},
-    "lampe": {"head": 8, "tail": 5, "mapping": 30, "replan": "never"},
+    "lampe": {**tiny.LAMPE, "replan": "never"},
 }
 
 pytestmark = [pytest.mark.parametrize("name", REMAPS), pytest.mark.parametrize("kind", tiny.SCALINGS)]
@@ -29,13 +29,8 @@ pytestmark = [pytest.mark.parametrize("name", REMAPS), pytest.mark.parametrize("
 
 def decoded(model: Any, ids: Tensor, cache: Any, mask: Tensor | None = None) -> Tensor:
     """Return logits of a prompt and of tokens decoded one by one, [B, L, vocab]."""
-    prompt = ids.shape[1] - STEPS
     with torch.no_grad():
-        parts = []
-        for low, high in [(0, prompt), *((i, i + 1) for i in range(prompt, ids.shape[1]))]:
-            own = None if mask is None else mask[:, :high]
-            parts.append(model(ids[:, low:high], attention_mask=own, past_key_values=cache).logits)
-    return torch.cat(parts, 1)
+        return tiny.decoded(model, ids, ids.shape[1] - STEPS, cache, mask)
 
 
 def row(length: int) -> Tensor:
@@ -86,8 +81,8 @@ def test_a_row_of_a_batch_gives_the_same_as_alone(kind: str, name: str, lengths:
             held = StaticCache(config=model.config, max_cache_len=ids.shape[1])
         logits = decoded(model, ids, held, mask)
     for number, length in enumerate(lengths):
-        own = logits[number, -length - STEPS :]
-        assert (own - alone(kind, name, length)).abs().max() < TOLERANCE, length
+        row_logits = logits[number, -length - STEPS :]
+        assert (row_logits - alone(kind, name, length)).abs().max() < TOLERANCE, length
 
 
 def test_earlier_prompts_change_nothing(kind: str, name: str) -> None:

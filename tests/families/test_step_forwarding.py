@@ -11,7 +11,7 @@ import posenc
 from posenc.testing.models import decoded
 from scripts.tiny_families import WINDOW, tiny_model, tokens
 
-RELAYED = ("stablelm", "nemotron")
+DROPPING = ("stablelm", "nemotron")
 
 
 class Broken(Exception):
@@ -41,7 +41,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("family", RELAYED)
+@pytest.mark.parametrize("family", DROPPING)
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_failed_forward_leaves_nothing_behind(family: str, place: str, number: int) -> None:
     model, ids = tiny_model(family), tokens(1, 30)
@@ -56,7 +56,7 @@ def test_a_failed_forward_leaves_nothing_behind(family: str, place: str, number:
         assert torch.equal(decoded(model, ids, 25), expected)
 
 
-@pytest.mark.parametrize("family", RELAYED)
+@pytest.mark.parametrize("family", DROPPING)
 def test_a_step_is_not_used_by_a_second_model(family: str) -> None:
     """While a layer of one model runs, attention of another model outside its decoder must not use its step."""
     first, second = tiny_model(family), tiny_model(family)
@@ -79,7 +79,7 @@ def test_a_step_is_not_used_by_a_second_model(family: str) -> None:
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("family", RELAYED)
+@pytest.mark.parametrize("family", DROPPING)
 def test_attention_can_be_called_after_the_strategy_is_removed(family: str) -> None:
     model, ids = tiny_model(family), tokens(1, 30)
     with torch.no_grad():
