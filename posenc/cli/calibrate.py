@@ -212,7 +212,7 @@ def _curve_rows(sweeps: dict[int, CandidateSweep], lengths: list[int]) -> list[l
     for length, sweep in sweeps.items():
         best = sweep.best
         for point in sweep.points:
-            gap = sweep.behind(point)
+            gap = sweep.gap_to_best(point)
             value = math.exp(min(best.losses.mean + gap.mean, 700.0))
             mark = f"({len(point.losses.values)})" if sweep.dropped(point) else "*" if point is best else ""
             params = ", ".join(f"{key}={value}" for key, value in point.candidate.params.items())

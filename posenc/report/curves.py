@@ -90,7 +90,7 @@ def _curve(sweep: CandidateSweep) -> VCurve:
     best = sweep.best
     lines: dict[str, list[ChartPoint]] = {}
     for point in sweep.points:
-        params, gap = point.candidate.params, sweep.behind(point)
+        params, gap = point.candidate.params, sweep.gap_to_best(point)
         others = ", ".join(f"{key} {value}" for key, value in params.items() if key != parameter)
         error = 0.0 if point is best else gap.standard_error
         drawn = ChartPoint(float(params.get(parameter, 0)), best.losses.mean + gap.mean, error)

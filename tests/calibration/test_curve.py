@@ -60,8 +60,8 @@ def test_an_uncertain_optimum_has_a_wide_interval():
 def test_the_curve_stays_inside_the_window_for_any_data(optimum: int):
     lengths = [512, 1024, 2048]
     fit = curve.fit_curve([sweep(length, {32: optimum}) for length in lengths], WINDOW, seed=0)
-    made = posenc.strategy("lampe", window=WINDOW, head=fit.head, tail=fit.tail, mapping=fit.mapping)
-    assert max(made.plan(length).max_relative for length in lengths) < WINDOW
+    fitted = posenc.strategy("lampe", window=WINDOW, head=fit.head, tail=fit.tail, mapping=fit.mapping)
+    assert max(fitted.plan(length).max_relative for length in lengths) < WINDOW
     bound = curve.largest_inside(32, lengths, WINDOW)
     beyond = posenc.strategy("lampe", window=WINDOW, head=32, mapping=bound + 1)
     assert max(beyond.plan(length).max_relative for length in lengths) >= WINDOW

@@ -107,13 +107,13 @@ def test_a_combination_with_frequencies_is_refused_for_another_model_too(calibra
 
 def test_lampe_uses_the_head_of_the_fitted_curve(calibrated: Calibrated, loaded: Loaded):
     calibration = calibrated[0].calibration
-    made = posenc.strategy("lampe", window=WINDOW, mapping=calibrated[1])
-    assert (made.head, made.tail) == (calibration.head, calibration.tail)
+    from_file = posenc.strategy("lampe", window=WINDOW, mapping=calibrated[1])
+    assert (from_file.head, from_file.tail) == (calibration.head, calibration.tail)
     by_value = posenc.strategy("lampe", window=WINDOW, mapping=calibration.mapping)
-    assert made.mapping_length(96) == by_value.mapping_length(96)
+    assert from_file.mapping_length(96) == by_value.mapping_length(96)
     assert posenc.strategy("lampe", window=WINDOW, mapping=calibrated[1], head=3).head == 3
-    again = posenc.strategy(**made.describe(), window=WINDOW)
-    np.testing.assert_array_equal(again.plan(80).relative_positions(), made.plan(80).relative_positions())
+    again = posenc.strategy(**from_file.describe(), window=WINDOW)
+    np.testing.assert_array_equal(again.plan(80).relative_positions(), from_file.plan(80).relative_positions())
     with posenc.apply(loaded.model, "lampe", mapping=calibrated[1]) as handle:
         assert handle.strategy.head == calibration.head
 
@@ -173,8 +173,8 @@ def test_a_strategy_is_used_inside_the_window_only_if_measured_better(
     table = recommend(
         changed(calibrated[0].calibration, length, "rerope", gap=gap, report_gap=report_gap), source="test"
     )
-    (found,) = (part.pick for part in table.ranges if part.up_to == length)
-    assert found.strategy == picked
+    (pick,) = (part.pick for part in table.ranges if part.up_to == length)
+    assert pick.strategy == picked
 
 
 def test_strategies_that_drop_keys_are_never_picked(calibrated: Calibrated):

@@ -42,11 +42,11 @@ def test_a_cell_is_the_perplexity_of_the_same_documents(
     job = work.prepare(loaded, options)
     losses = losses_of(job, tmp_path)
     candidate = Candidate("rerope", {"window_size": 7}, WINDOW)
-    found = losses.of(candidate, 64, 5)
+    first = losses.of(candidate, 64, 5)
     with posenc.apply(loaded.model, "rerope", window_size=7):
         expected = tuple(document_losses(loaded.model, job.corpus.documents[:5], 64, options.scored))
-    assert found.values == expected
-    assert losses.of(candidate, 64, 9).values[:5] == found.values
+    assert first.values == expected
+    assert losses.of(candidate, 64, 9).values[:5] == first.values
 
 
 def test_a_second_run_measures_nothing(
@@ -64,12 +64,12 @@ def test_the_choice_is_the_lowest_mean_loss_and_is_reported_on_the_other_text(
     outcome, _ = calibrated
     for name, by_length in outcome.calibration.strategies.items():
         for length, choice in by_length.items():
-            found = outcome.sweeps[name][length]
-            whole = [point for point in found.points if len(point.losses.values) == options.documents]
+            swept = outcome.sweeps[name][length]
+            whole = [point for point in swept.points if len(point.losses.values) == options.documents]
             lowest = min(whole, key=lambda point: point.losses.mean)
             assert choice.params == lowest.candidate.params
             assert choice.calibration.loss == pytest.approx(lowest.losses.mean, abs=1e-4)
-            assert choice.tried == len(found.points)
+            assert choice.tried == len(swept.points)
             assert choice.report is not None
             assert choice.report.documents == options.documents
             assert choice.report.loss != choice.calibration.loss
@@ -136,12 +136,12 @@ def test_a_dropped_candidate_is_not_scored_any_further(
 
     monkeypatch.setattr(DocumentLosses, "_measure", measure)
     grid = [Candidate("rerope", {"window_size": size}, WINDOW) for size in (3, 9, 20)]
-    found = sweep(losses, grid, 64)
-    assert [len(point.losses.values) for point in found.points] == [20, 8, 8]
-    assert found.best.candidate is grid[0]
-    assert found.dropped(found.points[1])
+    swept = sweep(losses, grid, 64)
+    assert [len(point.losses.values) for point in swept.points] == [20, 8, 8]
+    assert swept.best.candidate is grid[0]
+    assert swept.dropped(swept.points[1])
     assert sum(done) == 3 * 20 * 64  # the progress bar reaches its end, dropped or not
-    completed = found.completed(list(found.points))
+    completed = swept.completed(list(swept.points))
     assert completed.shape == (3, 20)
     np.testing.assert_allclose(completed[1] - completed[0], 6, atol=0.05)
 
@@ -258,10 +258,10 @@ def test_a_model_worse_than_chance_causes_a_warning(
 
 
 def test_several_texts_contribute_equally(loaded: Loaded, texts: tuple[str, str]):
-    found = draw(loaded, texts, length=64, count=7, scored=8, seed=0, vocabulary=60)
-    assert found.documents.shape == (7, 64)
+    both = draw(loaded, texts, length=64, count=7, scored=8, seed=0, vocabulary=60)
+    assert both.documents.shape == (7, 64)
     alone = draw(loaded, texts[:1], length=64, count=4, scored=8, seed=0, vocabulary=60)
-    assert {tuple(row) for row in alone.documents} < {tuple(row) for row in found.documents}
+    assert {tuple(row) for row in alone.documents} < {tuple(row) for row in both.documents}
 
 
 def test_docstrings_of_a_package_are_read_without_running_it(tmp_path: Path, monkeypatch):
@@ -279,10 +279,10 @@ def test_docstrings_of_a_package_are_read_without_running_it(tmp_path: Path, mon
 @pytest.mark.parametrize("name", [n for n, i in posenc.strategies().items() if i.factory.calibration_grid(256, 512)])
 @pytest.mark.parametrize("length", [100, 256, 1000, 16 * 256])
 def test_every_declared_candidate_is_valid_distinct_and_in_budget(name: str, length: int):
-    found = candidates(name, 256, length)
-    assert len(found) <= BUDGET
-    assert len({json.dumps(own.params, sort_keys=True) for own in found}) == len(found)
-    reach = [own.strategy.plan(length).max_relative for own in found]
+    declared = candidates(name, 256, length)
+    assert len(declared) <= BUDGET
+    assert len({json.dumps(candidate.params, sort_keys=True) for candidate in declared}) == len(declared)
+    reach = [candidate.strategy.plan(length).max_relative for candidate in declared]
     if posenc.strategies()[name].capabilities.bounded or name in ("self_extend", "leaky_rerope"):
         assert min(reach) < 256  # at least one candidate stays inside the window
 

@@ -18,13 +18,13 @@ from tests.evaluate.sweeps import ROOT, SMALL, plan
 
 def calibrate(file: Path, windows: dict[int, int], *, weights: str | None = None) -> str:
     """The calibration of the shipped model with these windows of ``rerope`` by length, or as if for other weights."""
-    found = read(ROOT / "posenc/profiles/tiny.yaml")
-    model, (choice, *_) = found.model, found.strategies["rerope"].values()
+    calibration = read(ROOT / "posenc/profiles/tiny.yaml")
+    model, (choice, *_) = calibration.model, calibration.strategies["rerope"].values()
     if weights is not None:
         model = model.model_copy(update={"fingerprint": model.fingerprint.model_copy(update={"weights": weights})})
     by_length = {at: choice.model_copy(update={"params": {"window_size": own}}) for at, own in windows.items()}
     changes = {"model": model, "strategies": {"rerope": by_length}}
-    return str(write_calibration(found.model_copy(update=changes), file))
+    return str(write_calibration(calibration.model_copy(update=changes), file))
 
 
 def test_calibrated_parameters_follow_the_length(tmp_path: Path, session: Session):

@@ -22,6 +22,6 @@ def cell(task: dict[str, Any], seed: int) -> Cell:
 def test_measured_cells_correct_the_estimates_of_their_task(monkeypatch: pytest.MonkeyPatch):
     cells = [cell(PASSKEY, 0), cell(PASSKEY, 1), cell(PASSKEY, 2), cell(PERPLEXITY, 0)]
     monkeypatch.setattr(estimate, "_estimates", lambda loaded, cells: [1.0, 3.0, 2.0, 5.0])
-    known = {cells[0].id: 4.0, cells[1].id: 8.0}
-    assert estimate.seconds_per_cell(None, cells, known) == [4.0, 8.0, 6.0, 5.0]
+    measured = {cells[0].id: 4.0, cells[1].id: 8.0}
+    assert estimate.seconds_per_cell(None, cells, measured) == [4.0, 8.0, 6.0, 5.0]
     assert estimate.seconds_per_cell(None, cells, {}) == [1.0, 3.0, 2.0, 5.0]

@@ -18,11 +18,11 @@ from tests.evaluate.sweeps import SMALL, contents, plan
 
 def test_workers_load_the_model_as_the_suite_says(tmp_path: Path):
     half = {"name": "tiny", "dtype": "bfloat16", "device": "cpu"}
-    found = [
+    sweeps = [
         run.execute(plan(tmp_path, SMALL, Session(), out=out, model=model), Execution("processes", workers=1))
         for out, model in (("whole", "tiny"), ("half", half))
     ]
-    scores = [[sample.score for cell in sweep.cells for sample in cell.samples] for sweep in found]
+    scores = [[sample.score for cell in sweep.cells for sample in cell.samples] for sweep in sweeps]
     assert scores[0] != scores[1]
     assert scores[0] == pytest.approx(scores[1], abs=0.05)
 

@@ -34,9 +34,9 @@ def test_auto_device_is_a_gpu_if_there_is_one(
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     caplog.set_level(logging.INFO, "posenc")
-    found = "cuda:0" if there else "cpu"
-    assert find_device("auto") == found
-    assert caplog.messages == [f"device auto: {found}"]
+    device = "cuda:0" if there else "cpu"
+    assert find_device("auto") == device
+    assert caplog.messages == [f"device auto: {device}"]
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "", "meta"])

@@ -29,22 +29,22 @@ SOURCE = Source(Characters(), Text("dots", "." * 5000))
 
 def question(length: int, depth: float, document: int = 0) -> Question:
     task = SinglePasskey(depth=depth)
-    (asked,) = task.questions(SOURCE, length, task.random(length, 0, document))
-    return asked
+    (prompt_question,) = task.questions(SOURCE, length, task.random(length, 0, document))
+    return prompt_question
 
 
-def key(asked: Question) -> str:
-    return asked.references[0].text
+def key(prompt_question: Question) -> str:
+    return prompt_question.references[0].text
 
 
 @pytest.mark.parametrize("length", [200, 1000, 4999])
 @pytest.mark.parametrize("depth", [0.0, 0.1, 0.5, 1.0])
 def test_a_prompt_has_its_length_its_key_and_its_question(length: int, depth: float):
-    asked = question(length, depth)
-    text = "".join(map(chr, asked.prompt))
-    assert len(asked.prompt) == length
-    assert text.count(key(asked)) == 2
-    assert key(asked).isdigit()
+    prompt_question = question(length, depth)
+    text = "".join(map(chr, prompt_question.prompt))
+    assert len(prompt_question.prompt) == length
+    assert text.count(key(prompt_question)) == 2
+    assert key(prompt_question).isdigit()
     assert text.endswith("What is the pass key? The pass key is")
     before = text.index("\n\nThe pass key is")
     assert before == pytest.approx(depth * (length - len(NEEDLE) - len(QUESTION)), abs=20)

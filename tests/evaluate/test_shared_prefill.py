@@ -49,10 +49,10 @@ def test_logits_are_those_of_the_whole_prompt(name: str, tiny: Loaded, prompts: 
     with posenc.apply(tiny.model, name, **STRATEGIES[name]) as handle:
         reader = SharedPrefill(tiny.model, handle)
         for prompt in prompts:
-            found = reader.read(prompt, 8)
+            logits = reader.read(prompt, 8)
             with torch.inference_mode():
                 whole = tiny.model(torch.from_numpy(prompt)[None], use_cache=False, logits_to_keep=8).logits[0]
-            assert torch.allclose(found, whole, atol=2e-4), float((found - whole).abs().max())
+            assert torch.allclose(logits, whole, atol=2e-4), float((logits - whole).abs().max())
     assert reader.tokens_read == LENGTH + 20 + (LENGTH - 100) + 8
 
 

@@ -82,8 +82,8 @@ def test_needles_are_at_their_depth(kind: str):
     for question in ask(kind, 8000)[1]:
         text = text_of(question)
         for reference in question.references:
-            found = text.index(reference.text) / len(text)
-            assert found == pytest.approx(reference.depth, abs=0.06)
+            depth = text.index(reference.text) / len(text)
+            assert depth == pytest.approx(reference.depth, abs=0.06)
 
 
 def test_all_depths_share_one_haystack():
@@ -104,9 +104,9 @@ def test_distractors_have_other_keys_and_values():
     (question,) = ask("needle_multikey", 5000, keys=4, depths=[0.5])[1]
     needles = re.findall(r"secret numbers of (\S+) is: (\d+)\.", text_of(question))
     assert len({key for key, _ in needles}) == len({value for _, value in needles}) == 4
-    asked = re.search(r"What is the secret number of (\S+) in", text_of(question))
-    assert asked is not None
-    assert dict(needles)[asked[1]] == question.references[0].text
+    key = re.search(r"What is the secret number of (\S+) in", text_of(question))
+    assert key is not None
+    assert dict(needles)[key[1]] == question.references[0].text
 
 
 def test_the_answers_are_all_values_of_one_key_or_those_of_all_keys():
@@ -125,11 +125,11 @@ def test_a_chain_of_variables_leads_to_the_value():
     text = text_of(question)
     value = re.search(r"have the value (\d+), directly", text)
     assert value is not None
-    known = {value[1]}
+    names = {value[1]}
     for name, right in re.findall(r"VAR (\w+) = (?:VAR )?(\w+)", text):  # in the order of the text
-        if right in known:
-            known.add(name)
-    assert known - {value[1]} == {reference.text for reference in question.references}
+        if right in names:
+            names.add(name)
+    assert names - {value[1]} == {reference.text for reference in question.references}
     assert len(question.references) == 4
     assert len(re.findall("VAR", text)) == 2 * 4 + 2 * 3
 

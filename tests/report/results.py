@@ -31,8 +31,8 @@ def sweep(**changes: Any) -> Sweep:
     for label, strategy in STRATEGIES.items():
         for at, length in enumerate(LENGTHS):
             losses = [Sample(document=d, score=LOSSES[label][at] + 0.1 * d) for d in range(4)]
-            found = [Sample(document=d, depth=depth, score=FOUND[label][at]) for d in range(4) for depth in DEPTHS]
-            for task, metric, samples in (("perplexity", "loss", losses), ("passkey", "accuracy", found)):
+            answers = [Sample(document=d, depth=depth, score=FOUND[label][at]) for d in range(4) for depth in DEPTHS]
+            for task, metric, samples in (("perplexity", "loss", losses), ("passkey", "accuracy", answers)):
                 identity = {"strategy": strategy, "length": length, "task": task}
                 cells.append(
                     SweepEntry(

@@ -61,10 +61,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Noting(SimpleHTTPRequestHandler):
     """Serves a folder and records the requested paths."""
 
-    asked: ClassVar[list[str]] = []
+    paths: ClassVar[list[str]] = []
 
     def log_message(self, format: str, *args: Any) -> None:
-        self.asked.append(self.path)
+        self.paths.append(self.path)
 
 
 def look(page: Path, width: int) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def look(page: Path, width: int) -> dict[str, Any]:
     assert BROWSER is not None, "CI must have Chromium: scripts/ci-packages.sh installs it"
     frame = page.with_name(f"frame-{width}.html")
     frame.write_text(MEASURE.format(width=width), encoding="utf-8")
-    Noting.asked.clear()
+    Noting.paths.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Noting, directory=str(page.parent))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/{frame.name}"
@@ -80,26 +80,26 @@ def look(page: Path, width: int) -> dict[str, Any]:
         command += ["--virtual-time-budget=5000", "--dump-dom", address]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
         server.shutdown()
-    found = re.search(r'<pre id="found">(\{.*?\})</pre>', ran.stdout, re.DOTALL)
-    assert found is not None, ran.stderr[-2000:]
-    measured: dict[str, Any] = json.loads(unescape(found[1]))
+    output = re.search(r'<pre id="found">(\{.*?\})</pre>', ran.stdout, re.DOTALL)
+    assert output is not None, ran.stderr[-2000:]
+    measured: dict[str, Any] = json.loads(unescape(output[1]))
     measured["requests"] += [
-        path for path in Noting.asked if path not in (f"/{frame.name}", "/report.html", "/favicon.ico")
+        path for path in Noting.paths if path not in (f"/{frame.name}", "/report.html", "/favicon.ico")
     ]
     return measured
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
 def test_the_page_fits_and_makes_no_request(width: int, page: Path):
-    found = look(page, width)
-    assert found["view"] == width
-    assert found["width"] <= width, found["wide"]
-    assert found["requests"] == []
-    assert len(found["images"]) == len(results.STRATEGIES)
-    assert all(size > 0 for size in found["images"])
-    assert len(found["charts"]) == 3
-    assert all(0.6 * PHONE < size <= width for size in found["charts"])
-    assert found["smallest"] >= 10
+    seen = look(page, width)
+    assert seen["view"] == width
+    assert seen["width"] <= width, seen["wide"]
+    assert seen["requests"] == []
+    assert len(seen["images"]) == len(results.STRATEGIES)
+    assert all(size > 0 for size in seen["images"])
+    assert len(seen["charts"]) == 3
+    assert all(0.6 * PHONE < size <= width for size in seen["charts"])
+    assert seen["smallest"] >= 10
 
 
 def test_the_measurement_detects_a_page_that_is_too_wide_or_makes_requests(page: Path, tmp_path: Path):
@@ -108,7 +108,7 @@ def test_the_measurement_detects_a_page_that_is_too_wide_or_makes_requests(page:
         '<img src="missing.png"><img src="http://127.0.0.1:9/outside.png"><div style="width:900px">wide</div></body>'
     )
     (tmp_path / "report.html").write_text(html.replace("</body>", spoilt), encoding="utf-8")
-    found = look(tmp_path / "report.html", PHONE)
-    assert found["width"] > PHONE
+    seen = look(tmp_path / "report.html", PHONE)
+    assert seen["width"] > PHONE
     for name in ("missing.png", "outside.png"):
-        assert any(asked.endswith(name) for asked in found["requests"])
+        assert any(path.endswith(name) for path in seen["requests"])

@@ -41,13 +41,13 @@ def page(tmp_path: Path) -> tuple[str, str]:
 
 
 def test_scores_are_means_over_documents_with_their_errors():
-    losses, found = score_tables(results.sweep())
+    losses, answers = score_tables(results.sweep())
     value = losses.rows["rope"][1]
     assert value is not None
     assert value.value == pytest.approx(math.exp(5.15))
     assert value.error == pytest.approx(math.exp(5.15) * np.std([5.0, 5.1, 5.2, 5.3], ddof=1) / 2)
     assert (losses.lengths, value.documents) == ((256, 1024), 4)
-    best = found.rows["lampe"][1]
+    best = answers.rows["lampe"][1]
     assert best is not None
     assert (best.value, best.error) == (pytest.approx(0.8), pytest.approx(0))
 
@@ -63,9 +63,9 @@ def test_ratios_are_paired():
 
 def test_a_strategy_is_compared_with_the_one_that_its_suite_names():
     sweep = results.sweep()
-    losses, found = pair_tables(sweep)
-    assert list(losses.rows) == list(found.rows) == ["lampe + yarn, against lampe"]
-    ratio, share = losses.rows["lampe + yarn, against lampe"][1], found.rows["lampe + yarn, against lampe"][1]
+    losses, answers = pair_tables(sweep)
+    assert list(losses.rows) == list(answers.rows) == ["lampe + yarn, against lampe"]
+    ratio, share = losses.rows["lampe + yarn, against lampe"][1], answers.rows["lampe + yarn, against lampe"][1]
     assert ratio is not None
     assert share is not None
     assert (ratio.value, ratio.error) == (pytest.approx(math.exp(0.1)), pytest.approx(0, abs=1e-12))
@@ -87,9 +87,9 @@ def test_depths_are_kept_apart_and_a_missing_cell_is_a_gap():
     assert sweep.missing == 2
     rope = next(table for table in depth_tables(sweep) if table.label == "rope")
     assert rope.rows[0.1][0] is None
-    found = rope.rows[0.9][1]
-    assert found is not None
-    assert found.value == 0.0
+    score = rope.rows[0.9][1]
+    assert score is not None
+    assert score.value == 0.0
 
 
 def test_seeds_are_pooled():
@@ -195,18 +195,18 @@ def test_a_chart_is_well_formed_and_has_every_point():
 
 def test_higher_values_are_higher_up():
     chart = line_chart({"a": [ChartPoint(1, 1.0, 0), ChartPoint(2, 9.0, 0)]}, title="t", x_label="x", y_label="y")
-    found = re.search(r'points="([\d.]+),([\d.]+) ([\d.]+),([\d.]+)"', chart)
-    assert found is not None
-    x0, y0, x1, y1 = map(float, found.groups())
+    line = re.search(r'points="([\d.]+),([\d.]+) ([\d.]+),([\d.]+)"', chart)
+    assert line is not None
+    x0, y0, x1, y1 = map(float, line.groups())
     assert x0 < x1
     assert y0 > y1
 
 
 @pytest.mark.parametrize(("low", "high", "log"), [(0, 1, False), (3.1, 3.4, False), (8, 450, True), (8.9, 9.1, True)])
 def test_ticks_are_few_and_inside_the_range(low: float, high: float, log: bool):
-    found = ticks(low, high, log=log)
-    assert 2 <= len(found) <= 10
-    assert all(low <= tick <= high for tick in found)
+    values = ticks(low, high, log=log)
+    assert 2 <= len(values) <= 10
+    assert all(low <= tick <= high for tick in values)
 
 
 def test_a_map_shows_the_plan():
@@ -269,30 +269,30 @@ def test_a_calibration_that_is_damaged_or_of_another_version_is_refused(
 
 def test_v_curves_are_paired_with_the_best_candidate(tmp_path: Path):
     (tmp_path / "c.json").write_text(json.dumps(results.CALIBRATION))
-    found = read_calibration(tmp_path / "c.json")
-    (curve,) = found.curves
+    calibration = read_calibration(tmp_path / "c.json")
+    (curve,) = calibration.curves
     assert (curve.strategy, curve.length, curve.parameter, list(curve.lines)) == ("lampe", 1024, "mapping", ["head 64"])
     first, best, dropped = curve.lines["head 64"]
     assert (first.x, first.y, first.error) == (64, pytest.approx(3.2), pytest.approx(0, abs=1e-12))
     assert (best.x, best.y, best.error) == (128, pytest.approx(3.0), 0)
     assert (dropped.x, dropped.y) == (512, pytest.approx(3.0 + (1.0 + 1.4) / 2))  # over their two common documents
     assert dropped.error == pytest.approx(0.2)
-    assert found.choices[0] == ["1024", "native", "", "", "148.41 ± 7.42", "181.27 ± 9.06"]
-    assert found.choices[2][:4] == ["1024", "lampe, fitted curve", "head=64, curve", "1"]
+    assert calibration.choices[0] == ["1024", "native", "", "", "148.41 ± 7.42", "181.27 ± 9.06"]
+    assert calibration.choices[2][:4] == ["1024", "lampe, fitted curve", "head=64, curve", "1"]
 
 
 def test_costs_are_a_row_per_strategy_and_a_column_per_length():
     rows = [row(strategy=name, length=at, memory=None) for name in ("lampe", "rerope") for at in (4096, 2048)]
-    found = result(*rows[:3], row(kind="decode", shape="smollm2-135m", threads=1))
-    assert title_of(found) == "costs: attention, decode, 9/3x64, smollm2-135m, 2048 to 4096 tokens"
-    attention, decode, memory = cost_tables(found)
+    measured = result(*rows[:3], row(kind="decode", shape="smollm2-135m", threads=1))
+    assert title_of(measured) == "costs: attention, decode, 9/3x64, smollm2-135m, 2048 to 4096 tokens"
+    attention, decode, memory = cost_tables(measured)
     assert attention[1] == ["strategy", "shape", "dtype", "threads", "backend", "2048", "4096"]
     shown = "1.25 (1.10 .. 1.50)"
     assert [line[0] for line in attention[2]] == ["lampe", "rerope"]
     assert [line[5:] for line in attention[2]] == [[shown, shown], ["-", shown]]
     assert decode[2] == [["lampe", "smollm2-135m", "float32", "1", "auto", shown]]
     assert memory[2] == [["lampe", "smollm2-135m", "float32", "1", "auto", "1.50"]]
-    assert len(what_is_compared(found)) == 2
+    assert len(what_is_compared(measured)) == 2
 
 
 def test_a_busy_machine_is_printed_bold(tmp_path: Path):

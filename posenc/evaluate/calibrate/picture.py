@@ -36,7 +36,7 @@ def plot_sweeps(sweeps: dict[int, CandidateSweep], native: dict[int, LossScore],
             points = [p for p in sweep.points if p.candidate.params.get(line_key) == line]
             points.sort(key=lambda point: float(point.candidate.params[x_key]))
             colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-            gaps = [sweep.behind(point) for point in points]
+            gaps = [sweep.gap_to_best(point) for point in points]
             x = [point.candidate.params[x_key] for point in points]
             y = [lowest + gap.mean for gap in gaps]
             heights += [gap.mean for gap in gaps]

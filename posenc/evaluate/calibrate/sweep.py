@@ -57,7 +57,7 @@ class CandidateSweep:
         """True if a candidate was clearly bad and scored on the first documents only."""
         return len(point.losses.values) < self.documents
 
-    def behind(self, point: ScoredCandidate) -> Mean:
+    def gap_to_best(self, point: ScoredCandidate) -> Mean:
         """Paired differences to the best candidate, over the documents both were scored on."""
         return Mean(paired(point.losses, self.best.losses))
 
@@ -66,7 +66,7 @@ class CandidateSweep:
         best = np.array(self.best.losses.values)
         rows = []
         for point in points:
-            row = best + self.behind(point).mean
+            row = best + self.gap_to_best(point).mean
             row[: len(point.losses.values)] = point.losses.values
             rows.append(row)
         return np.stack(rows)
