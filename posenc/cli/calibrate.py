@@ -22,8 +22,8 @@ from posenc.cli._paths import FilePath, bundle_option
 
 if TYPE_CHECKING:
     from posenc.calibration.file import Choice
-    from posenc.evaluate.calibrate.job import Job, Outcome
-    from posenc.evaluate.calibrate.sweep import Sweep
+    from posenc.evaluate.calibrate.job import CalibrationJob, CalibrationOutcome
+    from posenc.evaluate.calibrate.sweep import CandidateSweep
     from posenc.evaluate.models import DType
     from posenc.evaluate.scores import Mean
 
@@ -78,10 +78,10 @@ def command(
         if loaded.window is None:
             raise click.UsageError("the model's configuration does not tell its window: give --lengths.")
         lengths = tuple(loaded.window * multiple for multiple in (1, 2, 4, 8))
-    asked = work.Asked(
+    options = work.CalibrationOptions(
         tuple(dict.fromkeys(names)), texts, report_texts, lengths, documents, scored, seed, _command_line()
     )
-    job = work.prepare(loaded, asked)
+    job = work.prepare(loaded, options)
     if dry_run:
         _print_dry_run(job, work.estimate_seconds(job), as_json)
         return
@@ -114,7 +114,7 @@ def _command_line() -> str:
     return shlex.join(["posenc", *sys.argv[1:]])
 
 
-def _plots(outcome: Outcome, out: Path) -> list[Path]:
+def _plots(outcome: CalibrationOutcome, out: Path) -> list[Path]:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -125,7 +125,7 @@ def _plots(outcome: Outcome, out: Path) -> list[Path]:
     return [plot_sweeps(sweeps, native, out / f"v-curves-{name}.png") for name, sweeps in outcome.sweeps.items()]
 
 
-def _print_dry_run(job: Job, seconds: float, as_json: bool) -> None:
+def _print_dry_run(job: CalibrationJob, seconds: float, as_json: bool) -> None:
     documents = len(job.corpus.documents)
     if as_json:
         print_json(
@@ -155,7 +155,7 @@ def _print_dry_run(job: Job, seconds: float, as_json: bool) -> None:
     click.echo(f"at most {duration(seconds)} on this machine; dropping clearly bad candidates usually saves a third")
 
 
-def _print(outcome: Outcome) -> None:
+def _print(outcome: CalibrationOutcome) -> None:
     from posenc.report.tables import length_head
 
     calibration = outcome.calibration
@@ -191,7 +191,7 @@ def _print(outcome: Outcome) -> None:
         click.echo(calibration.fit_in_words)
 
 
-def _curve_rows(sweeps: dict[int, Sweep], lengths: list[int]) -> list[list[str]]:
+def _curve_rows(sweeps: dict[int, CandidateSweep], lengths: list[int]) -> list[list[str]]:
     """One row per parameters, one column per length."""
     import math
 

@@ -13,7 +13,7 @@ from posenc.cli._strategy import read_pairs
 
 if TYPE_CHECKING:
     from posenc.evaluate.sweep.results import Sweep
-    from posenc.evaluate.sweep.run import Planned
+    from posenc.evaluate.sweep.run import PlannedSweep
 
 
 @click.command("eval", short_help="Run a suite of evaluations; resumes.")
@@ -53,6 +53,7 @@ def command(
         raise click.UsageError("--slurm belongs to --executor slurm.")
 
     from posenc.evaluate.sweep import run
+    from posenc.evaluate.sweep.executors import Execution
     from posenc.evaluate.sweep.results import write_sweep
 
     planned = run.plan(suite, out)
@@ -63,7 +64,7 @@ def command(
     if bundle is not None and not bundle.parent.is_dir():
         raise click.UsageError(f"--bundle: there is no folder {bundle.parent}.")
     with progress(sum(cell.tokens for cell in missing)) as step:
-        sweep = run.execute(planned, run.Execution(executor, workers, slurm), step)
+        sweep = run.execute(planned, Execution(executor, workers, slurm), step)
     files = [planned.folder.path] if bundle is None else [planned.folder.path, write_sweep(sweep, bundle)]
     if as_json:
         print_json({**sweep.model_dump(exclude_none=True), "files": [str(file) for file in files]})
@@ -75,7 +76,7 @@ def command(
         click.echo(f"results: {file}")
 
 
-def _print_plan(planned: Planned, as_json: bool) -> None:
+def _print_plan(planned: PlannedSweep, as_json: bool) -> None:
     from posenc.evaluate.sweep.estimate import seconds_per_cell
 
     loaded = planned.session.loaded(planned.suite.model)

@@ -21,7 +21,7 @@ TOLERANCE = 1e-3
 REMAP: dict[str, Any] = {"window_size": 64}
 
 
-class Run(NamedTuple):
+class TrialRun(NamedTuple):
     """What a model makes of the prompt: its logits, and greedy generation with a cache."""
 
     logits_1PV: Tensor
@@ -68,7 +68,7 @@ def failures() -> dict[str, str | None]:
     return {name: None if right[name] else reason for name, reason in reasons.items()}
 
 
-def _run(model: Any) -> Run:
+def _run(model: Any) -> TrialRun:
     prompt_1P = torch.arange(PROMPT)[None] % model.config.vocab_size
     out = model.generate(
         prompt_1P,
@@ -79,4 +79,4 @@ def _run(model: Any) -> Run:
         return_dict_in_generate=True,
         output_logits=True,
     )
-    return Run(model(prompt_1P).logits, out.sequences, torch.cat(out.logits))
+    return TrialRun(model(prompt_1P).logits, out.sequences, torch.cat(out.logits))

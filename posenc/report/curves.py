@@ -10,19 +10,19 @@ from typing import Any
 
 from posenc.calibration import file as record
 from posenc.evaluate.calibrate.bundle import parse_bundle
-from posenc.evaluate.calibrate.sweep import Sweep
+from posenc.evaluate.calibrate.sweep import CandidateSweep
 from posenc.files import read_yaml
-from posenc.report.svg import Point
+from posenc.report.svg import ChartPoint
 from posenc.report.tables import with_error
 
 
 @dataclass(frozen=True)
-class Curve:
+class VCurve:
     """The candidates of one strategy at one length, over the parameter with most values.
 
     Parameters
     ----------
-    lines : dict of str to list of Point
+    lines : dict of str to list of ChartPoint
         One per value of the other parameters: mean loss in nats per token, and the standard error of its paired
         difference to the best candidate.
     """
@@ -30,11 +30,11 @@ class Curve:
     strategy: str
     length: int
     parameter: str
-    lines: dict[str, list[Point]]
+    lines: dict[str, list[ChartPoint]]
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationSummary:
     """What a page shows of a calibration.
 
     Parameters
@@ -50,11 +50,11 @@ class Calibration:
     model: str
     texts: str
     fit: str
-    curves: list[Curve]
+    curves: list[VCurve]
     choices: list[list[str]]
 
 
-def read_calibration(path: Path) -> Calibration:
+def read_calibration(path: Path) -> CalibrationSummary:
     """Read a calibration file, or what ``posenc calibrate`` writes with ``--bundle`` and prints with ``--json``.
 
     Raises
@@ -68,10 +68,10 @@ def read_calibration(path: Path) -> Calibration:
     texts = f"chosen on {_names(measured.texts.calibration)}, reported on {_names(measured.texts.report)}"
     curves = [_curve(sweep) for sweep in found.candidates()]
     fit = measured.fit_in_words
-    return Calibration(measured.command, measured.model.name, texts, fit, curves, _choices(measured))
+    return CalibrationSummary(measured.command, measured.model.name, texts, fit, curves, _choices(measured))
 
 
-def _curve(sweep: Sweep) -> Curve:
+def _curve(sweep: CandidateSweep) -> VCurve:
     values: dict[str, set[str]] = {}
     for point in sweep.points:
         for key, value in point.candidate.params.items():
@@ -79,15 +79,15 @@ def _curve(sweep: Sweep) -> Curve:
                 values.setdefault(key, set()).add(str(value))
     parameter = max(values, key=lambda key: len(values[key])) if values else ""
     best = sweep.best
-    lines: dict[str, list[Point]] = {}
+    lines: dict[str, list[ChartPoint]] = {}
     for point in sweep.points:
         params, gap = point.candidate.params, sweep.behind(point)
         others = ", ".join(f"{key} {value}" for key, value in params.items() if key != parameter)
         error = 0.0 if point is best else gap.standard_error
-        at = Point(float(params.get(parameter, 0)), best.losses.mean + gap.mean, error)
+        at = ChartPoint(float(params.get(parameter, 0)), best.losses.mean + gap.mean, error)
         lines.setdefault(others or sweep.strategy, []).append(at)
     ordered = {name: sorted(line, key=lambda point: point.x) for name, line in lines.items()}
-    return Curve(sweep.strategy, sweep.length, parameter, ordered)
+    return VCurve(sweep.strategy, sweep.length, parameter, ordered)
 
 
 def _choices(measured: record.Calibration) -> list[list[str]]:

@@ -10,11 +10,19 @@ from posenc.bench.report import describe_machine
 from posenc.bench.results import Result
 from posenc.evaluate.sweep.results import Sweep
 from posenc.report.costs import SETUP, cost_tables, title_of, what_is_compared
-from posenc.report.curves import Calibration
+from posenc.report.curves import CalibrationSummary
 from posenc.report.maps import config_of, is_beyond, map_address
 from posenc.report.sources import Material
-from posenc.report.svg import Point, line_chart
-from posenc.report.tables import DepthTable, Table, depth_tables, length_head, pair_tables, ratio_tables, score_tables
+from posenc.report.svg import ChartPoint, line_chart
+from posenc.report.tables import (
+    DepthTable,
+    ScoreTable,
+    depth_tables,
+    length_head,
+    pair_tables,
+    ratio_tables,
+    score_tables,
+)
 from posenc.trace import quiet
 
 LOWEST_LOSS, HIGHEST_LOSS = 0.1, 1.0
@@ -95,7 +103,7 @@ def _sweep(path: str, sweep: Sweep) -> Section:
     return section
 
 
-def _lowest(table: Table) -> str:
+def _lowest(table: ScoreTable) -> str:
     """Which strategy has the lowest perplexity where, in words."""
     found: dict[str, list[str]] = {}
     for at, length in enumerate(table.lengths):
@@ -107,10 +115,10 @@ def _lowest(table: Table) -> str:
     return f"Lowest {table.title.split(':')[0]}: {lists or 'not measured'}. Whether others differ: the table of ratios."
 
 
-def _chart(table: Table, window: int | None) -> str:
+def _chart(table: ScoreTable, window: int | None) -> str:
     series = {
         label: [
-            Point(length, score.value, score.error)
+            ChartPoint(length, score.value, score.error)
             for length, score in zip(table.lengths, scores, strict=True)
             if score is not None
         ]
@@ -127,7 +135,7 @@ def _chart(table: Table, window: int | None) -> str:
     )
 
 
-def _grid(table: Table, window: int | None) -> Grid:
+def _grid(table: ScoreTable, window: int | None) -> Grid:
     rows = [
         [label, *("-" if score is None else score.shown for score in scores)] for label, scores in table.rows.items()
     ]
@@ -150,7 +158,7 @@ def _maps(sweep: Sweep) -> Iterator[Picture]:
         yield Picture(label, map_address(plan, highest), caption)
 
 
-def _calibration(path: str, calibration: Calibration) -> Section:
+def _calibration(path: str, calibration: CalibrationSummary) -> Section:
     remarks = [f"Model {calibration.model}; {calibration.texts}; read from {path}."]
     if calibration.fit:
         remarks.append(calibration.fit)

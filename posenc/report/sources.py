@@ -13,7 +13,7 @@ from posenc.calibration.file import FORMAT as CALIBRATION
 from posenc.errors import InvalidInputError
 from posenc.evaluate.sweep.folder import SWEEP, ResultsFolder
 from posenc.evaluate.sweep.results import FORMAT, Sweep, read_sweep
-from posenc.report.curves import Calibration, read_calibration
+from posenc.report.curves import CalibrationSummary, read_calibration
 
 BENCH = "posenc-bench"
 SUFFIXES = (".json", ".yaml", ".yml")
@@ -24,7 +24,7 @@ class Material:
     """Everything read, by the path it came from."""
 
     sweeps: dict[str, Sweep] = field(default_factory=dict)
-    calibrations: dict[str, Calibration] = field(default_factory=dict)
+    calibrations: dict[str, CalibrationSummary] = field(default_factory=dict)
     benches: dict[str, bench.Result] = field(default_factory=dict)
 
     @property

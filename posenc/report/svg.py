@@ -22,7 +22,7 @@ MARKS = (
 
 
 @dataclass(frozen=True)
-class Point:
+class ChartPoint:
     """A value and its standard error; NaN for an unknown error."""
 
     x: float
@@ -51,7 +51,7 @@ class Axis:
 
 
 def line_chart(
-    series: Mapping[str, Sequence[Point]],
+    series: Mapping[str, Sequence[ChartPoint]],
     *,
     title: str,
     x_label: str,
@@ -65,7 +65,7 @@ def line_chart(
 
     Parameters
     ----------
-    series : dict of str to sequence of Point
+    series : dict of str to sequence of ChartPoint
         By label.
     window : int, optional
         Marked on the x axis.
@@ -136,7 +136,7 @@ def _grid(x_axis: Axis, y_axis: Axis, xs: Sequence[float], *, log_y: bool) -> st
     return "".join(parts)
 
 
-def _line(points: Sequence[Point], number: int, x_axis: Axis, y_axis: Axis) -> str:
+def _line(points: Sequence[ChartPoint], number: int, x_axis: Axis, y_axis: Axis) -> str:
     colour, dashes, mark = style(number)
     at = [(x_axis(p.x), y_axis(p.y), p) for p in points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in at)

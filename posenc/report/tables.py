@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from posenc.evaluate.scores import Mean, Perplexity
-from posenc.evaluate.sweep.results import Entry, Sweep
+from posenc.evaluate.sweep.results import Sweep, SweepEntry
 from posenc.evaluate.tasks.base import over_documents
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreWithError:
     """A number, its standard error over documents (NaN for a single one), and how many documents there were."""
 
     value: float
@@ -26,7 +26,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Table:
+class ScoreTable:
     """One task of a sweep: a row per strategy, a column per length; None where nothing was measured.
 
     Parameters
@@ -42,7 +42,7 @@ class Table:
     title: str
     unit: str
     lengths: tuple[int, ...]
-    rows: dict[str, tuple[Score | None, ...]]
+    rows: dict[str, tuple[ScoreWithError | None, ...]]
     lower_is_better: bool
 
 
@@ -53,7 +53,7 @@ class DepthTable:
     label: str
     task: str
     lengths: tuple[int, ...]
-    rows: dict[float, tuple[Score | None, ...]]
+    rows: dict[float, tuple[ScoreWithError | None, ...]]
 
 
 def with_error(value: float, error: float) -> str:
@@ -75,7 +75,7 @@ def tasks_of(sweep: Sweep) -> list[str]:
     return list(dict.fromkeys(cell.task for cell in sweep.cells))
 
 
-def score_tables(sweep: Sweep) -> list[Table]:
+def score_tables(sweep: Sweep) -> list[ScoreTable]:
     """One table per task: perplexity for losses, otherwise the share that is right."""
     tables = []
     for task in tasks_of(sweep):
@@ -89,11 +89,11 @@ def score_tables(sweep: Sweep) -> list[Table]:
         }
         counts = _span(score.documents for scores in rows.values() for score in scores if score is not None)
         unit = "perplexity, lower is better" if loss else "share right, higher is better"
-        tables.append(Table(f"{task}: {unit}, {counts} documents, ± standard error", unit, lengths, rows, loss))
+        tables.append(ScoreTable(f"{task}: {unit}, {counts} documents, ± standard error", unit, lengths, rows, loss))
     return tables
 
 
-def ratio_tables(sweep: Sweep) -> list[Table]:
+def ratio_tables(sweep: Sweep) -> list[ScoreTable]:
     """Perplexity over the lowest one at the same length, with the error of the paired difference.
 
     Documents are the same for every strategy, so differences have far smaller errors than the values.
@@ -103,7 +103,7 @@ def ratio_tables(sweep: Sweep) -> list[Table]:
         cells = [cell for cell in sweep.cells if cell.task == task and cell.metric == "loss"]
         lengths = tuple(sorted({cell.length for cell in cells}))
         means = _means(cells)
-        rows: dict[str, list[Score | None]] = {label: [] for label in _labels(cells)}
+        rows: dict[str, list[ScoreWithError | None]] = {label: [] for label in _labels(cells)}
         for length in lengths:
             at = {label: means[label, length] for label in rows if (label, length) in means}
             finite = {label: mean for label, mean in at.items() if math.isfinite(mean.mean)}
@@ -114,11 +114,13 @@ def ratio_tables(sweep: Sweep) -> list[Table]:
         if rows:
             unit = "times the lowest perplexity at that length"
             title = f"{task}: {unit}, ± standard error of the paired difference"
-            tables.append(Table(title, unit, lengths, {label: tuple(scores) for label, scores in rows.items()}, True))
+            tables.append(
+                ScoreTable(title, unit, lengths, {label: tuple(scores) for label, scores in rows.items()}, True)
+            )
     return tables
 
 
-def pair_tables(sweep: Sweep) -> list[Table]:
+def pair_tables(sweep: Sweep) -> list[ScoreTable]:
     """Each strategy against the one that its suite compares it with, and the error of the paired difference.
 
     Losses as the ratio of the perplexities, shares that are right as their difference.
@@ -139,7 +141,7 @@ def pair_tables(sweep: Sweep) -> list[Table]:
         if rows:
             unit = "perplexity of the first over that of the second" if loss else "share right, first minus second"
             title = f"{task}: {unit}, ± standard error of the paired difference"
-            tables.append(Table(title, unit, lengths, rows, loss))
+            tables.append(ScoreTable(title, unit, lengths, rows, loss))
     return tables
 
 
@@ -160,7 +162,7 @@ def depth_tables(sweep: Sweep) -> list[DepthTable]:
     return tables
 
 
-def _means(cells: Sequence[Entry], depth: float | None = None) -> dict[tuple[str, int], Mean]:
+def _means(cells: Sequence[SweepEntry], depth: float | None = None) -> dict[tuple[str, int], Mean]:
     """Per strategy and length one value per document, seeds one after the other."""
     found: dict[tuple[str, int], list[float]] = {}
     for cell in sorted(cells, key=lambda cell: cell.seed):
@@ -170,28 +172,28 @@ def _means(cells: Sequence[Entry], depth: float | None = None) -> dict[tuple[str
     return {key: Mean(tuple(values)) for key, values in found.items()}
 
 
-def _score(mean: Mean | None, *, loss: bool) -> Score | None:
+def _score(mean: Mean | None, *, loss: bool) -> ScoreWithError | None:
     if mean is None:
         return None
     if loss:
         perplexity = Perplexity(mean)
-        return Score(perplexity.value, perplexity.standard_error, len(mean.values))
-    return Score(mean.mean, mean.standard_error, len(mean.values))
+        return ScoreWithError(perplexity.value, perplexity.standard_error, len(mean.values))
+    return ScoreWithError(mean.mean, mean.standard_error, len(mean.values))
 
 
-def _compared(mean: Mean | None, other: Mean | None, *, loss: bool) -> Score | None:
+def _compared(mean: Mean | None, other: Mean | None, *, loss: bool) -> ScoreWithError | None:
     if mean is None or other is None or len(mean.values) != len(other.values):
         return None
     difference = mean.minus(other)
     return _ratio(difference) if loss else _score(difference, loss=False)
 
 
-def _ratio(difference: Mean) -> Score:
+def _ratio(difference: Mean) -> ScoreWithError:
     ratio = Perplexity(difference)
-    return Score(ratio.value, ratio.standard_error, len(difference.values))
+    return ScoreWithError(ratio.value, ratio.standard_error, len(difference.values))
 
 
-def _labels(cells: Sequence[Entry]) -> list[str]:
+def _labels(cells: Sequence[SweepEntry]) -> list[str]:
     return list(dict.fromkeys(cell.label for cell in cells))
 
 

@@ -71,16 +71,18 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="package")
-def asked(texts: tuple[str, str]) -> work.Asked:
-    return work.Asked(("lampe", "rerope"), texts[:1], texts[1:], (WINDOW, 2 * WINDOW, 3 * WINDOW), 10, 8, 0, "a test")
+def options(texts: tuple[str, str]) -> work.CalibrationOptions:
+    return work.CalibrationOptions(
+        ("lampe", "rerope"), texts[:1], texts[1:], (WINDOW, 2 * WINDOW, 3 * WINDOW), 10, 8, 0, "a test"
+    )
 
 
 @pytest.fixture(scope="package")
 def calibrated(
-    loaded: Loaded, asked: work.Asked, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[work.Outcome, Path]:
+    loaded: Loaded, options: work.CalibrationOptions, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[work.CalibrationOutcome, Path]:
     """A finished calibration, and its file."""
     folder = tmp_path_factory.mktemp("calibration")
     (folder / work.CELLS).mkdir()
-    outcome = work.run(work.prepare(loaded, asked), folder)
+    outcome = work.run(work.prepare(loaded, options), folder)
     return outcome, write(outcome.calibration, folder / "calibration.yaml")

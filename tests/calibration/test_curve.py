@@ -9,14 +9,14 @@ import posenc
 from posenc.errors import InvalidInputError
 from posenc.evaluate.calibrate import curve
 from posenc.evaluate.calibrate.search import Candidate
-from posenc.evaluate.calibrate.sweep import Point, Sweep
+from posenc.evaluate.calibrate.sweep import CandidateSweep, ScoredCandidate
 from posenc.evaluate.scores import Mean
 
 WINDOW, DOCUMENTS = 256, 40
 TRIED = (32, 64, 96, 128, 160, 192, 224, 256)
 
 
-def sweep(length: int, best: dict[int, float], *, noise: float = 0.001, steep: float = 1.0) -> Sweep:
+def sweep(length: int, best: dict[int, float], *, noise: float = 0.001, steep: float = 1.0) -> CandidateSweep:
     """Return losses that form a V in log U around `best[head]`; larger heads cost a little."""
     rng = np.random.default_rng([length, 7])
     documents = rng.normal(3, 1, DOCUMENTS)
@@ -26,8 +26,8 @@ def sweep(length: int, best: dict[int, float], *, noise: float = 0.001, steep: f
             candidate = Candidate("lampe", {"head": head, "mapping": mapping}, WINDOW)
             loss = steep * abs(np.log(mapping / optimum)) + 0.001 * head
             values = documents + loss + rng.normal(0, noise, DOCUMENTS)
-            points.append(Point(candidate, Mean(tuple(values)), candidate.made.plan(length).max_relative))
-    return Sweep("lampe", length, DOCUMENTS, tuple(points))
+            points.append(ScoredCandidate(candidate, Mean(tuple(values)), candidate.strategy.plan(length).max_relative))
+    return CandidateSweep("lampe", length, DOCUMENTS, tuple(points))
 
 
 def mapped(fit: curve.Fit, length: int) -> int:

@@ -24,7 +24,7 @@ from posenc.hf.fingerprint import fingerprint
 from posenc.planning.planner import Planner
 from tests.calibration.conftest import WINDOW, make_model
 
-Calibrated = tuple[work.Outcome, Path]
+Calibrated = tuple[work.CalibrationOutcome, Path]
 
 
 def taken(model: Any) -> Any:

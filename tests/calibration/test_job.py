@@ -28,62 +28,66 @@ from posenc.evaluate.tasks.perplexity import document_losses
 from posenc.positions import PositionStrategy
 from tests.calibration.conftest import WINDOW, make_text
 
-Calibrated = tuple[work.Outcome, Path]
+Calibrated = tuple[work.CalibrationOutcome, Path]
 
 
-def losses_of(job: work.Job, folder: Path) -> DocumentLosses:
+def losses_of(job: work.CalibrationJob, folder: Path) -> DocumentLosses:
     (folder / work.CELLS).mkdir(exist_ok=True)
-    return DocumentLosses(job.loaded, job.fingerprint, job.corpus, job.asked.scored, folder / work.CELLS)
+    return DocumentLosses(job.loaded, job.fingerprint, job.corpus, job.options.scored, folder / work.CELLS)
 
 
-def test_a_cell_is_the_perplexity_of_the_same_documents(loaded: Loaded, asked: work.Asked, tmp_path: Path):
-    job = work.prepare(loaded, asked)
+def test_a_cell_is_the_perplexity_of_the_same_documents(
+    loaded: Loaded, options: work.CalibrationOptions, tmp_path: Path
+):
+    job = work.prepare(loaded, options)
     losses = losses_of(job, tmp_path)
     candidate = Candidate("rerope", {"window_size": 7}, WINDOW)
     found = losses.of(candidate, 64, 5)
     with posenc.apply(loaded.model, "rerope", window_size=7):
-        expected = tuple(document_losses(loaded.model, job.corpus.documents[:5], 64, asked.scored))
+        expected = tuple(document_losses(loaded.model, job.corpus.documents[:5], 64, options.scored))
     assert found.values == expected
     assert losses.of(candidate, 64, 9).values[:5] == found.values
 
 
-def test_a_second_run_measures_nothing(calibrated: Calibrated, loaded: Loaded, asked: work.Asked, monkeypatch):
+def test_a_second_run_measures_nothing(
+    calibrated: Calibrated, loaded: Loaded, options: work.CalibrationOptions, monkeypatch
+):
     outcome, file = calibrated
     monkeypatch.setattr(DocumentLosses, "_measure", lambda *_: pytest.fail("a cell was measured again"))
-    again = work.run(work.prepare(loaded, asked), file.parent)
+    again = work.run(work.prepare(loaded, options), file.parent)
     assert again == outcome
 
 
 def test_the_choice_is_the_lowest_mean_loss_and_is_reported_on_the_other_text(
-    calibrated: Calibrated, asked: work.Asked
+    calibrated: Calibrated, options: work.CalibrationOptions
 ):
     outcome, _ = calibrated
     for name, by_length in outcome.calibration.strategies.items():
         for length, choice in by_length.items():
             found = outcome.sweeps[name][length]
-            whole = [point for point in found.points if len(point.losses.values) == asked.documents]
+            whole = [point for point in found.points if len(point.losses.values) == options.documents]
             lowest = min(whole, key=lambda point: point.losses.mean)
             assert choice.params == lowest.candidate.params
             assert choice.calibration.loss == pytest.approx(lowest.losses.mean, abs=1e-4)
             assert choice.tried == len(found.points)
             assert choice.report is not None
-            assert choice.report.documents == asked.documents
+            assert choice.report.documents == options.documents
             assert choice.report.loss != choice.calibration.loss
     names = [text.name for text in outcome.calibration.texts.calibration + outcome.calibration.texts.report]
     assert names == ["choose.txt", "report.txt"]
 
 
-def test_all_candidates_are_scored_on_the_same_documents(loaded: Loaded, asked: work.Asked):
-    one, two = (work.prepare(loaded, asked).corpus for _ in range(2))
+def test_all_candidates_are_scored_on_the_same_documents(loaded: Loaded, options: work.CalibrationOptions):
+    one, two = (work.prepare(loaded, options).corpus for _ in range(2))
     np.testing.assert_array_equal(one.documents, two.documents)
     assert one.texts == two.texts
-    other = work.prepare(loaded, replace(asked, seed=1)).corpus
+    other = work.prepare(loaded, replace(options, seed=1)).corpus
     assert sorted(map(tuple, other.documents)) == sorted(map(tuple, one.documents))
     assert other.sha256 != one.sha256
 
 
-def test_equal_plans_share_a_cell(loaded: Loaded, asked: work.Asked, tmp_path: Path):
-    losses = losses_of(work.prepare(loaded, asked), tmp_path)
+def test_equal_plans_share_a_cell(loaded: Loaded, options: work.CalibrationOptions, tmp_path: Path):
+    losses = losses_of(work.prepare(loaded, options), tmp_path)
     native = losses.key(Candidate("rope", {}, WINDOW), WINDOW)
     assert losses.key(Candidate("lampe", {"head": 4, "mapping": WINDOW}, WINDOW), WINDOW) == native
     assert losses.key(Candidate("self_extend", {"window_size": WINDOW}, WINDOW), WINDOW) == native
@@ -118,9 +122,11 @@ def test_the_rounds_double_and_end_with_all_documents():
     assert rounds(5) == [5]
 
 
-def test_a_dropped_candidate_is_not_scored_any_further(loaded: Loaded, asked: work.Asked, tmp_path: Path, monkeypatch):
+def test_a_dropped_candidate_is_not_scored_any_further(
+    loaded: Loaded, options: work.CalibrationOptions, tmp_path: Path, monkeypatch
+):
     done: list[int] = []
-    job = work.prepare(loaded, replace(asked, documents=20))
+    job = work.prepare(loaded, replace(options, documents=20))
     losses = replace(losses_of(job, tmp_path), step=lambda description, tokens: done.append(tokens))
     noise = np.random.default_rng(0).normal(0, 0.01, 20)
 
@@ -147,7 +153,7 @@ def test_gaps_are_paired_over_the_documents_that_both_have():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
 def test_a_run_killed_at_any_moment_resumes_and_ends_the_same(
-    calibrated: Calibrated, loaded: Loaded, asked: work.Asked, tmp_path: Path
+    calibrated: Calibrated, loaded: Loaded, options: work.CalibrationOptions, tmp_path: Path
 ):
     outcome, file = calibrated
     cells = tmp_path / work.CELLS
@@ -157,14 +163,14 @@ def test_a_run_killed_at_any_moment_resumes_and_ends_the_same(
     for _ in range(6):
         child = os.fork()
         if child == 0:
-            work.run(work.prepare(loaded, asked), tmp_path)
+            work.run(work.prepare(loaded, options), tmp_path)
             os._exit(0)
         time.sleep(float(rng.uniform(0.05, 0.4)))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         held.append(len(list(cells.glob("[!.]*.json"))))
     assert held == sorted(held)  # no finished cell is lost
-    assert work.run(work.prepare(loaded, asked), tmp_path) == outcome
+    assert work.run(work.prepare(loaded, options), tmp_path) == outcome
     names = {path.name for path in (file.parent / work.CELLS).glob("*.json")}
     assert {path.name for path in cells.glob("[!.]*.json")} == names
 
@@ -172,8 +178,8 @@ def test_a_run_killed_at_any_moment_resumes_and_ends_the_same(
 @pytest.mark.parametrize(
     "content", ["", "{", '{"losses": [1.0, null]}', '{"other": 1}', '{"losses": 3}', "[1]", "\xff"]
 )
-def test_a_damaged_cell_is_named(loaded: Loaded, asked: work.Asked, tmp_path: Path, content: str):
-    losses = losses_of(work.prepare(loaded, asked), tmp_path)
+def test_a_damaged_cell_is_named(loaded: Loaded, options: work.CalibrationOptions, tmp_path: Path, content: str):
+    losses = losses_of(work.prepare(loaded, options), tmp_path)
     candidate = Candidate("rope", {}, WINDOW)
     losses.of(candidate, 32, 2)
     (file,) = losses.folder.glob("*.json")
@@ -181,12 +187,12 @@ def test_a_damaged_cell_is_named(loaded: Loaded, asked: work.Asked, tmp_path: Pa
     with pytest.raises(
         InvalidInputError, match=r"(not a result of posenc calibrate \(not JSON\)|damaged result \(.*\))\. Remove it"
     ) as caught:
-        losses_of(work.prepare(loaded, asked), tmp_path).of(candidate, 32, 2)
+        losses_of(work.prepare(loaded, options), tmp_path).of(candidate, 32, 2)
     assert str(file) in str(caught.value)
 
 
-def test_a_full_disk_loses_nothing(loaded: Loaded, asked: work.Asked, tmp_path: Path, monkeypatch):
-    losses = losses_of(work.prepare(loaded, asked), tmp_path)
+def test_a_full_disk_loses_nothing(loaded: Loaded, options: work.CalibrationOptions, tmp_path: Path, monkeypatch):
+    losses = losses_of(work.prepare(loaded, options), tmp_path)
     candidate = Candidate("rope", {}, WINDOW)
     losses.of(candidate, 32, 2)
     (file,) = losses.folder.glob("*.json")
@@ -203,33 +209,35 @@ def test_a_full_disk_loses_nothing(loaded: Loaded, asked: work.Asked, tmp_path: 
     assert len(json.loads(before)["losses"]) == 2
 
 
-def test_a_loss_that_overflows_is_an_error(loaded: Loaded, asked: work.Asked, tmp_path: Path, monkeypatch):
+def test_a_loss_that_overflows_is_an_error(
+    loaded: Loaded, options: work.CalibrationOptions, tmp_path: Path, monkeypatch
+):
     from posenc.evaluate.calibrate import losses as module
 
-    losses = losses_of(work.prepare(loaded, asked), tmp_path)
+    losses = losses_of(work.prepare(loaded, options), tmp_path)
     monkeypatch.setattr(module, "document_losses", lambda *_: [float("nan")])
     with pytest.raises(InvalidInputError, match="not a finite number"):
         losses.of(Candidate("rope", {}, WINDOW), 32, 1)
     assert not list(losses.folder.iterdir())
 
 
-def test_unusable_texts_are_refused(loaded: Loaded, asked: work.Asked, tmp_path: Path):
+def test_unusable_texts_are_refused(loaded: Loaded, options: work.CalibrationOptions, tmp_path: Path):
     with pytest.raises(InvalidInputError, match=r"choose.txt: the text has \d+ tokens, too short for an input of 9999"):
-        work.prepare(loaded, replace(asked, lengths=(64, 9999)))
+        work.prepare(loaded, replace(options, lengths=(64, 9999)))
     with pytest.raises(InvalidInputError, match="is both a calibration text and the report text"):
-        work.prepare(loaded, replace(asked, report_texts=asked.texts))
+        work.prepare(loaded, replace(options, report_texts=options.texts))
     with pytest.raises(InvalidInputError, match="must be at least 9, the 8 scored tokens"):
-        work.prepare(loaded, replace(asked, lengths=(8,)))
+        work.prepare(loaded, replace(options, lengths=(8,)))
     (tmp_path / "short.txt").write_text(make_text(5, 20))
     with pytest.raises(InvalidInputError, match="only one document of 110 tokens fits"):
-        work.prepare(loaded, replace(asked, texts=(str(tmp_path / "short.txt"),), lengths=(110,), scored=100))
+        work.prepare(loaded, replace(options, texts=(str(tmp_path / "short.txt"),), lengths=(110,), scored=100))
     with pytest.raises(InvalidInputError, match=r"docstrings:nowhere: no package 'nowhere'"):
         read_source("docstrings:nowhere")
     with pytest.raises(InvalidInputError, match=r"no package '../x'"):
         read_source("docstrings:../x")
 
 
-def test_a_tokenizer_that_does_not_match_the_model_is_refused(loaded: Loaded, asked: work.Asked):
+def test_a_tokenizer_that_does_not_match_the_model_is_refused(loaded: Loaded, options: work.CalibrationOptions):
     class Wide:
         def encode(self, text: str, **options: object) -> list[int]:
             return [ord(letter) for letter in text]
@@ -237,13 +245,15 @@ def test_a_tokenizer_that_does_not_match_the_model_is_refused(loaded: Loaded, as
     with pytest.raises(
         InvalidInputError, match=r"the tokenizer does not match the model: it makes token 122 .* embeds 60"
     ):
-        work.prepare(replace(loaded, tokenizer=Wide()), asked)
+        work.prepare(replace(loaded, tokenizer=Wide()), options)
 
 
-def test_a_model_worse_than_chance_causes_a_warning(loaded: Loaded, asked: work.Asked, tmp_path: Path, caplog):
+def test_a_model_worse_than_chance_causes_a_warning(
+    loaded: Loaded, options: work.CalibrationOptions, tmp_path: Path, caplog
+):
     caplog.set_level("WARNING", logger="posenc")
     (tmp_path / work.CELLS).mkdir()
-    work.run(work.prepare(loaded, replace(asked, strategies=("ntk",), lengths=(32,), report_texts=())), tmp_path)
+    work.run(work.prepare(loaded, replace(options, strategies=("ntk",), lengths=(32,), report_texts=())), tmp_path)
     assert "guesses worse than at random on choose.txt" in caplog.text  # its weights are random
 
 
@@ -272,7 +282,7 @@ def test_every_declared_candidate_is_valid_distinct_and_in_budget(name: str, len
     found = candidates(name, 256, length)
     assert len(found) <= BUDGET
     assert len({json.dumps(own.params, sort_keys=True) for own in found}) == len(found)
-    reach = [own.made.plan(length).max_relative for own in found]
+    reach = [own.strategy.plan(length).max_relative for own in found]
     if posenc.strategies()[name].capabilities.bounded or name in ("self_extend", "leaky_rerope"):
         assert min(reach) < 256  # at least one candidate stays inside the window
 

@@ -21,10 +21,11 @@ from posenc.config import read_config
 from posenc.errors import InvalidConfigError, InvalidInputError, PosencError
 from posenc.evaluate.models import ModelSpec
 from posenc.evaluate.sweep import executors, run
-from posenc.evaluate.sweep.executors import Done
+from posenc.evaluate.sweep.executors import Execution
 from posenc.evaluate.sweep.folder import ResultsFolder
+from posenc.evaluate.sweep.measure import CellOutcome
 from posenc.evaluate.sweep.results import Sweep, read_sweep, write_sweep
-from posenc.evaluate.sweep.run import Execution, Planned
+from posenc.evaluate.sweep.run import PlannedSweep
 from posenc.evaluate.sweep.session import Session
 from posenc.evaluate.sweep.suite import make_cells, read_suite
 from posenc.evaluate.tasks.read import read_task
@@ -68,7 +69,7 @@ def write(folder: Path, suite: dict[str, Any], **changes: Any) -> Path:
     return path
 
 
-def plan(folder: Path, suite: dict[str, Any], session: Session, out: str = "out", **changes: Any) -> Planned:
+def plan(folder: Path, suite: dict[str, Any], session: Session, out: str = "out", **changes: Any) -> PlannedSweep:
     return run.plan(write(folder, suite, **changes), folder / out, session)
 
 
@@ -335,10 +336,9 @@ def test_every_executor_writes_the_same_bytes(execution: Execution, tmp_path: Pa
 def test_a_worker_that_dies_costs_only_its_cell(tmp_path: Path, session: Session, monkeypatch: pytest.MonkeyPatch):
     planned = plan(tmp_path, SMALL, session)
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    done: list[Done] = []
-    executors.processes(planned.cells, planned.folder, done.append, workers=1)
-    assert len(done) == 4
-    assert all("worker process ended (status 1)" in (one.error or "") for one in done)
+    outcomes: list[CellOutcome] = list(executors.processes(planned.cells, planned.folder, workers=1))
+    assert len(outcomes) == 4
+    assert all("worker process ended (status 1)" in (outcome.error or "") for outcome in outcomes)
 
 
 def test_a_worker_ends_when_its_input_ends(tmp_path: Path):

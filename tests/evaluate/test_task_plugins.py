@@ -14,6 +14,7 @@ import yaml
 from posenc.cli._group import group
 from posenc.errors import InvalidConfigError, PluginError, UnknownNameError
 from posenc.evaluate.sweep import run
+from posenc.evaluate.sweep.executors import Execution
 from posenc.evaluate.tasks.perplexity import SlidingPerplexity
 from posenc.evaluate.tasks.read import read_task
 from posenc.plugins import discover, plugin_records, tasks
@@ -117,7 +118,7 @@ def test_a_third_partys_task_runs_in_a_suite(install: Install, tmp_path: Path):
     }
     path = tmp_path / "suite.yaml"
     path.write_text(yaml.safe_dump(suite))
-    sweep = run.execute(run.plan(path, tmp_path / "out"), run.Execution())
+    sweep = run.execute(run.plan(path, tmp_path / "out"), Execution())
     assert [cell.task for cell in sweep.cells] == ["password (hint=The secret is)"] * 2
     for cell in sweep.cells:
         assert cell.samples is not None

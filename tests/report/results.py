@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from posenc.evaluate.sweep.results import Entry, Sweep, identify, write_sweep
+from posenc.evaluate.sweep.results import Sweep, SweepEntry, identify, write_sweep
 from posenc.evaluate.tasks.base import Sample
 
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -35,7 +35,7 @@ def sweep(**changes: Any) -> Sweep:
             for task, metric, samples in (("perplexity", "loss", losses), ("passkey", "accuracy", found)):
                 identity = {"strategy": strategy, "length": length, "task": task}
                 cells.append(
-                    Entry(
+                    SweepEntry(
                         id=identify(identity),
                         label=label,
                         task=task,

@@ -26,7 +26,7 @@ from posenc.report.costs import cost_tables, title_of, what_is_compared
 from posenc.report.curves import read_calibration
 from posenc.report.maps import BEYOND, NOTHING, colours, map_address, png
 from posenc.report.sources import collect
-from posenc.report.svg import Point, line_chart, style, ticks
+from posenc.report.svg import ChartPoint, line_chart, style, ticks
 from posenc.report.tables import depth_tables, pair_tables, ratio_tables, score_tables, with_error
 from posenc.report.write import write_report
 from tests.bench.conftest import result, row
@@ -178,7 +178,8 @@ def test_text_from_users_is_escaped(tmp_path: Path):
 
 def test_a_chart_is_well_formed_and_has_every_point():
     series = {
-        f"line {n}": [Point(256, 2.0 + n, 0.1), Point(512, math.nan, 0.1), Point(1024, 3.0 + n, 0.2)] for n in range(9)
+        f"line {n}": [ChartPoint(256, 2.0 + n, 0.1), ChartPoint(512, math.nan, 0.1), ChartPoint(1024, 3.0 + n, 0.2)]
+        for n in range(9)
     }
     chart = line_chart(series, title="a < b", x_label="x", y_label="y", log_y=True, window=256)
     figure = ET.fromstring(chart)
@@ -189,11 +190,11 @@ def test_a_chart_is_well_formed_and_has_every_point():
     assert len({style(number) for number in range(100)}) == 100
     spans = figure.findall("figcaption/span")
     assert ["".join(span.itertext()) for span in spans] == list(series)
-    assert line_chart({"a": [Point(1, math.nan, 0)]}, title="", x_label="", y_label="") == ""
+    assert line_chart({"a": [ChartPoint(1, math.nan, 0)]}, title="", x_label="", y_label="") == ""
 
 
 def test_higher_values_are_higher_up():
-    chart = line_chart({"a": [Point(1, 1.0, 0), Point(2, 9.0, 0)]}, title="t", x_label="x", y_label="y")
+    chart = line_chart({"a": [ChartPoint(1, 1.0, 0), ChartPoint(2, 9.0, 0)]}, title="t", x_label="x", y_label="y")
     found = re.search(r'points="([\d.]+),([\d.]+) ([\d.]+),([\d.]+)"', chart)
     assert found is not None
     x0, y0, x1, y1 = map(float, found.groups())

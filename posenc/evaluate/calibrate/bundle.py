@@ -1,4 +1,4 @@
-"""Everything a calibration measured, in one JSON file: the calibration, and the losses it was chosen and reported by.
+"""Everything that a calibration measured, in one JSON file: its choices, and the losses behind them.
 
 ``posenc calibrate --json`` prints it and ``--bundle`` writes it; ``posenc report`` draws the V-curves of it.
 """
@@ -14,30 +14,30 @@ from pydantic import Field, ValidationError, model_validator
 
 from posenc.calibration.file import Calibration, damaged, parse
 from posenc.evaluate.calibrate.search import Candidate
-from posenc.evaluate.calibrate.sweep import Point, Sweep
+from posenc.evaluate.calibrate.sweep import CandidateSweep, ScoredCandidate
 from posenc.evaluate.scores import Mean
 from posenc.files import plain, replacing
 from posenc.params import StrictModel
 
 if TYPE_CHECKING:
-    from posenc.evaluate.calibrate.job import Outcome
+    from posenc.evaluate.calibrate.job import CalibrationOutcome
 
 DECIMALS = 6
 """Of a stored loss: far finer than its error."""
 
 
-class Tried(StrictModel):
+class CandidateLosses(StrictModel):
     """One candidate.
 
     Parameters
     ----------
     params : dict
     max_relative : float
-        Largest distance its plan shows the model.
+        Largest relative distance in its plan.
     dropped : bool
-        True when it was clearly bad and scored on the first documents only.
+        True if it was clearly bad and scored on the first documents only.
     losses : tuple of float
-        One per document it was scored on, in nats per token.
+        One per document that it was scored on, in nats per token.
     """
 
     params: dict[str, Any]
@@ -46,7 +46,7 @@ class Tried(StrictModel):
     losses: tuple[float, ...] = Field(min_length=1)
 
 
-class Bundle(StrictModel):
+class CalibrationBundle(StrictModel):
     """A calibration and its losses.
 
     Parameters
@@ -59,28 +59,31 @@ class Bundle(StrictModel):
 
     calibration: Calibration
     reported: dict[int, dict[str, tuple[float, ...]]] = Field({})
-    sweeps: dict[str, dict[int, tuple[Tried, ...]]] = Field({})
+    sweeps: dict[str, dict[int, tuple[CandidateLosses, ...]]] = Field({})
 
     @model_validator(mode="after")
-    def _one_is_whole(self) -> Bundle:
+    def _one_is_whole(self) -> CalibrationBundle:
         for name, by_length in self.sweeps.items():
-            for length, tried in by_length.items():
-                if max((len(one.losses) for one in tried), default=0) != self.calibration.settings.documents:
+            for length, own in by_length.items():
+                if max((len(one.losses) for one in own), default=0) != self.calibration.settings.documents:
                     raise ValueError(f"sweeps.{name}.{length}: no candidate has a loss for every document")
         return self
 
-    def candidates(self) -> Iterator[Sweep]:
+    def candidates(self) -> Iterator[CandidateSweep]:
         """Every sweep, as the calibration saw it."""
         window, documents = self.calibration.model.fingerprint.window, self.calibration.settings.documents
         for name, by_length in self.sweeps.items():
-            for length, tried in by_length.items():
-                points = [Point(Candidate(name, t.params, window), Mean(t.losses), t.max_relative) for t in tried]
-                yield Sweep(name, length, documents, tuple(points))
+            for length, own in by_length.items():
+                points = tuple(
+                    ScoredCandidate(Candidate(name, one.params, window), Mean(one.losses), one.max_relative)
+                    for one in own
+                )
+                yield CandidateSweep(name, length, documents, points)
 
 
-def bundle(outcome: Outcome) -> Bundle:
-    """Put together what a calibration found."""
-    return Bundle(
+def bundle(outcome: CalibrationOutcome) -> CalibrationBundle:
+    """Put a calibration and its losses together."""
+    return CalibrationBundle(
         calibration=outcome.calibration,
         reported={
             length: {label: _rounded(losses.values) for label, losses in own.items()}
@@ -89,7 +92,7 @@ def bundle(outcome: Outcome) -> Bundle:
         sweeps={
             name: {
                 length: tuple(
-                    Tried(
+                    CandidateLosses(
                         params=point.candidate.params,
                         max_relative=point.max_relative,
                         dropped=sweep.dropped(point),
@@ -104,21 +107,21 @@ def bundle(outcome: Outcome) -> Bundle:
     )
 
 
-def as_dict(found: Bundle) -> dict[str, Any]:
+def as_dict(content: CalibrationBundle) -> dict[str, Any]:
     """Plain data, ready for JSON."""
-    data: dict[str, Any] = plain(found.model_dump(exclude_none=True))
+    data: dict[str, Any] = plain(content.model_dump(exclude_none=True))
     return data
 
 
-def write_bundle(found: Bundle, path: Path) -> Path:
-    """Write it with one line per strategy and per reported length; whole or not at all.
+def write_bundle(content: CalibrationBundle, path: Path) -> Path:
+    """Write a bundle with one line per strategy and per reported length, whole or not at all.
 
     Raises
     ------
     InvalidInputError
         If it cannot be written; what was there before stays.
     """
-    data = as_dict(found)
+    data = as_dict(content)
     parts = [f' "calibration": {json.dumps(data["calibration"], indent=1, ensure_ascii=False)}']
     for key in ("reported", "sweeps"):
         lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(own)}" for name, own in data[key].items())
@@ -128,7 +131,7 @@ def write_bundle(found: Bundle, path: Path) -> Path:
     return path
 
 
-def parse_bundle(data: Any, *, source: str) -> Bundle:
+def parse_bundle(data: Any, *, source: str) -> CalibrationBundle:
     """Check plain data: a bundle, or the content of a calibration file, which has no losses.
 
     Raises
@@ -137,11 +140,11 @@ def parse_bundle(data: Any, *, source: str) -> Bundle:
         If it is damaged, or was written by another version.
     """
     if not isinstance(data, dict) or "calibration" not in data:
-        return Bundle(calibration=parse(data, source=source))
+        return CalibrationBundle(calibration=parse(data, source=source))
     calibration = parse(data["calibration"], source=source)
     losses = {key: data[key] for key in ("reported", "sweeps") if key in data}
     try:
-        return Bundle.model_validate({**losses, "calibration": calibration})
+        return CalibrationBundle.model_validate({**losses, "calibration": calibration})
     except ValidationError as error:
         raise damaged(error, source=source) from None
 

@@ -1,4 +1,4 @@
-"""The documents that are scored: where texts come from, and how they are cut and ordered."""
+"""The documents that are scored: read texts, cut them into documents, and shuffle these."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from posenc.evaluate.texts import Text, cut_documents, read_text, tokenize
 
 DOCSTRINGS = "docstrings:"
 SHORTEST = 80
-"""Characters below which a docstring is no prose."""
+"""Docstrings with fewer characters are left out: they are hardly prose."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,18 @@ def read_source(source: str) -> Text:
     Raises
     ------
     InvalidInputError
-        If there is no such text, or nothing in it.
+        If there is no such text, or it is empty.
     """
     if not source.startswith(DOCSTRINGS):
         return read_text(source)
     package = source.removeprefix(DOCSTRINGS)
     try:
-        found = importlib.util.find_spec(package) if package.isidentifier() else None
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
     except (ImportError, ValueError):
-        found = None
-    if found is None or found.origin is None or not found.submodule_search_locations:
+        spec = None
+    if spec is None or spec.origin is None or not spec.submodule_search_locations:
         raise InvalidInputError(f"{source}: no package {package!r} with Python sources is installed.")
-    texts = dict.fromkeys(_docstrings(Path(found.origin).parent))
+    texts = dict.fromkeys(_docstrings(Path(spec.origin).parent))
     if not texts:
         raise InvalidInputError(f"{source}: the package has no docstrings.")
     return Text(source, "\n".join(texts))
@@ -107,12 +107,12 @@ def draw(
 
 
 def check_apart(calibration: Corpus, report: Corpus) -> None:
-    """Refuse to report on a text that had a say in the choice.
+    """Check that no report text is also a calibration text.
 
     Raises
     ------
     InvalidInputError
-        Naming the text.
+        If one is; the message names it.
     """
     chosen_on = {text.sha256 for text in calibration.texts}
     for text in report.texts:
@@ -133,6 +133,6 @@ def _docstrings(root: Path) -> Iterator[str]:
             continue  # sources for another Python, as packages carry them for their tests
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                found = ast.get_docstring(node, clean=False)
-                if found and len(found) >= SHORTEST:
-                    yield inspect.cleandoc(found) + "\n"
+                docstring = ast.get_docstring(node, clean=False)
+                if docstring and len(docstring) >= SHORTEST:
+                    yield inspect.cleandoc(docstring) + "\n"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from posenc.calibration.file import Confidence
 from posenc.errors import InvalidInputError
-from posenc.evaluate.calibrate.sweep import Point, Sweep
+from posenc.evaluate.calibrate.sweep import CandidateSweep, ScoredCandidate
 from posenc.plugins import strategy
 
 STEPS = 48
@@ -38,7 +38,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class _Head:
+class _HeadCurves:
     """The curves that fit inside the window for one head, and what each would have cost."""
 
     head: int
@@ -57,7 +57,7 @@ class _Head:
         return total
 
 
-def fit_curve(sweeps: list[Sweep], window: int, *, seed: int) -> Fit:
+def fit_curve(sweeps: list[CandidateSweep], window: int, *, seed: int) -> Fit:
     """Fit the curve to the sweeps of ``lampe``, one per length; the head that costs least is chosen with it.
 
     Raises
@@ -66,15 +66,15 @@ def fit_curve(sweeps: list[Sweep], window: int, *, seed: int) -> Fit:
         If no mapping length that was tried stays inside the window at every length.
     """
     heads = sorted({int(point.candidate.params["head"]) for sweep in sweeps for point in sweep.points})
-    able = [own for head in heads if (own := _prepare(head, sweeps, window)) is not None]
-    if not able:
+    prepared = [curves for head in heads if (curves := _prepare(head, sweeps, window)) is not None]
+    if not prepared:
         raise InvalidInputError(
             "lampe: no mapping length that was tried keeps every distance inside the window at every length. "
             "Calibrate shorter lengths."
         )
-    everyone = np.ones((sweeps[0].documents, 1))
-    chosen = min(able, key=lambda own: float(own.costs(everyone).min()))
-    best = int(chosen.costs(everyone)[:, 0].argmin())
+    once = np.ones((sweeps[0].documents, 1))
+    chosen = min(prepared, key=lambda curves: float(curves.costs(once).min()))
+    best = int(chosen.costs(once)[:, 0].argmin())
     lengths = [sweep.length for sweep in sweeps]
     rng = np.random.default_rng(seed)
     documents = sweeps[0].documents
@@ -94,19 +94,19 @@ def largest_inside(head: int, lengths: list[int], window: int) -> int:
     """Largest mapping length whose plan keeps ``max_relative`` below the window at every length; 0 if none does."""
 
     def inside(mapping: int) -> bool:
-        made = strategy("lampe", window=window, head=head, mapping=mapping)
-        return all(made.plan(length).max_relative < window for length in lengths)
+        lampe = strategy("lampe", window=window, head=head, mapping=mapping)
+        return all(lampe.plan(length).max_relative < window for length in lengths)
 
     return next((mapping for mapping in range(window, 0, -max(1, window // 256)) if inside(mapping)), 0)
 
 
-def _prepare(head: int, sweeps: list[Sweep], window: int) -> _Head | None:
+def _prepare(head: int, sweeps: list[CandidateSweep], window: int) -> _HeadCurves | None:
     lengths = [sweep.length for sweep in sweeps]
     bound = largest_inside(head, lengths, window)
-    points: list[list[Point]] = []
+    points: list[list[ScoredCandidate]] = []
     for sweep in sweeps:
-        mine = [p for p in sweep.points if p.candidate.params["head"] == head and p.max_relative < window]
-        points.append(sorted(mine, key=lambda point: int(point.candidate.params["mapping"])))
+        usable = [p for p in sweep.points if p.candidate.params["head"] == head and p.max_relative < window]
+        points.append(sorted(usable, key=lambda point: int(point.candidate.params["mapping"])))
     if not bound or not all(points):
         return None
     c = bound + 0.999  # int() cuts it to the bound
@@ -122,8 +122,8 @@ def _prepare(head: int, sweeps: list[Sweep], window: int) -> _Head | None:
         for length, own in zip(lengths, points, strict=True)
     )
     losses = tuple(sweep.completed(own) for sweep, own in zip(sweeps, points, strict=True))
-    tail = int(points[0][0].candidate.made.tail)  # type: ignore[attr-defined]
-    return _Head(head, tail, c, curves, weights, losses)
+    tail = int(points[0][0].candidate.strategy.tail)  # type: ignore[attr-defined]
+    return _HeadCurves(head, tail, c, curves, weights, losses)
 
 
 def _mapped(c: float, curves: NDArray[np.float64], length: int) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""The whole calibration: sweep, fit, report on other texts, write the file."""
+"""A whole calibration: sweep the candidates, fit LaMPE's curve, and report the choices on other texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from posenc.evaluate.calibrate import curve
 from posenc.evaluate.calibrate.corpus import Corpus, check_apart, draw
 from posenc.evaluate.calibrate.losses import DocumentLosses
 from posenc.evaluate.calibrate.search import Candidate, candidates
-from posenc.evaluate.calibrate.sweep import STOPPING, Sweep, sweep
+from posenc.evaluate.calibrate.sweep import STOPPING, CandidateSweep, sweep
 from posenc.evaluate.models import Loaded
 from posenc.evaluate.scores import Mean
 from posenc.evaluate.tasks.perplexity import check_lengths
@@ -28,25 +28,27 @@ NATIVE = IdentityStrategy.name
 FITTED = "lampe"
 """The strategy whose mapping length is a function of the input's length."""
 CELLS = "cells"
+Step = Callable[[str, int], None]
+"""Called with a description and a number of tokens that are done."""
 logger = logging.getLogger("posenc")
 
 
 @dataclass(frozen=True)
-class Asked:
+class CalibrationOptions:
     """What to calibrate.
 
     Parameters
     ----------
     strategies : sequence of str
-        Names; every one is tried with the candidates it declares.
+        Names; every strategy is tried with the candidates that it declares.
     texts, report_texts : sequence of str
-        Sources of the documents that choose, and of those that report.
+        Texts that the choice is made on, and texts that it is reported on.
     lengths : sequence of int
         Input lengths in tokens.
     documents, scored : int
         Most documents, and tokens scored at the end of each.
     seed : int
-        Of the documents' order and of the resampling.
+        Of the order of the documents and of the resampling.
     command : str
         Written into the file.
     """
@@ -62,16 +64,20 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A calibration that is checked and ready to run: every candidate and every document is known.
+class CalibrationJob:
+    """A calibration that is checked and ready to run.
 
     Parameters
     ----------
     grids : dict
         Candidates by strategy and length.
+    corpus : Corpus
+        Documents that the choice is made on.
+    report : Corpus, optional
+        Documents that it is reported on.
     """
 
-    asked: Asked
+    options: CalibrationOptions
     loaded: Loaded
     fingerprint: Fingerprint
     grids: dict[str, dict[int, list[Candidate]]]
@@ -81,7 +87,7 @@ class Job:
     @property
     def lengths(self) -> list[int]:
         """Input lengths, shortest first."""
-        return sorted(self.asked.lengths)
+        return sorted(self.options.lengths)
 
     @property
     def window(self) -> int:
@@ -90,7 +96,7 @@ class Job:
 
     @property
     def tokens(self) -> int:
-        """Tokens to read at most: nothing dropped, nothing known."""
+        """Tokens to read if no candidate is dropped and no loss is measured yet."""
         documents = len(self.corpus.documents)
         reported = 0 if self.report is None else len(self.report.documents)
         fitted = FITTED in self.grids
@@ -102,22 +108,24 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a calibration found: the file's content, every point it was chosen from, and what was reported.
+class CalibrationOutcome:
+    """The content of the file, and everything that it was made from.
 
     Parameters
     ----------
+    sweeps : dict
+        Candidates by strategy and length.
     reported : dict
         Losses of the report documents by length and label: ``native``, each strategy, ``lampe (curve)``.
     """
 
     calibration: Calibration
-    sweeps: dict[str, dict[int, Sweep]]
+    sweeps: dict[str, dict[int, CandidateSweep]]
     reported: dict[int, dict[str, Mean]]
 
 
-def prepare(loaded: Loaded, asked: Asked) -> Job:
-    """Check everything that can be checked before minutes are spent.
+def prepare(loaded: Loaded, options: CalibrationOptions) -> CalibrationJob:
+    """Check everything that can be checked before measuring.
 
     Raises
     ------
@@ -127,42 +135,42 @@ def prepare(loaded: Loaded, asked: Asked) -> Job:
     """
     from posenc.hf.apply import apply, find_adapter
 
-    check_lengths(asked.lengths, asked.scored)
-    found = fingerprint(loaded.model, find_adapter(loaded.model))
+    check_lengths(options.lengths, options.scored)
+    model = fingerprint(loaded.model, find_adapter(loaded.model))
     grids = {
-        name: {length: candidates(name, found.window, length) for length in sorted(asked.lengths)}
-        for name in asked.strategies
+        name: {length: candidates(name, model.window, length) for length in sorted(options.lengths)}
+        for name in options.strategies
     }
     apply(loaded.model, IdentityStrategy()).remove()  # a model that posenc cannot serve is refused now
     vocabulary = int(loaded.model.get_input_embeddings().weight.shape[0])
 
-    def drawn(sources: Sequence[str]) -> Corpus:
+    def documents(sources: Sequence[str]) -> Corpus:
         return draw(
             loaded,
             sources,
-            length=max(asked.lengths),
-            count=asked.documents,
-            scored=asked.scored,
-            seed=asked.seed,
+            length=max(options.lengths),
+            count=options.documents,
+            scored=options.scored,
+            seed=options.seed,
             vocabulary=vocabulary,
         )
 
-    corpus = drawn(asked.texts)
-    report = drawn(asked.report_texts) if asked.report_texts else None
+    corpus = documents(options.texts)
+    report = documents(options.report_texts) if options.report_texts else None
     if report is not None:
         check_apart(corpus, report)
-    for which in (corpus, report):
-        if which is not None and len(which.documents) < 2:
-            names = ", ".join(text.name for text in which.texts)
+    for drawn in (corpus, report):
+        if drawn is not None and len(drawn.documents) < 2:
+            names = ", ".join(text.name for text in drawn.texts)
             raise InvalidInputError(
-                f"{names}: only one document of {max(asked.lengths)} tokens fits, which leaves no error to compare "
+                f"{names}: only one document of {max(options.lengths)} tokens fits, which leaves no error to compare "
                 "with. Give a longer text or shorter lengths."
             )
-    return Job(asked, loaded, found, grids, corpus, report)
+    return CalibrationJob(options, loaded, model, grids, corpus, report)
 
 
-def estimate_seconds(job: Job) -> float:
-    """Time of the whole job at most, from one document of each length read without a strategy."""
+def estimate_seconds(job: CalibrationJob) -> float:
+    """Upper bound on the time of a job, from one document of each length read without a strategy."""
     import torch
 
     seconds = 0.0
@@ -170,7 +178,7 @@ def estimate_seconds(job: Job) -> float:
         for length in job.lengths:
             tokens = torch.from_numpy(job.corpus.documents[0, -length:].copy()).to(job.loaded.model.device)
             began = time.perf_counter()
-            keep = job.asked.scored + 1
+            keep = job.options.scored + 1
             out = job.loaded.model(input_ids=tokens[None], use_cache=False, logits_to_keep=keep)
             out.logits.cpu()  # waits for a GPU
             tried = 1 + sum(len(grid[length]) for grid in job.grids.values())
@@ -178,66 +186,61 @@ def estimate_seconds(job: Job) -> float:
     return seconds
 
 
-def run(job: Job, folder: Path, step: Callable[[str, int], None] = lambda description, tokens: None) -> Outcome:
-    """Calibrate; a run that was killed goes on where it stopped.
+def run(job: CalibrationJob, folder: Path, step: Step = lambda description, tokens: None) -> CalibrationOutcome:
+    """Calibrate. A run that was killed continues where it stopped.
 
     Parameters
     ----------
     folder : Path
-        An existing folder; cells are kept in a folder inside it.
+        An existing folder, in which the folder of the cells exists.
     step : callable
         Called with a description and a number of tokens that are done.
+
+    Raises
+    ------
+    InvalidInputError
+        If a cell is damaged or cannot be written, or a loss is not finite.
     """
-    choosing = _losses(job, job.corpus, folder, step)
-    native = _native(job, choosing)
-    if native[min(native)].mean > math.log(job.fingerprint.vocabulary or math.inf):
-        logger.warning(
-            "%s guesses worse than at random on %s (%.2f nats per token): does the tokenizer belong to the model?",
-            job.loaded.name,
-            ", ".join(text.name for text in job.corpus.texts),
-            native[min(native)].mean,
-        )
+    losses = _losses(job, job.corpus, folder, step)
+    native = _native(job, losses)
+    _warn_below_chance(job, native)
     sweeps = {
-        name: {length: sweep(choosing, grid[length], length) for length in job.lengths}
+        name: {length: sweep(losses, grid[length], length) for length in job.lengths}
         for name, grid in job.grids.items()
     }
-    reporting = None if job.report is None else _losses(job, job.report, folder, step)
-    reported: dict[int, dict[str, Mean]] = {}
-    if reporting is not None:
-        reported = {length: {"native": losses} for length, losses in _native(job, reporting).items()}
+    report = _Report(job, None if job.report is None else _losses(job, job.report, folder, step))
 
-    def choice(label: str, candidate: Candidate, length: int, tried: int, losses: Mean) -> Choice:
-        report = None
-        if reporting is not None:
-            own = reporting.of(candidate, length, len(reporting.corpus.documents))
-            reported[length][label] = own
-            report = score_of(own, reported[length]["native"])
-        return Choice(params=candidate.params, tried=tried, calibration=score_of(losses, native[length]), report=report)
+    def choice(label: str, candidate: Candidate, length: int, tried: int, mean: Mean) -> Choice:
+        return Choice(
+            params=candidate.params,
+            tried=tried,
+            calibration=score_of(mean, native[length]),
+            report=report.score(label, candidate, length),
+        )
 
     strategies = {
         name: {
-            length: choice(name, found.best.candidate, length, len(found.points), found.best.losses)
-            for length, found in by_length.items()
+            length: choice(name, own.best.candidate, length, len(own.points), own.best.losses)
+            for length, own in by_length.items()
         }
         for name, by_length in sweeps.items()
     }
     fit = _fit(job, sweeps)
     fitted = {}
     if fit is not None:
+        candidate = Candidate(FITTED, {"head": fit.head, "tail": fit.tail, "mapping": fit.mapping}, job.window)
         for length in job.lengths:
-            mapped = {"head": fit.head, "tail": fit.tail, "mapping": fit.mapping}
-            candidate = Candidate(FITTED, mapped, job.window)
-            losses = choosing.of(candidate, length, len(job.corpus.documents))
-            fitted[length] = choice(f"{FITTED} (curve)", candidate, length, 1, losses)
+            mean = losses.of(candidate, length, len(job.corpus.documents))
+            fitted[length] = choice(f"{FITTED} (curve)", candidate, length, 1, mean)
     calibration = Calibration(
-        command=job.asked.command,
+        command=job.options.command,
         model=ModelRecord(name=job.loaded.name, fingerprint=job.fingerprint),
         texts=Texts(calibration=job.corpus.texts, report=() if job.report is None else job.report.texts),
         settings=CalibrationSettings(
             lengths=tuple(job.lengths),
-            scored_tokens=job.asked.scored,
+            scored_tokens=job.options.scored,
             documents=len(job.corpus.documents),
-            seed=job.asked.seed,
+            seed=job.options.seed,
             stopping=STOPPING,
             dtype=job.loaded.dtype,
         ),
@@ -247,41 +250,76 @@ def run(job: Job, folder: Path, step: Callable[[str, int], None] = lambda descri
         tail=None if fit is None else fit.tail,
         confidence=None if fit is None else fit.confidence,
         fitted=fitted,
-        native={length: score_of(losses, losses) for length, losses in native.items()},
-        native_report={length: score_of(own["native"], own["native"]) for length, own in reported.items()},
+        native={length: score_of(mean, mean) for length, mean in native.items()},
+        native_report={length: score_of(own["native"], own["native"]) for length, own in report.losses.items()},
         strategies=strategies,
     )
-    return Outcome(calibration, sweeps, reported)
+    return CalibrationOutcome(calibration, sweeps, report.losses)
 
 
-def _losses(job: Job, corpus: Corpus, folder: Path, step: Callable[[str, int], None]) -> DocumentLosses:
-    return DocumentLosses(job.loaded, job.fingerprint, corpus, job.asked.scored, folder / CELLS, step)
+class _Report:
+    """Losses of the report documents by length and label, and the scores of the choices on them.
+
+    Parameters
+    ----------
+    measured : DocumentLosses, optional
+        None without report texts: there are no scores then.
+    """
+
+    def __init__(self, job: CalibrationJob, measured: DocumentLosses | None) -> None:
+        self._measured = measured
+        native = {} if measured is None else _native(job, measured)
+        self.losses: dict[int, dict[str, Mean]] = {length: {"native": mean} for length, mean in native.items()}
+
+    def score(self, label: str, candidate: Candidate, length: int) -> LossScore | None:
+        """Measure a choice on the report documents."""
+        if self._measured is None:
+            return None
+        mean = self._measured.of(candidate, length, len(self._measured.corpus.documents))
+        self.losses[length][label] = mean
+        return score_of(mean, self.losses[length]["native"])
 
 
-def _native(job: Job, losses: DocumentLosses) -> dict[int, Mean]:
+def _losses(job: CalibrationJob, corpus: Corpus, folder: Path, step: Step) -> DocumentLosses:
+    return DocumentLosses(job.loaded, job.fingerprint, corpus, job.options.scored, folder / CELLS, step)
+
+
+def _native(job: CalibrationJob, losses: DocumentLosses) -> dict[int, Mean]:
+    """The model without any strategy, by length."""
     candidate = Candidate(NATIVE, {}, job.window)
     return {length: losses.of(candidate, length, len(losses.corpus.documents)) for length in job.lengths}
 
 
-def _fit(job: Job, sweeps: dict[str, dict[int, Sweep]]) -> curve.Fit | None:
-    """Fit on the lengths beyond the window: inside it nothing needs to be compressed."""
+def _warn_below_chance(job: CalibrationJob, native: dict[int, Mean]) -> None:
+    shortest = native[min(native)].mean
+    if shortest > math.log(job.fingerprint.vocabulary or math.inf):
+        logger.warning(
+            "%s guesses worse than at random on %s (%.2f nats per token): does the tokenizer belong to the model?",
+            job.loaded.name,
+            ", ".join(text.name for text in job.corpus.texts),
+            shortest,
+        )
+
+
+def _fit(job: CalibrationJob, sweeps: dict[str, dict[int, CandidateSweep]]) -> curve.Fit | None:
+    """Fit the curve on the lengths beyond the window: inside it nothing needs to be compressed."""
     if FITTED not in sweeps:
         return None
-    beyond = [found for length, found in sorted(sweeps[FITTED].items()) if length > job.window]
-    return curve.fit_curve(beyond or list(sweeps[FITTED].values()), job.window, seed=job.asked.seed)
+    beyond = [own for length, own in sorted(sweeps[FITTED].items()) if length > job.window]
+    return curve.fit_curve(beyond or list(sweeps[FITTED].values()), job.window, seed=job.options.seed)
 
 
 def score_of(losses: Mean, native: Mean) -> LossScore:
-    """Summarize the losses of the same documents; four decimals, far below their errors."""
+    """Summarize the losses of the same documents; four decimals, far finer than their errors."""
     gap = losses.minus(native)
     return LossScore(
         loss=round(losses.mean, 4),
-        standard_error=_known(losses.standard_error),
+        standard_error=_rounded(losses.standard_error),
         over_native=round(gap.mean, 4),
-        over_native_error=_known(gap.standard_error),
+        over_native_error=_rounded(gap.standard_error),
         documents=len(losses.values),
     )
 
 
-def _known(error: float) -> float | None:
+def _rounded(error: float) -> float | None:
     return None if math.isnan(error) else round(error, 4)

@@ -118,13 +118,13 @@ class DocumentLosses:
 
     def key(self, candidate: Candidate, length: int) -> str:
         """Name of a cell."""
-        identity = {**self._shared_identity, "length": length, "plan": plan_digest(candidate.made, length)}
+        identity = {**self._shared_identity, "length": length, "plan": plan_digest(candidate.strategy, length)}
         return cell_id(identity, DIGITS)
 
     def _measure(self, candidate: Candidate, length: int, start: int, stop: int) -> tuple[float, ...]:
         documents = self.corpus.documents[start:stop]
         losses: tuple[float, ...] = ()
-        with quiet(), Subject.under(self.loaded, candidate.made):  # bad candidates are tried on purpose
+        with quiet(), Subject.under(self.loaded, candidate.strategy):  # bad candidates are tried on purpose
             for loss in document_losses(self.loaded.model, documents, length, self.scored):
                 losses = (*losses, loss)
                 self.skip(candidate, length, 1)

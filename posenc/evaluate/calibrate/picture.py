@@ -8,11 +8,11 @@ from typing import Any
 
 from posenc.calibration.file import LossScore
 from posenc.display.viz import COLOURS, MARKERS, new_figure, save
-from posenc.evaluate.calibrate.sweep import Sweep
+from posenc.evaluate.calibrate.sweep import CandidateSweep
 
 
-def swept_keys(sweep: Sweep) -> tuple[str, str]:
-    """The parameter with most values (the x axis), and the other one (empty where there is none)."""
+def swept_keys(sweep: CandidateSweep) -> tuple[str, str]:
+    """The parameter with most values (the x axis), and the other one (empty if there is none)."""
     values: dict[str, set[Any]] = {}
     for point in sweep.points:
         for key, value in point.candidate.params.items():
@@ -21,10 +21,10 @@ def swept_keys(sweep: Sweep) -> tuple[str, str]:
     return keys[0], keys[1] if len(keys) > 1 else ""
 
 
-def plot_sweeps(sweeps: dict[int, Sweep], native: dict[int, LossScore], path: Path) -> Path:
+def plot_sweeps(sweeps: dict[int, CandidateSweep], native: dict[int, LossScore], path: Path) -> Path:
     """Draw the mean loss of every candidate of one strategy, with the standard error of its gap to the best.
 
-    Dropped candidates are drawn hollow, at the best one's loss plus the gap seen so far.
+    Dropped candidates are drawn hollow, at the loss of the best one plus the gap measured so far.
     """
     figure = new_figure(3.6 * len(sweeps), 3.8)
     axes = figure.subplots(1, len(sweeps), squeeze=False)[0]

@@ -1,4 +1,4 @@
-"""One strategy's candidates at one length, scored on the same documents until the clearly bad ones are out."""
+"""Score one strategy's candidates at one length on the same documents, and drop the clearly bad ones early."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ STOPPING = (
 
 
 @dataclass(frozen=True)
-class Point:
-    """What one candidate scored.
+class ScoredCandidate:
+    """A candidate and its losses.
 
     Parameters
     ----------
     candidate : Candidate
         Strategy and parameters.
     losses : Mean
-        Of the documents it was scored on: all of them, or the first few where it was dropped.
+        Of the documents it was scored on: all of them, or the first few if it was dropped.
     max_relative : float
-        Largest distance its plan shows the model.
+        Largest relative distance in its plan.
     """
 
     candidate: Candidate
@@ -40,29 +40,29 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class CandidateSweep:
     """All candidates of one strategy at one length."""
 
     strategy: str
     length: int
     documents: int
-    points: tuple[Point, ...]
+    points: tuple[ScoredCandidate, ...]
 
     @property
-    def best(self) -> Point:
-        """The lowest mean loss among those that were scored on every document."""
+    def best(self) -> ScoredCandidate:
+        """The candidate with the lowest mean loss among those that were scored on every document."""
         return min((p for p in self.points if not self.dropped(p)), key=lambda point: point.losses.mean)
 
-    def dropped(self, point: Point) -> bool:
-        """True when a candidate was clearly bad and scored on the first documents only."""
+    def dropped(self, point: ScoredCandidate) -> bool:
+        """True if a candidate was clearly bad and scored on the first documents only."""
         return len(point.losses.values) < self.documents
 
-    def behind(self, point: Point) -> Mean:
+    def behind(self, point: ScoredCandidate) -> Mean:
         """Paired differences to the best candidate, over the documents both were scored on."""
         return Mean(paired(point.losses, self.best.losses))
 
-    def completed(self, points: list[Point]) -> NDArray[np.float64]:
-        """Losses, float64 [points, documents]; where a candidate was dropped, the best one's plus their mean gap."""
+    def completed(self, points: list[ScoredCandidate]) -> NDArray[np.float64]:
+        """Losses, float64 [points, documents]; after a candidate was dropped, those of the best plus the mean gap."""
         best = np.array(self.best.losses.values)
         rows = []
         for point in points:
@@ -73,7 +73,7 @@ class Sweep:
 
 
 def paired(one: Mean, other: Mean) -> tuple[float, ...]:
-    """Differences over the documents both have."""
+    """Differences over the documents that both were scored on."""
     return tuple(a - b for a, b in zip(one.values, other.values, strict=False))
 
 
@@ -88,18 +88,18 @@ def rounds(documents: int) -> list[int]:
 
 
 def survivors(losses: dict[int, Mean]) -> set[int]:
-    """Which candidates go on, by the rule in :data:`STOPPING`."""
+    """The candidates that stay, by the rule in :data:`STOPPING`."""
     best = min(losses.values(), key=lambda mean: mean.mean)
     kept = set()
-    for number, own in losses.items():
-        gap = own.minus(best)
+    for number, mean in losses.items():
+        gap = mean.minus(best)
         if not (gap.mean > STOP_NATS and gap.mean > STOP_ERRORS * gap.standard_error):
             kept.add(number)
     return kept
 
 
-def sweep(losses: DocumentLosses, candidates: list[Candidate], length: int) -> Sweep:
-    """Score candidates round by round; what was scored before is read, so a second run decides the same."""
+def sweep(losses: DocumentLosses, candidates: list[Candidate], length: int) -> CandidateSweep:
+    """Score candidates round by round. Losses measured before are read, so a second run decides the same."""
     documents = len(losses.corpus.documents)
     means: dict[int, Mean] = {}
     alive = set(range(len(candidates)))
@@ -112,7 +112,7 @@ def sweep(losses: DocumentLosses, candidates: list[Candidate], length: int) -> S
             losses.skip(candidates[number], length, documents - stop)
         alive = kept
     points = tuple(
-        Point(candidate, means[number], candidate.made.plan(length).max_relative)
+        ScoredCandidate(candidate, means[number], candidate.strategy.plan(length).max_relative)
         for number, candidate in enumerate(candidates)
     )
-    return Sweep(candidates[0].strategy, length, documents, points)
+    return CandidateSweep(candidates[0].name, length, documents, points)

@@ -1,8 +1,7 @@
-"""One entry of a suite's ``strategies``: a configuration, or parameters by length out of a calibration file."""
+"""One entry of a suite's ``strategies``: a configuration, or parameters by length from a calibration file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from posenc.calibration.file import check_same_model, read
@@ -14,18 +13,18 @@ LABEL, AGAINST, CALIBRATED, TRANSFERRED = "label", "against", "calibrated", "tra
 
 
 class StrategyEntry:
-    """An entry that is checked.
+    """A checked entry.
 
     Parameters
     ----------
     entry : str or dict
-        As the suite has it: a strategy's name, or a configuration with an optional ``label`` and ``against`` (the label
-        that the report compares it with). Instead of ``strategy``, ``calibrated: NAME`` takes what was chosen for
-        the model itself; with ``transferred_from: FILE`` what was chosen for another one.
+        As it stands in the suite: a strategy's name, or a configuration with an optional ``label`` and ``against`` (the
+        label that the report compares it with). Instead of ``strategy``, ``calibrated: NAME`` takes what was chosen
+        for the model itself; with ``transferred_from: FILE`` what was chosen for another one.
     calibration : str, optional
         The suite's calibration file.
-    model : callable
-        Returns the fingerprint of the suite's model.
+    model : Fingerprint
+        Of the suite's model.
     where : str
         Begins every message.
 
@@ -35,40 +34,42 @@ class StrategyEntry:
         If a key is wrong, or the calibration file does not belong to the model that the entry says.
     """
 
-    def __init__(self, entry: Any, calibration: str | None, model: Callable[[], Fingerprint], where: str) -> None:
+    def __init__(self, entry: Any, calibration: str | None, model: Fingerprint, where: str) -> None:
         if not isinstance(entry, dict):
             entry = {"strategy": entry}
-        given = {key: value for key, value in entry.items() if key not in (LABEL, AGAINST, CALIBRATED, TRANSFERRED)}
+        config = {key: value for key, value in entry.items() if key not in (LABEL, AGAINST, CALIBRATED, TRANSFERRED)}
         self.transferred = TRANSFERRED in entry
         self._by_length: dict[int, dict[str, Any]] | None = None
         if CALIBRATED in entry:
-            if "strategy" in given:
+            if "strategy" in config:
                 raise InvalidConfigError(f"{where}: give either 'strategy' or 'calibrated'.")
             file = entry.get(TRANSFERRED, calibration)
             if file is None:
                 raise InvalidConfigError(f"{where}: 'calibrated' needs the suite's key 'calibration', a file.")
-            self._by_length = _chosen(_text(file, f"{where}.{TRANSFERRED}"), entry, model(), where)
-            given["strategy"] = {"name": entry[CALIBRATED]}
+            self._by_length = _calibrated(_text(file, f"{where}.{TRANSFERRED}"), entry, model, where)
+            config["strategy"] = {"name": entry[CALIBRATED]}
         elif self.transferred:
             raise InvalidConfigError(f"{where}: 'transferred_from' belongs to 'calibrated: NAME'.")
-        self._given, self._where = given, where
-        self.label: str = _text(entry[LABEL], f"{where}.{LABEL}") if LABEL in entry else self._config(given).label
+        self._config, self._where = config, where
+        self.label: str = _text(entry[LABEL], f"{where}.{LABEL}") if LABEL in entry else self._read(config).label
         self.against: str | None = _text(entry[AGAINST], f"{where}.{AGAINST}") if AGAINST in entry else None
 
     def config(self, length: int) -> Config:
-        """The configuration for inputs of a length: the parameters of the next calibrated length, else the longest."""
-        given = self._given
-        if self._by_length is not None:
-            reached = [at for at in self._by_length if at >= length]
-            params = self._by_length[min(reached) if reached else max(self._by_length)]
-            given = {**given, "strategy": {**given["strategy"], **params}}
-        return self._config(given)
+        """The configuration for inputs of a length.
 
-    def _config(self, given: dict[str, Any]) -> Config:
-        return read_config(given, source=self._where)
+        Calibrated parameters are those of the next calibrated length that is no shorter, else of the longest.
+        """
+        if self._by_length is None:
+            return self._read(self._config)
+        lengths = [calibrated for calibrated in self._by_length if calibrated >= length]
+        params = self._by_length[min(lengths) if lengths else max(self._by_length)]
+        return self._read({**self._config, "strategy": {**self._config["strategy"], **params}})
+
+    def _read(self, config: dict[str, Any]) -> Config:
+        return read_config(config, source=self._where)
 
 
-def _chosen(file: str, entry: dict[str, Any], model: Fingerprint, where: str) -> dict[int, dict[str, Any]]:
+def _calibrated(file: str, entry: dict[str, Any], model: Fingerprint, where: str) -> dict[int, dict[str, Any]]:
     """Parameters by length that ``posenc calibrate`` chose for a strategy."""
     try:
         calibration = read(file)
@@ -80,12 +81,13 @@ def _chosen(file: str, entry: dict[str, Any], model: Fingerprint, where: str) ->
             check_same_model(measured, model, source=file)
         except InvalidConfigError as error:
             raise InvalidConfigError(
-                f"{where}: {error} To see what they do here all the same, say 'transferred_from: {file}' in the entry."
+                f"{where}: {error} To measure these parameters here all the same, say 'transferred_from: {file}' in "
+                "the entry."
             ) from None
     elif measured == model:
         raise InvalidConfigError(
-            f"{where}: {file} was measured on this very model. Name it in the suite's key 'calibration' and leave "
-            "'transferred_from' out."
+            f"{where}: {file} was measured on this very model. Name it in the suite's key 'calibration' and remove "
+            "'transferred_from'."
         )
     name = entry[CALIBRATED]
     if name not in calibration.strategies:

@@ -1,6 +1,6 @@
-"""How long a sweep may take, from two forwards of the model as it is and the cells that are measured already.
+"""Estimate how long a sweep takes, from two forward passes of the model as it is and the cells measured so far.
 
-Rough: good for minutes or hours, not seconds.
+The estimate is rough: it tells minutes from hours.
 """
 
 from __future__ import annotations
@@ -9,31 +9,35 @@ import time
 from collections.abc import Mapping, Sequence
 
 from posenc.evaluate.models import Loaded
-from posenc.evaluate.sweep.session import Cell
+from posenc.evaluate.sweep.cell import Cell
 
 SHORT, LONG = 256, 1024
-"""Tokens of the two forwards."""
+"""Tokens of the two forward passes."""
 
 
-def seconds_per_cell(loaded: Loaded, cells: Sequence[Cell], known: Mapping[str, float]) -> list[float]:
+def seconds_per_cell(loaded: Loaded, cells: Sequence[Cell], measured: Mapping[str, float]) -> list[float]:
     """Seconds of every cell: measured, or estimated as ``a L + b L**2`` for each input that it reads.
 
-    The measured seconds (``known``, by cell id) correct the estimates of the other cells of their task.
+    Parameters
+    ----------
+    measured : mapping of str to float
+        Seconds by cell id. They correct the estimates of the other cells of their task.
     """
-    guesses = _guesses(loaded, cells)
-    measured = [(cell, guess) for cell, guess in zip(cells, guesses, strict=True) if cell.id in known]
-
-    def correction(task: str) -> float:
-        pairs = [(known[cell.id], guess) for cell, guess in measured if cell.task["task"] == task]
-        return sum(real for real, _ in pairs) / sum(guess for _, guess in pairs) if pairs else 1.0
-
-    corrections = {task: correction(task) for task in {cell.task["task"] for cell in cells}}
+    estimates = _estimates(loaded, cells)
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for cell, estimate in zip(cells, estimates, strict=True):
+        if cell.id in measured:
+            pairs.setdefault(cell.task["task"], []).append((measured[cell.id], estimate))
+    corrections = {
+        task: sum(seconds for seconds, _ in own) / sum(estimate for _, estimate in own) for task, own in pairs.items()
+    }
     return [
-        known.get(cell.id, guess * corrections[cell.task["task"]]) for cell, guess in zip(cells, guesses, strict=True)
+        measured.get(cell.id, estimate * corrections.get(cell.task["task"], 1.0))
+        for cell, estimate in zip(cells, estimates, strict=True)
     ]
 
 
-def _guesses(loaded: Loaded, cells: Sequence[Cell]) -> list[float]:
+def _estimates(loaded: Loaded, cells: Sequence[Cell]) -> list[float]:
     import torch
 
     tokens = torch.zeros(1, LONG, dtype=torch.int64, device=loaded.model.device)
@@ -45,10 +49,10 @@ def _guesses(loaded: Loaded, cells: Sequence[Cell]) -> list[float]:
 
 
 def _seconds(loaded: Loaded, tokens: object) -> float:
-    """The faster of two forwards: the first one warms up."""
-    found = []
+    """The faster of two forward passes: the first one warms up."""
+    seconds = []
     for _ in range(2):
         began = time.perf_counter()
         loaded.model(input_ids=tokens, use_cache=False, logits_to_keep=1).logits.cpu()  # which waits for a GPU
-        found.append(time.perf_counter() - began)
-    return min(found)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)

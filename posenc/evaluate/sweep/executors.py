@@ -1,7 +1,6 @@
 """Who measures the cells: this process, local worker processes, or jobs on a Slurm cluster.
 
-All of them write every measured cell into the results folder themselves, so a kill loses what is being
-measured and nothing else.
+Each writes every measured cell into the results folder itself, so a kill loses only the cells that are being measured.
 """
 
 from __future__ import annotations
@@ -11,64 +10,62 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 
 from posenc.errors import InvalidConfigError, PosencError
+from posenc.evaluate.sweep.cell import Cell
 from posenc.evaluate.sweep.folder import ResultsFolder
-from posenc.evaluate.sweep.session import Cell, Session
+from posenc.evaluate.sweep.measure import CellOutcome, measure_into
+from posenc.evaluate.sweep.session import Session
 
 POLL = 0.5
 """Seconds between two looks at running jobs."""
 
 CELLS = TypeAdapter(list[Cell])
+ExecutorName = Literal["in-process", "processes", "slurm"]
+Outcomes = Generator[CellOutcome, None, None]
 
 
-class Done(BaseModel):
-    """A cell that was measured, or the one line that says why not."""
+@dataclass(frozen=True)
+class Execution:
+    """Who measures.
 
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    seconds: float = 0.0
-    error: str | None = None
-
-
-Report = Callable[[Done], None]
-
-
-def measure_into(folder: ResultsFolder, session: Session, cell: Cell) -> Done:
-    """Measure a cell and write it. Whatever goes wrong in it is reported and ends no other cell.
-
-    Raises
-    ------
-    InvalidInputError
-        If the result cannot be written: then no other cell's can be, either.
+    Parameters
+    ----------
+    name : str
+        ``"in-process"``, ``"processes"`` or ``"slurm"``.
+    workers : int
+        Processes or jobs.
+    slurm : dict
+        Options for submitit.
     """
-    began = time.perf_counter()
-    try:
-        result = session.measure(cell)
-    except Exception as error:
-        folder.write_failure(cell.id, traceback.format_exc())
-        message = str(error) if isinstance(error, PosencError) else f"{type(error).__name__}: {error}"
-        return Done(id=cell.id, error=" ".join(message.split()) or type(error).__name__)
-    seconds = time.perf_counter() - began
-    folder.write(result, seconds)
-    return Done(id=cell.id, seconds=seconds)
+
+    name: ExecutorName = "in-process"
+    workers: int = 2
+    slurm: dict[str, Any] = field(default_factory=dict)
+
+    def measure(self, cells: Sequence[Cell], folder: ResultsFolder, session: Session) -> Outcomes:
+        """Measure cells and yield each as it ends. Close the iterator to stop what it started.
+
+        Raises
+        ------
+        PosencError
+            If results cannot be written, or jobs cannot be submitted.
+        """
+        if self.name == "in-process":
+            return (measure_into(folder, session, cell) for cell in cells)
+        if self.name == "processes":
+            return processes(cells, folder, workers=self.workers)
+        return slurm(cells, folder, jobs=self.workers, options=self.slurm)
 
 
-def in_process(cells: Iterable[Cell], folder: ResultsFolder, report: Report, *, session: Session) -> None:
-    """Measure one cell after the other, here."""
-    for cell in cells:
-        report(measure_into(folder, session, cell))
-
-
-def processes(cells: Sequence[Cell], folder: ResultsFolder, report: Report, *, workers: int) -> None:
+def processes(cells: Sequence[Cell], folder: ResultsFolder, *, workers: int) -> Outcomes:
     """Measure in worker processes, which end with this one, however it ends.
 
     Raises
@@ -79,30 +76,35 @@ def processes(cells: Sequence[Cell], folder: ResultsFolder, report: Report, *, w
     waiting: Queue[Cell] = Queue()
     for cell in cells:
         waiting.put(cell)
-    finished: Queue[Done | PosencError | None] = Queue()
+    finished: Queue[CellOutcome | PosencError | None] = Queue()
     crew = [_Worker(folder, waiting, finished, share=workers) for _ in range(min(workers, len(cells)))]
     for worker in crew:
         worker.start()
     try:
         at_work = len(crew)
         while at_work:
-            done = finished.get()
-            if done is None:
+            outcome = finished.get()
+            if outcome is None:
                 at_work -= 1
-            elif isinstance(done, PosencError):
-                raise done
+            elif isinstance(outcome, PosencError):
+                raise outcome
             else:
-                report(done)
+                yield outcome
     finally:
         for worker in crew:
             worker.stop()
 
 
 class _Worker(threading.Thread):
-    """Feeds one child process cell by cell; starts another when it dies."""
+    """Sends cells to one child process, one at a time; starts another when it dies."""
 
     def __init__(
-        self, folder: ResultsFolder, waiting: Queue[Cell], finished: Queue[Done | PosencError | None], *, share: int
+        self,
+        folder: ResultsFolder,
+        waiting: Queue[Cell],
+        finished: Queue[CellOutcome | PosencError | None],
+        *,
+        share: int,
     ) -> None:
         super().__init__(daemon=True)
         self._folder, self._waiting, self._finished = folder, waiting, finished
@@ -124,12 +126,12 @@ class _Worker(threading.Thread):
             self._finished.put(None)
 
     def stop(self) -> None:
-        """End the child; a cell that it is at is lost."""
+        """End the child; the cell that it is measuring is lost."""
         if self._child is not None and self._child.poll() is None:
             self._child.kill()
             self._child.wait()
 
-    def _measure(self, cell: Cell) -> Done:
+    def _measure(self, cell: Cell) -> CellOutcome:
         if self._child is None or self._child.poll() is not None:
             command = [sys.executable, "-m", "posenc.evaluate.sweep.worker", str(self._folder.path)]
             self._child = subprocess.Popen(
@@ -145,16 +147,15 @@ class _Worker(threading.Thread):
         else:
             line = self._child.stdout.readline()
         if not line:
-            return Done(
-                id=cell.id, error=f"the worker process ended (status {self._child.wait()}), out of memory perhaps"
-            )
-        done = Done.model_validate_json(line)
-        if not done.id:
-            raise PosencError(done.error or "a worker failed")
-        return done
+            status = self._child.wait()
+            return CellOutcome(id=cell.id, error=f"the worker process ended (status {status}), perhaps out of memory")
+        outcome = CellOutcome.model_validate_json(line)
+        if not outcome.id:
+            raise PosencError(outcome.error or "a worker failed")
+        return outcome
 
 
-def slurm(cells: Sequence[Cell], folder: ResultsFolder, report: Report, *, jobs: int, options: dict[str, Any]) -> None:
+def slurm(cells: Sequence[Cell], folder: ResultsFolder, *, jobs: int, options: dict[str, Any]) -> Outcomes:
     """Measure in jobs that submitit submits; `options` go to its executor (``cluster="local"`` needs no Slurm).
 
     Raises
@@ -166,27 +167,27 @@ def slurm(cells: Sequence[Cell], folder: ResultsFolder, report: Report, *, jobs:
         import submitit
     except ImportError:
         raise PosencError("--executor slurm needs submitit. Run: pip install 'posenc[slurm]'") from None
-    given = dict(options)
+    parameters = dict(options)
     try:
-        executor = submitit.AutoExecutor(folder=folder.path / "slurm", cluster=given.pop("cluster", "slurm"))
-        executor.update_parameters(name="posenc-eval", **given)
+        executor = submitit.AutoExecutor(folder=folder.path / "slurm", cluster=parameters.pop("cluster", "slurm"))
+        executor.update_parameters(name="posenc-eval", **parameters)
         submitted = [
             executor.submit(measure_all, str(folder.path), CELLS.dump_python(list(cells[start::jobs]), mode="json"))
             for start in range(min(jobs, len(cells)))
         ]
     except (RuntimeError, ValueError, TypeError, NameError) as error:
         raise InvalidConfigError(f"--slurm: submitit refuses this: {' '.join(str(error).split())}") from None
-    _follow(submitted, [cell.id for cell in cells], folder, report)
+    yield from _follow(submitted, [cell.id for cell in cells], folder)
 
 
 def measure_all(folder: str, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What one job does: measure its cells, and say how each went."""
+    """What one job does: measure its cells and return their outcomes."""
     session, results = Session(), ResultsFolder(Path(folder))
     return [measure_into(results, session, cell).model_dump() for cell in CELLS.validate_python(cells)]
 
 
-def _follow(submitted: list[Any], identifiers: list[str], folder: ResultsFolder, report: Report) -> None:
-    """Report cells as their files appear, and at the end what the jobs say of the others."""
+def _follow(submitted: list[Any], identifiers: list[str], folder: ResultsFolder) -> Outcomes:
+    """Yield cells as their files appear, and at the end what the jobs say about the others."""
     missing = set(identifiers)
     try:
         while True:
@@ -194,21 +195,22 @@ def _follow(submitted: list[Any], identifiers: list[str], folder: ResultsFolder,
             for identifier in sorted(missing):
                 if folder.done(identifier):
                     missing.remove(identifier)
-                    report(Done(id=identifier))
+                    yield CellOutcome(id=identifier)
             if ended or not missing:
                 break
             time.sleep(POLL)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, GeneratorExit):
         for job in submitted:
             job.cancel()
         raise
-    said: dict[str, Done] = {}
+    outcomes: dict[str, CellOutcome] = {}
+    failed_job: CellOutcome | None = None
     for job in submitted:
         problem = job.exception()
-        for done in [] if problem is not None else (Done.model_validate(entry) for entry in job.result()):
-            said[done.id] = done
-        if problem is not None:
-            said[""] = Done(id="", error=f"job {job.job_id} failed: {str(problem).strip().splitlines()[-1]}")
+        if problem is None:
+            outcomes |= {one["id"]: CellOutcome.model_validate(one) for one in job.result()}
+        else:
+            failed_job = CellOutcome(id="", error=f"job {job.job_id} failed: {str(problem).strip().splitlines()[-1]}")
     for identifier in sorted(missing):
-        why = said.get(identifier) or said.get("")
-        report(Done(id=identifier, error=why.error if why and why.error else "no job measured it"))
+        reason = outcomes.get(identifier) or failed_job
+        yield CellOutcome(id=identifier, error=reason.error if reason and reason.error else "no job measured it")

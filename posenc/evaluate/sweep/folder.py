@@ -1,4 +1,4 @@
-"""A results folder: ``sweep.json``, ``cells/ID.json`` and ``timings.jsonl``; safe against a kill at any moment."""
+"""A results folder: ``sweep.json``, ``cells/ID.json`` and ``timings.jsonl``. A kill at any moment damages no file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from posenc.errors import InvalidInputError
 from posenc.evaluate.cells import CellStore, clear_drafts
-from posenc.evaluate.sweep.results import CellResult, Entry, Sweep, read_cell, read_sweep, write_sweep
+from posenc.evaluate.sweep.results import CellResult, Sweep, SweepEntry, read_cell, read_sweep, write_sweep
 from posenc.evaluate.tasks.base import Sample
 from posenc.files import make_folder
 
@@ -18,19 +18,19 @@ SWEEP, CELLS, TIMINGS, FAILED, LOCK = "sweep.json", "cells", "timings.jsonl", "f
 
 
 class ResultsFolder:
-    """The folder of one sweep. A cell's file is there whole or not at all, whoever writes it."""
+    """The folder of one sweep. Every file of a cell is whole, whichever process writes it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._cells = CellStore(path / CELLS, read_cell)
 
     def check(self) -> None:
-        """Refuse a folder that another version, or something else, wrote.
+        """Check that the folder is new, empty, or holds a sweep.
 
         Raises
         ------
         InvalidInputError
-            Also if the path is a file.
+            If another version or something else wrote it, or the path is a file.
         """
         if not self.path.exists():
             return
@@ -50,7 +50,7 @@ class ResultsFolder:
         Raises
         ------
         InvalidInputError
-            If one is at work in it, or it cannot be written.
+            If another run is at work in it, or it cannot be written.
         """
         self.check()
         make_folder(self._cells.folder)
@@ -70,17 +70,11 @@ class ResultsFolder:
             yield
 
     def write_sweep(self, sweep: Sweep) -> None:
-        """List the cells."""
+        """Write the sweep file, which lists the cells."""
         write_sweep(sweep, self.path / SWEEP)
 
     def done(self, identifier: str) -> bool:
-        """True when the cell's file is there and whole.
-
-        Raises
-        ------
-        InvalidInputError
-            If it is something else.
-        """
+        """True if the cell is measured; raises as :meth:`read` does."""
         return self.read(identifier) is not None
 
     def read(self, identifier: str) -> tuple[Sample, ...] | None:
@@ -99,7 +93,7 @@ class ResultsFolder:
         return result.samples
 
     def write(self, result: CellResult, seconds: float) -> None:
-        """Keep a measured cell, and note how long it took."""
+        """Write a measured cell, and log how long it took."""
         self._cells.write(result.id, result.model_dump_json(indent=1, exclude_none=True) + "\n")
         with suppress(OSError), (self.path / TIMINGS).open("a", encoding="utf-8") as log:
             log.write(json.dumps({"id": result.id, "seconds": round(seconds, 3)}) + "\n")
@@ -107,21 +101,21 @@ class ResultsFolder:
             self._failure(result.id).unlink(missing_ok=True)
 
     def write_failure(self, identifier: str, trace: str) -> None:
-        """Keep the traceback of a cell that could not be measured."""
+        """Write the traceback of a cell that could not be measured."""
         file = self._failure(identifier)
         with suppress(OSError):
             file.parent.mkdir(exist_ok=True)
             file.write_text(trace, encoding="utf-8")
 
     def timings(self) -> dict[str, float]:
-        """Seconds per measured cell, as far as they are known."""
-        found: dict[str, float] = {}
+        """Seconds per measured cell, for those that were logged."""
+        seconds: dict[str, float] = {}
         with suppress(OSError):
             for line in (self.path / TIMINGS).read_text(encoding="utf-8").splitlines():
                 with suppress(ValueError, KeyError, TypeError):  # the last line of a killed run may be cut
                     entry = json.loads(line)
-                    found[entry["id"]] = float(entry["seconds"])
-        return found
+                    seconds[entry["id"]] = float(entry["seconds"])
+        return seconds
 
     def load(self) -> Sweep:
         """The sweep with the samples of every measured cell.
@@ -129,14 +123,14 @@ class ResultsFolder:
         Raises
         ------
         InvalidInputError
-            If the folder holds no sweep, or a file of it is damaged.
+            If the folder holds no sweep, or one of its files is damaged.
         """
         if not (self.path / SWEEP).is_file():
             raise InvalidInputError(f"{self.path}: no {SWEEP} here. Make one with posenc eval --out {self.path}.")
         sweep = read_sweep(self.path / SWEEP)
         return sweep.model_copy(update={"cells": tuple(self._filled(entry) for entry in sweep.cells)})
 
-    def _filled(self, entry: Entry) -> Entry:
+    def _filled(self, entry: SweepEntry) -> SweepEntry:
         return entry.model_copy(update={"samples": self.read(entry.id)})
 
     def _failure(self, identifier: str) -> Path:

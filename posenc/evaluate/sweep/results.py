@@ -1,6 +1,6 @@
-"""What a sweep leaves behind: one sweep file, and the samples of every cell.
+"""The files of a sweep: one sweep file, and the samples of every cell.
 
-In a results folder the sweep file (``sweep.json``) lists the cells, and each cell's samples are a file of their
+In a results folder the sweep file (``sweep.json``) lists the cells, and each cell's samples are in a file of their
 own; a bundle is one file that holds both. Nothing in them depends on when or how fast something ran, so measuring
 again writes the same bytes.
 """
@@ -19,15 +19,15 @@ from posenc.params import StrictModel
 
 FORMAT, CELL_FORMAT = "posenc-eval", "posenc-eval-cell"
 VERSION = 1
-"""Rises when a file of one version cannot be read as the other."""
+"""Rises when the files of one version cannot be read as those of another."""
 DECIMALS = 6
-"""Of a stored score: finer than any error, coarser than the noise of a last bit."""
+"""Of a stored score: finer than any standard error, coarser than rounding noise."""
 DIGITS = 20
-"""Of a cell's id."""
+"""Hexadecimal digits of a cell's id."""
 
 
 def identify(identity: dict[str, Any]) -> str:
-    """The id of a cell: a hash of everything that determines its result, the version of the files included."""
+    """The id of a cell: a hash of everything that determines its result, including the version of the files."""
     return cell_id({"version": VERSION, **identity}, DIGITS)
 
 
@@ -41,7 +41,7 @@ class CellResult(StrictModel):
     samples: tuple[Sample, ...]
 
 
-class Entry(StrictModel):
+class SweepEntry(StrictModel):
     """One cell as the sweep file lists it.
 
     Parameters
@@ -60,7 +60,7 @@ class Entry(StrictModel):
     against : str, optional
         Label of the strategy that the report compares it with.
     samples : tuple of Sample, optional
-        In bundles; None where the cell is not measured yet.
+        In bundles only; None if the cell is not measured yet.
     """
 
     id: str
@@ -84,7 +84,7 @@ class Sweep(StrictModel):
     model: str
     window: int | None
     versions: dict[str, str]
-    cells: tuple[Entry, ...]
+    cells: tuple[SweepEntry, ...]
 
     @property
     def missing(self) -> int:
@@ -93,7 +93,7 @@ class Sweep(StrictModel):
 
 
 def rounded(samples: list[Sample]) -> tuple[Sample, ...]:
-    """Samples as they are stored; a score that is no number becomes None."""
+    """Samples as they are stored: scores are rounded, and one that is not a number becomes None."""
     scores = plain([sample.score for sample in samples])
     return tuple(
         sample.model_copy(update={"score": None if score is None else round(score, DECIMALS)})
@@ -107,7 +107,7 @@ def read_checked(path: Path, model: type[Model], expected: str) -> Model:
     Raises
     ------
     InvalidInputError
-        If it cannot be read, is something else, or another version wrote it.
+        If it cannot be read, is something else, or was written by another version.
     """
     data = read_json(path, command="posenc eval")
     if not isinstance(data, dict) or data.get("format") != expected:
@@ -121,7 +121,7 @@ def read_checked(path: Path, model: type[Model], expected: str) -> Model:
 
 
 def write_sweep(sweep: Sweep, path: Path) -> Path:
-    """Write a sweep file or a bundle, one line per cell; never half of one."""
+    """Write a sweep file or a bundle with one line per cell, whole or not at all."""
     data = plain(sweep.model_dump(exclude_none=True))
     cells = data.pop("cells")
     head = json.dumps(data, indent=1, ensure_ascii=False)
@@ -133,7 +133,7 @@ def write_sweep(sweep: Sweep, path: Path) -> Path:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Read a sweep file; of a bundle the samples are there as well."""
+    """Read a sweep file, or a bundle with its samples."""
     return read_checked(path, Sweep, FORMAT)
 
 

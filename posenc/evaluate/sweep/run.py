@@ -1,28 +1,29 @@
-"""Run a sweep from where it is: plan the cells, measure those that are missing, say which could not be."""
+"""Run a sweep from where it is: plan its cells, measure those that are missing, and report those that failed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from posenc.errors import PosencError
-from posenc.evaluate.sweep import executors
-from posenc.evaluate.sweep.executors import Done
-from posenc.evaluate.sweep.folder import ResultsFolder
-from posenc.evaluate.sweep.results import Entry, Sweep
-from posenc.evaluate.sweep.session import Cell, Session
+from posenc.evaluate.sweep.cell import Cell
+from posenc.evaluate.sweep.executors import Execution
+from posenc.evaluate.sweep.folder import FAILED, ResultsFolder
+from posenc.evaluate.sweep.measure import CellOutcome
+from posenc.evaluate.sweep.results import Sweep
+from posenc.evaluate.sweep.session import Session
 from posenc.evaluate.sweep.suite import Suite, make_cells, read_suite
-from posenc.evaluate.tasks.read import read_task
 from posenc.trace import versions
 
-ExecutorName = Literal["in-process", "processes", "slurm"]
+SHOWN = 10
+"""Failed cells that the error names."""
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A suite, its cells, and where their results go."""
+class PlannedSweep:
+    """A suite, its cells, and the folder of their results."""
 
     suite: Suite
     cells: list[Cell]
@@ -33,8 +34,8 @@ class Planned:
     @property
     def missing(self) -> list[Cell]:
         """Cells that are not measured yet; of equal ones the first."""
-        different = {cell.id: cell for cell in reversed(self.cells)}
-        return [cell for cell in self.cells if different[cell.id] is cell and not self.folder.done(cell.id)]
+        firsts = {cell.id: cell for cell in reversed(self.cells)}
+        return [cell for cell in self.cells if firsts[cell.id] is cell and not self.folder.done(cell.id)]
 
     @property
     def sweep(self) -> Sweep:
@@ -45,40 +46,12 @@ class Planned:
             model=self.suite.model.name,
             window=self.session.loaded(self.suite.model).window,
             versions=versions(),
-            cells=tuple(_entry(cell) for cell in self.cells),
+            cells=tuple(cell.entry for cell in self.cells),
         )
 
 
-@dataclass(frozen=True)
-class Execution:
-    """Who measures.
-
-    Parameters
-    ----------
-    name : str
-        ``"in-process"``, ``"processes"`` or ``"slurm"``.
-    workers : int
-        Processes or jobs.
-    slurm : dict
-        Options for submitit.
-    """
-
-    name: ExecutorName = "in-process"
-    workers: int = 2
-    slurm: dict[str, Any] = field(default_factory=dict)
-
-    def __call__(self, planned: Planned, cells: Sequence[Cell], report: executors.Report) -> None:
-        """Measure cells."""
-        if self.name == "in-process":
-            executors.in_process(cells, planned.folder, report, session=planned.session)
-        elif self.name == "processes":
-            executors.processes(cells, planned.folder, report, workers=self.workers)
-        else:
-            executors.slurm(cells, planned.folder, report, jobs=self.workers, options=self.slurm)
-
-
-def plan(path: str | Path, out: Path | None = None, session: Session | None = None) -> Planned:
-    """Read a suite and find its cells; ``out`` is ``out/eval/NAME`` by default.
+def plan(path: str | Path, out: Path | None = None, session: Session | None = None) -> PlannedSweep:
+    """Read a suite and make its cells; ``out`` is ``out/eval/NAME`` by default.
 
     Raises
     ------
@@ -89,10 +62,12 @@ def plan(path: str | Path, out: Path | None = None, session: Session | None = No
     folder = ResultsFolder(out or Path("out") / "eval" / suite.name)
     folder.check()
     session = session or Session()
-    return Planned(suite, make_cells(suite, session, source=str(path)), session, folder, f"posenc eval {path}")
+    return PlannedSweep(suite, make_cells(suite, session, source=str(path)), session, folder, f"posenc eval {path}")
 
 
-def execute(planned: Planned, execution: Execution, step: Callable[[str, int], None] | None = None) -> Sweep:
+def execute(
+    planned: PlannedSweep, execution: Execution, step: Callable[[str, int], None] = lambda description, tokens: None
+) -> Sweep:
     """Measure what is missing and return everything that was measured.
 
     Parameters
@@ -105,40 +80,22 @@ def execute(planned: Planned, execution: Execution, step: Callable[[str, int], N
     PosencError
         If a cell could not be measured, after all others were; or if results cannot be written.
     """
-    named = {cell.id: f"{cell.label}, {cell.task['task']}, {cell.length} tokens" for cell in planned.cells}
-    tokens = {cell.id: cell.tokens for cell in planned.cells}
-    failed: list[Done] = []
-
-    def report(done: Done) -> None:
-        if done.error is not None:
-            failed.append(done)
-        if step is not None:
-            step(named[done.id], tokens[done.id])
-
+    cells = {cell.id: cell for cell in planned.cells}
+    failed: list[CellOutcome] = []
     with planned.folder.held():
         planned.folder.write_sweep(planned.sweep)
-        execution(planned, planned.missing, report)
+        with closing(execution.measure(planned.missing, planned.folder, planned.session)) as outcomes:
+            for outcome in outcomes:
+                if outcome.error is not None:
+                    failed.append(outcome)
+                step(cells[outcome.id].title, cells[outcome.id].tokens)
         sweep = planned.folder.load()
     if failed:
-        lines = "\n".join(f"  {named[done.id]} ({done.id}): {done.error}" for done in failed[:10])
-        more = f"\n  and {len(failed) - 10} more" if len(failed) > 10 else ""
+        lines = "\n".join(f"  {cells[one.id].title} ({one.id}): {one.error}" for one in failed[:SHOWN])
+        more = f"\n  and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
         raise PosencError(
             f"{len(failed)} of {len(planned.cells)} cells could not be measured; the others are in "
             f"{planned.folder.path}. Run the same command to try them again; tracebacks are in "
-            f"{planned.folder.path / 'failed'}.\n{lines}{more}"
+            f"{planned.folder.path / FAILED}.\n{lines}{more}"
         )
     return sweep
-
-
-def _entry(cell: Cell) -> Entry:
-    task = read_task(cell.task, source=cell.label)
-    return Entry(
-        id=cell.id,
-        label=cell.label,
-        task=task.title,
-        metric=task.metric,
-        length=cell.length,
-        seed=cell.seed,
-        identity=cell.identity,
-        against=cell.against,
-    )

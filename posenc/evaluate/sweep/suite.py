@@ -1,4 +1,4 @@
-"""The suite file: which strategies, lengths, tasks and seeds, and the cells they make.
+"""The suite file: strategies, lengths, tasks and seeds, and the cells that they make.
 
 .. code-block:: yaml
 
@@ -10,7 +10,7 @@
       - strategy: rope
       - {label: lampe 128, strategy: {name: lampe, mapping: 128}}
       - {label: lampe 96, strategy: {name: lampe, mapping: 96}, against: lampe 128}
-      - {calibrated: self_extend}    # parameters by length, out of the calibration file
+      - {calibrated: self_extend}    # parameters by length, from the calibration file
     calibration: tiny.yaml
     tasks:
       - perplexity
@@ -23,23 +23,22 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import Field, NonNegativeInt, ValidationError
 
 from posenc.errors import InvalidConfigError, InvalidInputError, PosencError
 from posenc.evaluate.models import ModelSpec
+from posenc.evaluate.sweep.cell import Cell
 from posenc.evaluate.sweep.entries import StrategyEntry
-from posenc.evaluate.sweep.session import Cell, Session
+from posenc.evaluate.sweep.session import Session
 from posenc.evaluate.tasks.read import read_task
 from posenc.files import read_yaml
-from posenc.params import explain_validation
+from posenc.params import StrictModel, explain_validation
 
 _MULTIPLE = re.compile(r"(\d+(?:\.\d+)?)x")
 
 
-class Suite(BaseModel):
-    """A suite file as it stands; see the module for an example."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Suite(StrictModel):
+    """The content of a suite file; see the module for an example."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     model: ModelSpec = ModelSpec()
@@ -55,7 +54,7 @@ class Suite(BaseModel):
         Raises
         ------
         InvalidConfigError
-            If one is neither a positive number nor a multiple such as ``4x``, or the window is not known.
+            If a length is neither a positive number nor a multiple such as ``4x``, or the window is unknown.
         """
         return sorted({_tokens(length, window) for length in self.lengths})
 
@@ -84,30 +83,31 @@ def make_cells(suite: Suite, session: Session, *, source: str) -> list[Cell]:
     Raises
     ------
     PosencError
-        If a strategy, task or length is wrong; the message begins with `source`. Nothing is measured before
-        every cell is known to be possible.
+        If a strategy, task or length is wrong; the message begins with `source`. Every cell is checked before the first
+        one is measured.
     """
     window = session.loaded(suite.model).window
     lengths = suite.lengths_for(window)
     tasks = [read_task(task, source=f"{source}: tasks[{at}]").fitted(lengths) for at, task in enumerate(suite.tasks)]
+    fingerprint = session.fingerprint(suite.model)
     entries = [
-        StrategyEntry(entry, suite.calibration, lambda: session.fingerprint(suite.model), f"{source}: strategies[{at}]")
+        StrategyEntry(entry, suite.calibration, fingerprint, f"{source}: strategies[{at}]")
         for at, entry in enumerate(suite.strategies)
     ]
-    _distinct([one.label for one in entries], f"{source}: strategies")
-    _check_compared(entries, f"{source}: strategies")
+    _check_labels([entry.label for entry in entries], f"{source}: strategies")
+    _check_against(entries, f"{source}: strategies")
     cells = []
     for seed in suite.seeds:
-        for one in entries:
+        for entry in entries:
             for task in tasks:
                 for length in lengths:
                     try:
-                        cell = session.cell(one.label, suite.model, one.config(length), task, length, seed)
+                        cell = session.cell(entry.label, suite.model, entry.config(length), task, length, seed)
                     except PosencError as error:
-                        where = f"{source}: {one.label}, {task.name}, {length} tokens"
+                        where = f"{source}: {entry.label}, {task.name}, {length} tokens"
                         raise InvalidInputError(f"{where}: {error}") from None
-                    cells.append(cell.model_copy(update={"against": one.against}))
-    _different(cells, {one.label for one in entries if one.transferred}, source)
+                    cells.append(cell.model_copy(update={"against": entry.against}))
+    _check_different(cells, {entry.label for entry in entries if entry.transferred}, source)
     return cells
 
 
@@ -124,28 +124,28 @@ def _tokens(length: int | str, window: int | None) -> int:
     return max(1, int(float(multiple[1]) * window))
 
 
-def _check_compared(entries: list[StrategyEntry], where: str) -> None:
-    """Every ``against`` must be the label of another strategy."""
-    for one in entries:
-        others = [other.label for other in entries if other is not one]
-        if one.against is not None and one.against not in others:
+def _check_against(entries: list[StrategyEntry], where: str) -> None:
+    """Check that every ``against`` is the label of another strategy."""
+    for entry in entries:
+        others = [other.label for other in entries if other is not entry]
+        if entry.against is not None and entry.against not in others:
             raise InvalidConfigError(
-                f"{where}: {one.label!r} is against {one.against!r}, which is no label of another strategy here. "
+                f"{where}: {entry.label!r} is against {entry.against!r}, which is no label of another strategy here. "
                 f"There are: {', '.join(others)}."
             )
 
 
-def _different(cells: list[Cell], transferred: set[str], source: str) -> None:
-    """Refuse two names for one cell, except that parameters of another model may well be a model's own."""
+def _check_different(cells: list[Cell], transferred: set[str], source: str) -> None:
+    """Refuse two names for one cell, except that parameters of another model may be equal to the model's own."""
     first: dict[str, Cell] = {}
     for cell in cells:
         other = first.setdefault(cell.id, cell)
         if other is not cell and (other.label == cell.label or not transferred & {other.label, cell.label}):
-            names = [f"{one.label}, {one.task['task']}, {one.length} tokens" for one in (cell, other)]
-            raise InvalidConfigError(f"{source}: {names[0]} is the same as {names[1]}. Remove one of them.")
+            raise InvalidConfigError(f"{source}: {cell.title} is the same as {other.title}. Remove one of them.")
 
 
-def _distinct(labels: list[str], where: str) -> None:
+def _check_labels(labels: list[str], where: str) -> None:
+    """Check that no label comes twice."""
     for label in labels:
         if labels.count(label) > 1:
             raise InvalidConfigError(f"{where}: the label {label!r} comes twice. Give each a 'label' of its own.")

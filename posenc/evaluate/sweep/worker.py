@@ -1,6 +1,7 @@
-"""A worker process: cells on stdin, one JSON line each; what became of them on stdout. Ends with its input.
+"""A worker process: reads cells from stdin, one JSON line each, and writes their outcomes to stdout.
 
-Run by :func:`posenc.evaluate.sweep.executors.processes` as ``python -m posenc.evaluate.sweep.worker FOLDER``.
+Started by :func:`posenc.evaluate.sweep.executors.processes` as ``python -m posenc.evaluate.sweep.worker FOLDER``. It
+ends with its input.
 """
 
 from __future__ import annotations
@@ -10,22 +11,23 @@ import sys
 from pathlib import Path
 
 from posenc.errors import PosencError
-from posenc.evaluate.sweep.executors import Done, measure_into
+from posenc.evaluate.sweep.cell import Cell
 from posenc.evaluate.sweep.folder import ResultsFolder
-from posenc.evaluate.sweep.session import Cell, Session
+from posenc.evaluate.sweep.measure import CellOutcome, measure_into
+from posenc.evaluate.sweep.session import Session
 
 
 def main(folder: str) -> None:
     """Measure until the input ends."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries may print; only outcomes go to the real stdout
     session, results = Session(), ResultsFolder(Path(folder))
     for line in sys.stdin:
         try:
-            done = measure_into(results, session, Cell.model_validate_json(line))
+            outcome = measure_into(results, session, Cell.model_validate_json(line))
         except PosencError as error:  # results cannot be written: the sweep ends
-            done = Done(id="", error=str(error))
-        answers.write(done.model_dump_json() + "\n")
+            outcome = CellOutcome(id="", error=str(error))
+        answers.write(outcome.model_dump_json() + "\n")
         answers.flush()
 
 
