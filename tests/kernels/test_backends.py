@@ -148,7 +148,7 @@ def test_gradients_through_sinks_are_exact() -> None:
 
 
 class WithoutLseGradients(ReferenceBackend):
-    """Its output has gradients, its logsumexp none: what joining calls of a kernel by logsumexp comes to."""
+    """Its output has gradients and its logsumexp has none, as where calls of a kernel are merged by logsumexp."""
 
     name = "without_lse_gradients"
     capabilities = replace(ReferenceBackend.capabilities, lse_gradients=False)
@@ -201,7 +201,7 @@ def test_an_empty_batch_is_followed_by_autograd(backend: str, sinks: torch.Tenso
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_a_compiled_function_may_call_it(backend: str, grad: bool, rows: int) -> None:
-    """With the plan from outside or as an argument, between operations that are compiled, and for several lengths."""
+    """With the plan as a closure or an argument, between compiled operations, and for several lengths."""
     torch._dynamo.reset()
     strategy = posenc.strategy("self_extend", window=32, group=4, window_size=8)
 

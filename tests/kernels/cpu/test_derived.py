@@ -31,7 +31,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 
 def scaled(plan: posenc.PositionPlan) -> posenc.PositionPlan:
-    """With a factor on the logits of every query."""
+    """The plan with a factor on the logits of every query."""
     factors = 1.0 + torch.arange(plan.total).double().numpy() / 50
     return posenc.PositionPlan.build(posenc.Lengths(plan.prompt, plan.total), plan.segments, query_scale=factors)
 
@@ -190,7 +190,7 @@ def test_memory_that_is_shared_counts_once() -> None:
 
 
 def test_equal_rotaries_share_what_is_kept() -> None:
-    """As a model does whose frequencies follow the length: it makes them anew in every forward."""
+    """A model whose frequencies follow the length makes a new rotary in every forward."""
     plan = posenc.strategy("self_extend", window=32).plan(40)
     entries = None
     for _ in range(20):

@@ -80,7 +80,7 @@ def test_back_and_forth(name: str, few: int) -> None:
 
 @pytest.fixture
 def rotated_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens each call of ``Rotary.rotate`` turns."""
+    """How many tokens each call of ``Rotary.rotate`` rotates."""
     counts: list[int] = []
     rotate = Rotary.rotate
 
@@ -107,8 +107,8 @@ def test_a_step_rotates_new_tokens_and_short_segments(name: str, few: int, rotat
             posenc.attention(keys[:, :, -1:], keys, keys, whole.prefix(length), rotary, kept=kept)
         counts.append(sum(rotated_tokens))
     assert counts[0] <= 2 * PROMPT
-    turned = 8 * 2 * few // 16  # at most, at the two ends
-    assert sum(counts[1:]) <= 60 + turned  # of at least 8 * 150 without anything kept; some are rotated ahead
+    neighbours = 8 * 2 * few // 16  # at most, at the two ends
+    assert sum(counts[1:]) <= 60 + neighbours  # of at least 8 * 150 without anything kept; some are rotated ahead
     assert kept.bytes >= (0 if name == "rerope" else PROMPT * 16 * 4)
 
 
@@ -299,7 +299,7 @@ def test_layers_that_share_a_module_keep_nothing() -> None:
 
 
 def test_raw_keys_that_are_written_to_unseen_need_a_cache_of_raw_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the documentation says of writes through ``.data``: unseen with copies, seen with ``cache="raw"``."""
+    """As documented, writes through ``.data`` go unnoticed with rotated copies, and are seen with ``cache="raw"``."""
     monkeypatch.setattr(decode_calls, "GRAIN", 1)
     model, ids = tiny.make("llama"), tiny.tokens(1, PROMPT)
     found = {}

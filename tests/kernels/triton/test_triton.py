@@ -34,7 +34,7 @@ PARAMS = {
     "auto": {"calibration": {"ranges": [{"up_to": 999, "pick": {"strategy": "dca", "because": "a test"}}]}},
 }
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 3e-2}
-"""Three times the usual for bfloat16: the interpreter cuts off where a GPU rounds, queries and keys alike."""
+"""Three times the usual for bfloat16: the interpreter truncates queries and keys where a GPU rounds them."""
 
 
 def check(plan: PositionPlan, q_len: int, heads: tuple[int, int], rotary: Rotary, dim: int, **options: object) -> None:
@@ -78,7 +78,7 @@ def test_values_of_another_width_and_softcap() -> None:
 
 
 def test_tensors_are_taken_as_they_lie() -> None:
-    """Heads behind tokens, as projections make them, and keys in a longer cache."""
+    """Heads after tokens, as projections make them, and keys in a longer cache."""
     plan, rotary = banded_plan(45), Rotary.from_theta(1e3, 16)
     for q_len in (45, 3):
         q, k, v = tensors(plan, q_len, (4, 2), 16, device=DEVICE)
@@ -142,7 +142,7 @@ class _Counted:
 
 
 def test_backends_share_a_plan() -> None:
-    """What one backend keeps on a plan is not taken for what another one keeps there."""
+    """No backend takes what another one keeps on a plan for its own."""
     for order in (("auto", "triton"), ("triton", "auto")):
         plan, rotary = banded_plan(30), Rotary.from_theta(1e3, 8)
         q, k, v = tensors(plan, 30, (4, 2), 8, device=DEVICE)
@@ -211,7 +211,7 @@ def test_an_older_interpreter_is_mended(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def without_interpreter(*arguments: str, **variables: str) -> str:
-    """What a Python process prints that compiles kernels instead of interpreting them."""
+    """The output of a Python process that compiles kernels instead of interpreting them."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | variables
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

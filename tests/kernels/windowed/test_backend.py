@@ -87,11 +87,11 @@ def spread(x: torch.Tensor, dim: int) -> torch.Tensor:
 def test_what_the_kernels_cannot_load_is_copied(
     backend: WindowedBackend, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Raw tensors reach the kernel as they are where a segment leaves the keys unturned: values always do."""
+    """Raw keys reach the kernel as they are where a segment does not rotate them; values always do."""
     monkeypatch.setattr("posenc.kernels.windowed.torch_flash.forward", stand_ins.flash_forward)
     how, number = layout.rsplit(maxsplit=1)
     index = np.arange(20)
-    segments = [posenc.Segment("all", index * 0, index + 1, index, index * 0)]  # keys at 0 are not turned
+    segments = [posenc.Segment("all", index * 0, index + 1, index, index * 0)]  # keys at 0 are not rotated
     plan = PositionPlan.build(posenc.Lengths(20, 20), segments)
     made = {"shifted by": shifted, "spread": spread}[how]
     q, k, v = (made(x, int(number)) for x in tensors(plan, 20, (4, 2), 16, batch=1, dtype=torch.bfloat16))
@@ -233,7 +233,7 @@ def test_a_package_without_the_symbols_is_passed_over(monkeypatch: pytest.Monkey
     assert "posenc.rope has no memory_efficient_attention_partial; no.such.package: ModuleNotFoundError" in problem
 
 
-def test_an_absent_library_is_a_reason_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absent_library_is_a_reason_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xformers_segments, "find_fmha", lambda: (None, "no module"))
     reason = XformersBackend().unavailable(torch.zeros(1))
     assert reason is not None
