@@ -110,10 +110,11 @@ class _Worker(threading.Thread):
         self._folder, self._waiting, self._finished = folder, waiting, finished
         self._environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // share))}
         self._child: subprocess.Popen[str] | None = None
+        self._stopped = False
 
     def run(self) -> None:
         try:
-            while True:
+            while not self._stopped:
                 try:
                     cell = self._waiting.get_nowait()
                 except Empty:
@@ -126,7 +127,8 @@ class _Worker(threading.Thread):
             self._finished.put(None)
 
     def stop(self) -> None:
-        """End the child; the cell that it is measuring is lost."""
+        """End the child and start no other; the cell that it is measuring is lost."""
+        self._stopped = True
         if self._child is not None and self._child.poll() is None:
             self._child.kill()
             self._child.wait()
