@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,25 +22,32 @@ from posenc.cli._output import (
 from posenc.cli._paths import FilePath, bundle_option
 
 if TYPE_CHECKING:
-    from posenc.calibration.file import Choice
+    from posenc.calibration.file import Choice, LossScore, TextRecord
     from posenc.evaluate.calibrate.job import CalibrationJob, CalibrationOutcome
     from posenc.evaluate.calibrate.sweep import CandidateSweep
     from posenc.evaluate.models import DType
     from posenc.evaluate.scores import Mean
 
 FEW = 30
+"""Documents below which a warning is printed."""
 
 
 @click.command("calibrate", short_help="Choose parameters for a model by measurement.")
 @click.argument("model")
-@click.option("--text", "texts", multiple=True, default=("pydoc",), show_default=True, help="To choose on. Repeatable.")
-@click.option("--report-text", "report_texts", multiple=True, help="Others, to report the choice on. Repeatable.")
+@click.option(
+    "--text", "texts", multiple=True, default=("pydoc",), show_default=True, help="Text to choose on. Repeatable."
+)
+@click.option("--report-text", "report_texts", multiple=True, help="Another text, to report the choice on. Repeatable.")
 @click.option("--strategy", "-s", "names", multiple=True, default=("lampe",), show_default=True, help="Repeatable.")
 @click.option("--lengths", type=NumberList(int), help="Input lengths in tokens (default: 1, 2, 4 and 8 windows).")
 @click.option("--score", "scored", type=int, default=128, show_default=True, help="Tokens scored at each input's end.")
 @click.option("--documents", type=click.IntRange(2), default=48, show_default=True, help="Most documents per text set.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Order of the documents, and resampling.")
-@click.option("--out", type=FilePath(), default=Path("out/calibrate"), show_default=True, help="Folder.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the order of the documents and of the resampling."
+)
+@click.option(
+    "--out", type=FilePath(), default=Path("out/calibrate"), show_default=True, help="Folder for cells and plots."
+)
 @click.option("--file", type=FilePath(), help="The calibration file (default: OUT/calibration.yaml).")
 @bundle_option
 @dry_run_option
@@ -65,7 +73,7 @@ def command(
     """Sweep the parameters of one or more strategies on MODEL and write a calibration file.
 
     MODEL and texts are those of 'posenc ppl'; a text may also be docstrings:PACKAGE, the docstrings of
-    an installed package. A run that was stopped goes on where it was when it is started again.
+    an installed package. A run that was stopped continues when the same command is given again.
     """
     from posenc.calibration.file import write
     from posenc.evaluate.calibrate import bundle as bundles
@@ -96,18 +104,18 @@ def command(
     with progress(job.tokens) as step:
         outcome = work.run(job, out, step)
     write(outcome.calibration, target)
-    found = bundles.bundle(outcome)
+    content = bundles.bundle(outcome)
     plots = _plots(outcome, out)
-    files = [target, *([] if bundle is None else [bundles.write_bundle(found, bundle)]), *plots]
+    files = [target, *([] if bundle is None else [bundles.write_bundle(content, bundle)]), *plots]
     if as_json:
-        print_json(bundles.as_dict(found) | {"files": [str(path) for path in files]})
+        print_json(bundles.as_dict(content) | {"files": [str(path) for path in files]})
         return
     _print(outcome)
     print_written(files, plots=bool(plots))
 
 
 def _command_line() -> str:
-    """The command as it can be typed again."""
+    """The command line of this process, quoted for a shell."""
     import shlex
     import sys
 
@@ -115,6 +123,7 @@ def _command_line() -> str:
 
 
 def _plots(outcome: CalibrationOutcome, out: Path) -> list[Path]:
+    """Draw the V-curves, if matplotlib is installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -126,6 +135,7 @@ def _plots(outcome: CalibrationOutcome, out: Path) -> list[Path]:
 
 
 def _print_dry_run(job: CalibrationJob, seconds: float, as_json: bool) -> None:
+    """Print the candidates and an upper bound on the time."""
     documents = len(job.corpus.documents)
     if as_json:
         print_json(
@@ -143,9 +153,11 @@ def _print_dry_run(job: CalibrationJob, seconds: float, as_json: bool) -> None:
             }
         )
         return
-    grids = [(name, length, tried) for name, grid in job.grids.items() for length, tried in grid.items()]
-    rows = [[name, length, len(tried), str(tried[0]), str(tried[-1])] for name, length, tried in grids]
-    cells = sum(len(tried) for _, _, tried in grids)
+    grids = [(name, length, candidates) for name, grid in job.grids.items() for length, candidates in grid.items()]
+    rows = [
+        [name, length, len(candidates), str(candidates[0]), str(candidates[-1])] for name, length, candidates in grids
+    ]
+    cells = sum(len(candidates) for _, _, candidates in grids)
     print_table(
         f"{cells} cells of up to {documents} documents, and the native model at every length",
         ["strategy", "tokens", "cells", "first", "last"],
@@ -156,6 +168,7 @@ def _print_dry_run(job: CalibrationJob, seconds: float, as_json: bool) -> None:
 
 
 def _print(outcome: CalibrationOutcome) -> None:
+    """Print every candidate's perplexity, the choices, and the fitted curve."""
     from posenc.report.tables import length_head
 
     calibration = outcome.calibration
@@ -174,11 +187,11 @@ def _print(outcome: CalibrationOutcome) -> None:
     for length in calibration.lengths:
         gaps = _gaps(outcome.reported.get(length, {}))
         scores = [_perplexity(calibration.native[length]), _perplexity(calibration.native_report.get(length))]
-        mine = [["native", "", *scores]]
-        mine += [[name, *_choice_cells(choice)] for name, choice in calibration.ranked(length)]
+        choices = [["native", "", *scores]]
+        choices += [[name, *_choice_cells(choice)] for name, choice in calibration.ranked(length)]
         if length in calibration.fitted:
-            mine.append(["lampe (curve)", *_choice_cells(calibration.fitted[length])])
-        rows += [[heads[length], *row, gaps.get(row[0], "")] for row in mine]
+            choices.append(["lampe (curve)", *_choice_cells(calibration.fitted[length])])
+        rows += [[heads[length], *row, gaps.get(row[0], "")] for row in choices]
     texts = calibration.texts
     print_table(
         f"the choice, perplexity ± standard error on {_names(texts.calibration)}, and on {_names(texts.report)}; "
@@ -192,7 +205,7 @@ def _print(outcome: CalibrationOutcome) -> None:
 
 
 def _curve_rows(sweeps: dict[int, CandidateSweep], lengths: list[int]) -> list[list[str]]:
-    """One row per parameters, one column per length."""
+    """One row per candidate, one column per length."""
     import math
 
     cells: dict[str, dict[int, str]] = {}
@@ -205,26 +218,27 @@ def _curve_rows(sweeps: dict[int, CandidateSweep], lengths: list[int]) -> list[l
             params = ", ".join(f"{key}={value}" for key, value in point.candidate.params.items())
             error = "" if point is best else f" ± {value * gap.standard_error:.2f}"
             cells.setdefault(params, {})[length] = f"{value:.2f}{error} {mark}".strip()
-    return [[params, *(found.get(length, "") for length in lengths)] for params, found in cells.items()]
+    return [[params, *(by_length.get(length, "") for length in lengths)] for params, by_length in cells.items()]
 
 
 def _gaps(reported: dict[str, Mean]) -> dict[str, str]:
     """Paired difference to the lowest loss on the report texts, by label."""
     if not reported:
         return {}
-    best = min(reported.values(), key=lambda own: own.mean)
-    gaps = {label: own.minus(best) for label, own in reported.items() if own is not best}
+    best = min(reported.values(), key=lambda losses: losses.mean)
+    gaps = {label: losses.minus(best) for label, losses in reported.items() if losses is not best}
     return {label: f"{gap.mean:.3f} ± {gap.standard_error:.3f}" for label, gap in gaps.items()}
 
 
 def _choice_cells(choice: Choice) -> list[str]:
-    shown = ", ".join("curve" if isinstance(value, dict) else f"{key}={value}" for key, value in choice.params.items())
-    return [shown, _perplexity(choice.calibration), _perplexity(choice.report)]
+    from posenc.report.curves import in_words
+
+    return [in_words(choice.params), _perplexity(choice.calibration), _perplexity(choice.report)]
 
 
-def _perplexity(score: Any) -> str:
+def _perplexity(score: LossScore | None) -> str:
     return "" if score is None else score.perplexity
 
 
-def _names(texts: Any) -> str:
+def _names(texts: Sequence[TextRecord]) -> str:
     return ", ".join(text.name for text in texts) or "no other text (--report-text)"

@@ -89,8 +89,8 @@ def _print_tables(demo: Demo) -> None:
     )
     heads = [length_head(length, window) for length in comparison.lengths]
     rows = []
-    for label, own in demo.scores.items():
-        shares = [own.retrieval[length].scores for length in comparison.lengths]
+    for label, scores in demo.scores.items():
+        shares = [scores.retrieval[length].scores for length in comparison.lengths]
         rows.append([label, *(f"{share.mean:.2f} ± {share.standard_error:.2f}" for share in shares)])
     title = (
         "retrieval: share of a planted random span that is continued, "
@@ -145,7 +145,7 @@ def _smollm2(
         "model": "SmolLM2-135M-Instruct",
         "window": loaded.window,
         "text": text.name,
-        "strategies": {label: own.as_dict() for label, own in answers.items()},
+        "strategies": {label: result.as_dict() for label, result in answers.items()},
     }
     file = write_json(data, make_folder(out) / "results.json")
     if as_json:
@@ -162,8 +162,8 @@ def _print_answers(answers: dict[str, Answers], window: int | None) -> None:
     lengths = sorted(next(iter(answers.values())).by_length())
     heads = [length_head(length, window) for length in lengths]
     rows = []
-    for label, own in answers.items():
-        counts = own.by_length()
+    for label, result in answers.items():
+        counts = result.by_length()
         rows.append([label, *(f"{counts[length][0]}/{counts[length][1]}" for length in lengths)])
     print_table("passkeys found (whole key, greedy decoding)", ["strategy", *heads], rows, numbers=heads)
     details = [
@@ -175,8 +175,8 @@ def _print_answers(answers: dict[str, Answers], window: int | None) -> None:
             " ".join(row["answer"].split()),
             f"{row['seconds']:.0f}",
         ]
-        for label, own in answers.items()
-        for row in own.rows
+        for label, result in answers.items()
+        for row in result.rows
     ]
     columns = ["strategy", "tokens", "depth", "key", "answer", "seconds"]
     print_table("answers", columns, details, numbers=["tokens", "depth", "seconds"])

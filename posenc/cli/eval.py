@@ -1,4 +1,4 @@
-"""``posenc eval SUITE.yaml``: strategies x lengths x tasks x seeds, cell by cell, resumed where they were left."""
+"""``posenc eval SUITE.yaml``: measure strategies x lengths x tasks x seeds, one cell at a time, and resume."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     type=click.Choice(["in-process", "processes", "slurm"]),
     default="in-process",
     show_default=True,
-    help="Who measures.",
+    help="Where to measure.",
 )
 @click.option(
     "--workers", type=click.IntRange(1), default=2, show_default=True, help="Worker processes, or Slurm jobs."
@@ -43,9 +43,9 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Run the cells of SUITE.yaml that the results folder lacks.
+    """Measure the cells of SUITE.yaml that the results folder lacks.
 
-    A cell is one strategy, length, task and seed, and one file of the folder. Stop this at any time, even with
+    A cell is one strategy, length, task and seed, and one file of the folder. You can stop this at any time, even with
     kill -9, and start it again: measured cells are kept.
     """
     slurm = read_pairs(options, option="--slurm")
@@ -77,6 +77,7 @@ def command(
 
 
 def _print_plan(planned: PlannedSweep, as_json: bool) -> None:
+    """Print the cells with an estimate of their time."""
     from posenc.evaluate.sweep.estimate import seconds_per_cell
 
     loaded = planned.session.loaded(planned.suite.model)
@@ -108,6 +109,7 @@ def _print_plan(planned: PlannedSweep, as_json: bool) -> None:
 
 
 def _print_results(sweep: Sweep) -> None:
+    """Print one table per task."""
     from posenc.report.tables import length_head, score_tables
 
     for table in score_tables(sweep):

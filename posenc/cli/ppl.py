@@ -76,7 +76,7 @@ def command(
                 "text": text.name,
                 "documents": comparison.documents,
                 "scored_tokens": scored,
-                "strategies": {label: own.as_dict() for label, own in scores.items()},
+                "strategies": {label: result.as_dict() for label, result in scores.items()},
             }
         )
         return
@@ -96,7 +96,7 @@ def print_perplexities(
 
     heads = [length_head(length, window) for length in lengths]
     rows = []
-    for label, own in scores.items():
-        perplexities = [own.perplexity[length] for length in lengths]
+    for label, result in scores.items():
+        perplexities = [result.perplexity[length] for length in lengths]
         rows.append([label, *(f"{score.value:.2f} ± {score.standard_error:.2f}" for score in perplexities)])
     print_table(title, ["strategy", *heads], rows, numbers=heads)

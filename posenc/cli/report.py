@@ -17,7 +17,7 @@ from posenc.cli._paths import FilePath
 @click.option("--name", default="report", show_default=True, help="Name of the files, without .html and .md.")
 @json_option
 def command(results: tuple[Path, ...], out: Path | None, title: str, name: str, as_json: bool) -> None:
-    """Make one self-contained HTML page, and the same in Markdown.
+    """Make one self-contained HTML page, and the same page in Markdown.
 
     RESULTS are folders and files of posenc eval, posenc calibrate (its file, or its --bundle) and posenc
     bench --out.

@@ -128,13 +128,13 @@ def compare(
         Called with a description after every document.
     """
     scores = {label: StrategyScores(config) for label, config in configs.items()}
-    for label, own in scores.items():
-        with Subject.under(loaded, own.config) as subject:
+    for label, strategy_scores in scores.items():
+        with Subject.under(loaded, strategy_scores.config) as subject:
             for length in comparison.lengths:
                 for name, task in comparison.tasks.items():
                     samples = []
                     for sample in task.measure(subject, comparison.source, length, SEED):
                         samples.append(sample)
                         step(f"{label}: {name} at {length}")
-                    own.add(name, length, samples)
+                    strategy_scores.add(name, length, samples)
     return scores

@@ -1,4 +1,4 @@
-"""The main job: the shipped model on long text it was not trained on, with and without remapping."""
+"""The demo: the shipped model on long text that it was not trained on, with and without remapping."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Demo:
 
 
 def find_config() -> Path:
-    """The demo's configuration: in the working folder, in the source tree, or in the installed package.
+    """Find the demo's configuration in the working folder, the source tree or the installed package.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def find_config() -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    raise InvalidConfigError(f"{CONFIG}: not found here nor in the installation. Pass --config FILE.")
+    raise InvalidConfigError(f"{CONFIG}: it is neither here nor in the installation. Pass --config FILE.")
 
 
 def prepare(
@@ -129,16 +129,16 @@ def _plots(demo: Demo, folder: Path) -> list[Path]:
     window = demo.loaded.window
     lengths = demo.comparison.lengths
     perplexities = {
-        label: [(n, own.perplexity[n].value, own.perplexity[n].standard_error) for n in lengths]
-        for label, own in demo.scores.items()
+        label: [(n, scores.perplexity[n].value, scores.perplexity[n].standard_error) for n in lengths]
+        for label, scores in demo.scores.items()
     }
     retrieved = {
-        label: [(n, own.retrieval[n].scores.mean, own.retrieval[n].scores.standard_error) for n in lengths]
-        for label, own in demo.scores.items()
-        if own.retrieval
+        label: [(n, scores.retrieval[n].scores.mean, scores.retrieval[n].scores.standard_error) for n in lengths]
+        for label, scores in demo.scores.items()
+        if scores.retrieval
     }
     longest = max(lengths)
-    plans = {label: own.config.make(window).plan(longest) for label, own in demo.scores.items()}
+    plans = {label: scores.config.make(window).plan(longest) for label, scores in demo.scores.items()}
     name = f"{demo.loaded.name} model on {demo.comparison.source.text.name}"
     files = [
         viz.plot_lines(

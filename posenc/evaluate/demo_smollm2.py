@@ -17,7 +17,7 @@ LENGTHS = (2048, 4096, 12288)
 DEPTHS = (0.1, 0.5, 0.9)
 SEED = 0
 SECONDS, SECONDS_PER_TOKEN, SECONDS_PER_PAIR = 2.0, 5e-3, 1e-7
-"""Measured for one prompt with one of two CPU cores free: 9 s at 2048 tokens, 30 s at 4096, 85 s at 12288."""
+"""Fitted to one prompt with one of two CPU cores free: 9 s at 2048 tokens, 30 s at 4096, 85 s at 12288."""
 
 
 class PasskeyPrompt(NamedTuple):
@@ -36,10 +36,10 @@ class Answers:
 
     def by_length(self) -> dict[int, tuple[int, int]]:
         """Per length the number of prompts answered with the whole key, and the number of prompts."""
-        scores: dict[int, list[float]] = {}
+        by_length: dict[int, list[float]] = {}
         for row in sorted(self.rows, key=lambda row: int(row["length"])):
-            scores.setdefault(row["length"], []).append(row["score"])
-        return {length: (own.count(1.0), len(own)) for length, own in scores.items()}
+            by_length.setdefault(row["length"], []).append(row["score"])
+        return {length: (scores.count(1.0), len(scores)) for length, scores in by_length.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, with every answer."""
@@ -92,11 +92,11 @@ def run(
     """Ask every prompt under every configuration."""
     answers = {label: Answers(config) for label, config in configs.items()}
     for length, task in prompts:
-        for own in answers.values():
+        for strategy_answers in answers.values():
             began = time.perf_counter()
-            with Subject.under(loaded, own.config) as subject:
+            with Subject.under(loaded, strategy_answers.config) as subject:
                 (sample,) = task.measure(subject, source, length, SEED)
-            own.rows.append(
+            strategy_answers.rows.append(
                 {
                     "length": length,
                     "depth": task.depth,

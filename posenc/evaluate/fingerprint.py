@@ -1,4 +1,4 @@
-"""Tell tokenizers and texts apart by their content, not by their names. For models: posenc.hf.fingerprint."""
+"""Identify tokenizers and texts by their content, not by their names. For models see posenc.hf.fingerprint."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ DEFAULT_WINDOWS = 16
 
 
 def register() -> None:
-    """Make ``--model posenc`` known to the harness.
+    """Register ``--model posenc`` with the harness.
 
     Raises
     ------
@@ -29,7 +29,7 @@ def register() -> None:
         from lm_eval.api.registry import model_registry
     except ImportError:
         raise PosencError("lm-evaluation-harness is not installed. Run: pip install 'posenc[lm-eval]'") from None
-    import lm_eval.models  # noqa: F401  (its own names first, so that a clash would show here)
+    import lm_eval.models  # noqa: F401  (registers the harness's own names first, so that a clash shows here)
 
     if NAME not in model_registry:
         model_registry.register(NAME, target="posenc.evaluate.harness_model:PosencLM")
@@ -57,14 +57,14 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def split_arguments(
-    given: dict[str, Any], *, strategy: str | None, frequencies: str | None, config: str | None, backend: str | None
+    arguments: dict[str, Any], *, strategy: str | None, frequencies: str | None, config: str | None, backend: str | None
 ) -> tuple[Config, dict[str, Any]]:
-    """The configuration that ``model_args`` describe, and what is left for the harness.
+    """Split ``model_args`` into a configuration and the arguments of the harness.
 
     Parameters
     ----------
-    given : dict
-        Every other argument; those that the strategy has parameters for go to it.
+    arguments : dict
+        Every other argument; those that are parameters of the strategy go to it.
 
     Raises
     ------
@@ -74,13 +74,13 @@ def split_arguments(
     if (strategy is None) == (config is None):
         raise InvalidConfigError("model_args: give either strategy=NAME or config=FILE.yaml.")
     if config is not None:
-        return load_config(config), given
+        return load_config(config), arguments
     from posenc.plugins import strategies
 
     assert strategy is not None
-    own = {key: value for key, value in given.items() if key in strategies()[strategy].params.model_fields}
-    data: dict[str, Any] = {"strategy": {"name": strategy, **own}, "backend": backend or "auto"}
+    params = {key: value for key, value in arguments.items() if key in strategies()[strategy].params.model_fields}
+    data: dict[str, Any] = {"strategy": {"name": strategy, **params}, "backend": backend or "auto"}
     if frequencies is not None:
         data["frequencies"] = frequencies
-    rest = {key: value for key, value in given.items() if key not in own}
-    return read_config(data, source="model_args"), rest
+    others = {key: value for key, value in arguments.items() if key not in params}
+    return read_config(data, source="model_args"), others

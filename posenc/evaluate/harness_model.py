@@ -26,12 +26,12 @@ class PosencLM(HFLM):  # type: ignore[misc]  # the harness is not typed
     strategy, frequencies : str, optional
         By name; parameters of the strategy are further arguments.
     config : str, optional
-        A YAML file instead, for everything that fits into no argument.
+        A YAML file instead, for settings that no argument can hold.
     attention_backend : str, optional
         posenc's backend; ``backend`` is the harness's own argument.
     max_length : int, optional
-        Longest input in tokens; longer ones are cut at their start. By default sixteen windows, where the
-        harness itself would cut at one.
+        Longest input in tokens; longer ones are cut at their start. The default is sixteen windows; the harness
+        itself would cut at one.
     **arguments
         The strategy's parameters, and everything that the type ``hf`` takes.
 
@@ -62,15 +62,15 @@ class PosencLM(HFLM):  # type: ignore[misc]  # the harness is not typed
         try:
             super().__init__(folder, batch_size=batch_size, max_length=max_length, **rest)
         except Exception as error:
-            if (found := damage(folder)) is None:
+            if (reason := damage(folder)) is None:
                 raise
-            raise InvalidInputError(f"{pretrained}: {found}") from error
+            raise InvalidInputError(f"{pretrained}: {reason}") from error
         self.posenc_handle = apply(self.model, chosen)
-        made = self.posenc_handle.strategy
-        if str(batch_size) != "1" and made.follows_prompt:
+        applied = self.posenc_handle.strategy
+        if str(batch_size) != "1" and applied.follows_prompt:
             raise InvalidConfigError(
-                f"batch_size: {made.name} depends on the prompt's length, and the harness pads batches without telling "
-                "the model which tokens are padding. Use batch_size=1."
+                f"batch_size: {applied.name} depends on the prompt's length, and the harness pads batches without "
+                "telling the model which tokens are padding. Use batch_size=1."
             )
-        if max_length is None and made.window is not None:
-            self._max_length = DEFAULT_WINDOWS * made.window
+        if max_length is None and applied.window is not None:
+            self._max_length = DEFAULT_WINDOWS * applied.window

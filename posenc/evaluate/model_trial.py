@@ -1,4 +1,4 @@
-"""Whether the shipped model computes what it must with this transformers and torch: for ``posenc doctor``.
+"""Check that the shipped model computes what it should with this transformers and torch, for ``posenc doctor``.
 
 Shape letters: P prompt tokens, N new tokens, V vocabulary.
 """
@@ -16,13 +16,13 @@ from posenc.positions import IdentityStrategy
 PROMPT = 200
 NEW = 8
 TOLERANCE = 1e-3
-"""Largest difference of two logits that float32 explains; the model's lie between -20 and 20."""
+"""Largest difference of two logits that float32 explains; the model's logits lie between -20 and 20."""
 
 REMAP: dict[str, Any] = {"window_size": 64}
 
 
 class TrialRun(NamedTuple):
-    """What a model makes of the prompt: its logits, and greedy generation with a cache."""
+    """The logits of a model on the prompt, and greedy generation with a cache."""
 
     logits_1PV: Tensor
     tokens: Tensor
@@ -31,10 +31,10 @@ class TrialRun(NamedTuple):
 
 
 def failures() -> dict[str, str | None]:
-    """What was checked on the shipped model, and why it is wrong; None where it is right.
+    """Run the checks on the shipped model; per check the reason why it fails, or None.
 
-    The keys are ``identity`` (bit-equal logits), ``generation`` (the same tokens), ``remap`` (other logits, none of
-    them NaN), ``decoding`` (with a cache what the dense reference gives without one) and ``restored``.
+    The checks are ``identity`` (bit-equal logits), ``generation`` (the same tokens), ``remap`` (other logits, none of
+    them NaN), ``decoding`` (the same with a cache as the dense reference without one) and ``restored``.
     """
     from posenc.hf.apply import apply
 
@@ -49,23 +49,23 @@ def failures() -> dict[str, str | None]:
         with apply(model, "rerope", backend="reference", **REMAP):
             dense_NV = model(remap.tokens, use_cache=False).logits[0, PROMPT - 1 : -1]
         after = _run(model)
-    off = float((identity.logits_1PV - stock.logits_1PV).abs().max())
-    apart = float((remap.decoded_NV - dense_NV).abs().max())
-    right = {
+    identity_error = float((identity.logits_1PV - stock.logits_1PV).abs().max())
+    decoding_error = float((remap.decoded_NV - dense_NV).abs().max())
+    passed = {
         "identity": torch.equal(identity.logits_1PV, stock.logits_1PV),
         "generation": torch.equal(identity.tokens, stock.tokens),
         "remap": bool(remap.logits_1PV.isfinite().all()) and not torch.equal(remap.logits_1PV, stock.logits_1PV),
-        "decoding": apart <= TOLERANCE,  # False for NaN as well
+        "decoding": decoding_error <= TOLERANCE,  # False for NaN as well
         "restored": all(map(torch.equal, after, stock)),
     }
     reasons = {
-        "identity": f"the identity plan changes the shipped model by {off:.1e}",
+        "identity": f"the identity plan changes the shipped model by {identity_error:.1e}",
         "generation": "under the identity plan the shipped model generates other tokens",
         "remap": "a remap does not change the shipped model, or makes it NaN",
-        "decoding": f"a remap decodes with a cache what is off by {apart:.1e} from the dense reference without one",
+        "decoding": f"under a remap, decoding with a cache is off by {decoding_error:.1e} from the dense reference",
         "restored": "the shipped model is not restored after a remap",
     }
-    return {name: None if right[name] else reason for name, reason in reasons.items()}
+    return {name: None if passed[name] else reason for name, reason in reasons.items()}
 
 
 def _run(model: Any) -> TrialRun:

@@ -1,4 +1,4 @@
-"""Load the models that are measured."""
+"""Load models for measurements."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class ModelSpec(BaseModel):
-    """Which model, and how it is loaded.
+    """A model and how to load it.
 
     Parameters
     ----------
@@ -36,9 +36,9 @@ class ModelSpec(BaseModel):
         ``"tiny"`` (ships with posenc), ``"smollm2"`` (from a Python package), a folder, or a name
         on the Hugging Face hub.
     dtype : str
-        Of the weights; ``"auto"`` is the checkpoint's own.
+        Dtype of the weights; ``"auto"`` is the checkpoint's own.
     device : str
-        What torch calls it, such as ``"cpu"`` or ``"cuda:1"``; ``"auto"`` is the first CUDA GPU that torch sees,
+        Torch's name of it, such as ``"cpu"`` or ``"cuda:1"``; ``"auto"`` is the first CUDA GPU that torch sees,
         else the CPU.
     """
 
@@ -50,18 +50,18 @@ class ModelSpec(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _named(cls, given: Any) -> Any:
-        known = list(cls.model_fields)
-        if isinstance(given, str):
-            return {"name": given}
-        if not isinstance(given, dict) or given.keys() - known:
-            raise ValueError(f"expected a model's name, or a mapping with the keys {', '.join(known)}")
-        return given
+    def _named(cls, value: Any) -> Any:
+        keys = list(cls.model_fields)
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, dict) or value.keys() - keys:
+            raise ValueError(f"expected a model's name, or a mapping with the keys {', '.join(keys)}")
+        return value
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to be measured."""
+    """A loaded model and its tokenizer."""
 
     name: str
     model: Any
@@ -69,7 +69,7 @@ class Loaded:
 
     @property
     def window(self) -> int | None:
-        """Pretraining window in tokens, as the model's configuration declares it, or None where it does not."""
+        """Pretraining window in tokens that the model's configuration declares, or None if it declares none."""
         try:
             return window_of(self.model.config)
         except UnsupportedModelError:
@@ -77,15 +77,15 @@ class Loaded:
 
     @property
     def dtype(self) -> str:
-        """What torch calls the dtype of the weights."""
+        """Torch's name for the dtype of the weights."""
         return str(self.model.dtype)
 
     @contextmanager
     def threads(self) -> Iterator[None]:
         """Run small models on one thread inside the block.
 
-        Their operations are so short that threads mostly wait for each other: on a busy machine
-        with two cores, two threads took 20 times as long as one for the shipped model.
+        Their operations are so short that threads mostly wait for each other: for the shipped model on a busy
+        machine with two cores, two threads took 20 times as long as one.
         """
         import torch
 
@@ -99,15 +99,15 @@ class Loaded:
 
 
 def end_tokens(model: Any) -> tuple[int, ...]:
-    """The tokens at which generation ends: none, one or several, as the checkpoint says."""
+    """The tokens at which generation ends: none, one or several, as the checkpoint declares."""
     ends = model.generation_config.eos_token_id
     return () if ends is None else (ends,) if isinstance(ends, int) else tuple(map(int, ends))
 
 
 def pad_token(model: Any) -> int:
     """A token for generation to pad with: the checkpoint's own, an end token, or 0."""
-    own = model.generation_config.pad_token_id
-    return int(own) if own is not None else next(iter(end_tokens(model)), 0)
+    declared = model.generation_config.pad_token_id
+    return int(declared) if declared is not None else next(iter(end_tokens(model)), 0)
 
 
 def tiny_folder() -> Path:
@@ -126,7 +126,7 @@ def load(which: ModelSpec | str) -> Loaded:
     Raises
     ------
     InvalidInputError
-        If there is no such model, it cannot be read, or its device is not there or too small.
+        If there is no such model, it cannot be read, or its device is missing or too small.
     """
     quiet_transformers()
     spec = which if isinstance(which, ModelSpec) else ModelSpec(name=which, device="cpu")
@@ -137,27 +137,27 @@ def load(which: ModelSpec | str) -> Loaded:
         model.to(device)
     except RuntimeError as error:
         raise InvalidInputError(
-            f"{spec.name}: cannot be put on {device} in {model.dtype}: {first_line(error)}. Take a smaller dtype "
-            "(bfloat16), or another device."
+            f"{spec.name}: cannot be put on {device} in {model.dtype}: {first_line(error)}. Use a smaller dtype "
+            "(bfloat16) or another device."
         ) from error
     model.eval()
     return Loaded(spec.name, model, tokenizer)
 
 
 def find_device(name: str) -> str:
-    """What torch calls a device; for ``"auto"`` the first CUDA GPU that torch sees, else the CPU.
+    """Torch's name of a device; for ``"auto"`` the first CUDA GPU that torch sees, else the CPU.
 
     Raises
     ------
     InvalidInputError
-        If torch knows no such device, or it is not there.
+        If torch knows no such device, or the machine has none.
     """
     import torch
 
     if name == AUTO:
-        found = "cuda:0" if torch.cuda.is_available() else "cpu"
-        logger.info("device auto: %s", found)
-        return found
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+        logger.info("device auto: %s", device)
+        return device
     try:
         torch.empty(1, device=name).cpu()
     except (RuntimeError, AssertionError) as error:
@@ -169,7 +169,7 @@ def find_device(name: str) -> str:
 
 
 def locate(name: str) -> str:
-    """Where transformers finds a model: the folder of ``tiny`` or ``smollm2``, else the folder or hub name given.
+    """What transformers loads a model from: the folder of ``tiny`` or ``smollm2``, else `name`, a folder or hub name.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""Whether what plugins registered works: every strategy plans a few lengths, every backend runs a small case.
+"""Try what plugins registered: every strategy plans a few lengths, and every backend runs a small case.
 
-Discovery only reads declarations. This tries them out, for ``posenc plugins`` and ``posenc doctor``.
+Discovery only reads declarations; ``posenc plugins`` and ``posenc doctor`` also run this.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ TOLERANCE = {torch.float64: 2e-5, torch.float32: 2e-5, torch.float16: 1e-2, torc
 
 
 def tried_records() -> list[PluginRecord]:
-    """The records of all plugins, with the failures of strategies that plan wrongly among the others."""
-    found = {f"strategy {name}": strategy_failure(info) for name, info in strategies().items()}
-    failed = {what: f"{what}: {reason}" for what, reason in found.items() if reason is not None}
+    """The records of all plugins, including the failures of strategies that plan wrongly."""
+    reasons = {f"strategy {name}": strategy_failure(info) for name, info in strategies().items()}
+    failures = {item: f"{item}: {reason}" for item, reason in reasons.items() if reason is not None}
     return [
-        replace(record, failures=(*record.failures, *(failed[what] for what in record.provides if what in failed)))
+        replace(record, failures=(*record.failures, *(failures[item] for item in record.provides if item in failures)))
         for record in plugin_records()
     ]
 
 
 def strategy_failure(info: StrategyInfo) -> str | None:
-    """Why a strategy's plans with default parameters are wrong, or None; also None where it has no defaults."""
+    """Why a strategy's plans with default parameters are wrong; None if they are right, or if it has no defaults."""
     try:
         Planner(info.factory(window=WINDOW), layers=2).try_out()
     except InvalidConfigError:
         return None
-    except Exception as error:  # whatever a plugin raises is a finding
+    except Exception as error:  # whatever a plugin raises is a failure to report
         return f"{type(error).__name__}: {error}"
     return None
 
 
 def backend_state(info: BackendInfo) -> tuple[str, bool | None]:
-    """What a backend does here, in words, and whether it is right; None where it cannot run here."""
+    """The state of a backend on this machine in words, and whether its output is right; None if it cannot run here."""
     device = next((device for device in info.capabilities.devices if _present(device)), None)
     if device is None:
         return f"cannot run here: needs {' or '.join(info.capabilities.devices)}", None
@@ -53,9 +53,9 @@ def backend_state(info: BackendInfo) -> tuple[str, bool | None]:
         refusal = info.backend.refuses(*small_tensors(device, dtype), None)
         if refusal is not None:
             return f"cannot run here: {refusal}", None
-        found = small_attention(info.name, device, dtype)
-        error = float((found - small_attention("reference", "cpu", dtype)).abs().max())
-    except Exception as problem:  # any failure of a backend is a finding, not a crash
+        out = small_attention(info.name, device, dtype)
+        error = float((out - small_attention("reference", "cpu", dtype)).abs().max())
+    except Exception as problem:  # any failure of a backend is reported and does not stop the command
         return f"fails on {device}: {type(problem).__name__}: {problem}", False
     right = error <= TOLERANCE[dtype]  # False for NaN as well
     name = str(dtype).removeprefix("torch.")
@@ -79,7 +79,7 @@ def small_attention(backend: str, device: str, dtype: torch.dtype = torch.float3
 
 
 def small_tensors(device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Its query [1, 4, 300, 64], key and value [1, 2, 300, 64]."""
+    """Query [1, 4, 300, 64], key and value [1, 2, 300, 64] of the small case."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(1, heads, 300, 64, generator=generator).to(device=device, dtype=dtype) for heads in (4, 2, 2)

@@ -1,8 +1,9 @@
-"""Answer several prompts that begin alike, reading what they share once.
+"""Answer several prompts that begin alike, and read their common beginning once.
 
-Prompts of one length differ, for example, only in the question at their end, or from the place on where a
-needle is hidden. Each is read from where it parts from the one before; the keys before that place depend on
-nothing after it. Every forward is told the final prompt length, so the plan is the one of the whole prompt.
+Prompts of one length may differ, for example, only in the question at their end, or only after the place where a
+needle is hidden. Each prompt is read from the first token that differs from the prompt before; the keys of earlier
+tokens do not depend on later ones. Every forward is told the final prompt length, so the plan is that of the whole
+prompt.
 
 Shape letters: P prompt tokens, K kept positions, V vocabulary.
 """
@@ -70,27 +71,27 @@ class SharedPrefill:
             )
         self._cache, self._prompt = output_cache(out), prompt_P
         self.tokens_read += tokens.shape[1]
-        logits: Tensor = out.logits[0].float()
-        return logits
+        logits_KV: Tensor = out.logits[0].float()
+        return logits_KV
 
     @torch.no_grad()
     def answer(self, prompt_P: NDArray[np.int64], new_tokens: int) -> list[int]:
-        """Up to `new_tokens` tokens, greedily, the end-of-text token not included."""
-        said: list[int] = []
+        """Up to `new_tokens` tokens, decoded greedily, without the end-of-text token."""
+        answer: list[int] = []
         ends = end_tokens(self._model)
         logits = self.read(prompt_P)
         while True:
             token = int(logits[-1].argmax())
             if token in ends:
-                return said
-            said.append(token)
-            if len(said) == new_tokens:
-                return said
+                return answer
+            answer.append(token)
+            if len(answer) == new_tokens:
+                return answer
             step = torch.tensor([[token]], device=self._model.device)
             logits = self._model(input_ids=step, **cache_argument(self._model, self._cache), use_cache=True).logits[0]
 
     def _rewind(self, prompt_P: NDArray[np.int64], keep: int) -> int:
-        """Cut the cache back to what the prompt shares with the last one; the number of tokens left in it."""
+        """Cut the cache back to what the prompt shares with the last one, and return how many tokens remain."""
         shared = 0
         if self._cache is not None and len(prompt_P) == len(self._prompt) and can_be_cropped(self._cache):
             differs = np.flatnonzero(prompt_P != self._prompt)

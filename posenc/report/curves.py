@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posenc.calibration import file as record
+from posenc.calibration.file import Calibration, LossScore, TextRecord
 from posenc.evaluate.calibrate.bundle import parse_bundle
 from posenc.evaluate.calibrate.sweep import CandidateSweep
 from posenc.files import read_yaml
@@ -35,15 +35,15 @@ class VCurve:
 
 @dataclass(frozen=True)
 class CalibrationSummary:
-    """What a page shows of a calibration.
+    """The parts of a calibration that a page shows.
 
     Parameters
     ----------
     fit : str
-        LaMPE's curve in words; empty where it was not fitted.
+        LaMPE's curve in words; empty if it was not fitted.
     choices : list of list of str
-        Rows: tokens, strategy, parameters, how many were tried, perplexity on the texts it was chosen on, and on
-        others.
+        Rows: tokens, strategy, parameters, number of candidates, perplexity on the texts that the choice was made on,
+        and on others.
     """
 
     command: str
@@ -63,12 +63,21 @@ def read_calibration(path: Path) -> CalibrationSummary:
         If it is damaged or of another version.
     """
     data = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_yaml(path)
-    found = parse_bundle(data, source=str(path))
-    measured = found.calibration
-    texts = f"chosen on {_names(measured.texts.calibration)}, reported on {_names(measured.texts.report)}"
-    curves = [_curve(sweep) for sweep in found.candidates()]
-    fit = measured.fit_in_words
-    return CalibrationSummary(measured.command, measured.model.name, texts, fit, curves, _choices(measured))
+    bundle = parse_bundle(data, source=str(path))
+    calibration = bundle.calibration
+    return CalibrationSummary(
+        command=calibration.command,
+        model=calibration.model.name,
+        texts=f"chosen on {_names(calibration.texts.calibration)}, reported on {_names(calibration.texts.report)}",
+        fit=calibration.fit_in_words,
+        curves=[_curve(sweep) for sweep in bundle.candidates()],
+        choices=_choices(calibration),
+    )
+
+
+def in_words(params: dict[str, Any]) -> str:
+    """Parameters for tables: ``head=64, mapping=128``; a fitted mapping is ``curve``."""
+    return ", ".join("curve" if isinstance(value, dict) else f"{key}={value}" for key, value in params.items())
 
 
 def _curve(sweep: CandidateSweep) -> VCurve:
@@ -84,30 +93,27 @@ def _curve(sweep: CandidateSweep) -> VCurve:
         params, gap = point.candidate.params, sweep.behind(point)
         others = ", ".join(f"{key} {value}" for key, value in params.items() if key != parameter)
         error = 0.0 if point is best else gap.standard_error
-        at = ChartPoint(float(params.get(parameter, 0)), best.losses.mean + gap.mean, error)
-        lines.setdefault(others or sweep.strategy, []).append(at)
+        drawn = ChartPoint(float(params.get(parameter, 0)), best.losses.mean + gap.mean, error)
+        lines.setdefault(others or sweep.strategy, []).append(drawn)
     ordered = {name: sorted(line, key=lambda point: point.x) for name, line in lines.items()}
     return VCurve(sweep.strategy, sweep.length, parameter, ordered)
 
 
-def _choices(measured: record.Calibration) -> list[list[str]]:
+def _choices(calibration: Calibration) -> list[list[str]]:
     rows = []
-    for length, native in sorted(measured.native.items()):
-        rows.append([str(length), "native", "", "", _shown(native), _shown(measured.native_report.get(length))])
-        mine = {name: found[length] for name, found in measured.strategies.items() if length in found}
-        if length in measured.fitted:
-            mine["lampe, fitted curve"] = measured.fitted[length]
-        for name, choice in mine.items():
-            scores = [_shown(choice.calibration), _shown(choice.report)]
-            rows.append([str(length), name, _parameters(choice.params), str(choice.tried), *scores])
+    for length, native in sorted(calibration.native.items()):
+        report = calibration.native_report.get(length)
+        rows.append([str(length), "native", "", "", _perplexity(native), _perplexity(report)])
+        choices = {name: by_length[length] for name, by_length in calibration.strategies.items() if length in by_length}
+        if length in calibration.fitted:
+            choices["lampe, fitted curve"] = calibration.fitted[length]
+        for name, choice in choices.items():
+            scores = [_perplexity(choice.calibration), _perplexity(choice.report)]
+            rows.append([str(length), name, in_words(choice.params), str(choice.tried), *scores])
     return rows
 
 
-def _parameters(params: dict[str, Any]) -> str:
-    return ", ".join("curve" if isinstance(value, dict) else f"{key}={value}" for key, value in params.items())
-
-
-def _shown(score: record.LossScore | None) -> str:
+def _perplexity(score: LossScore | None) -> str:
     """The perplexity with its error, to first order."""
     if score is None:
         return ""
@@ -115,5 +121,5 @@ def _shown(score: record.LossScore | None) -> str:
     return with_error(value, math.nan if score.standard_error is None else value * score.standard_error)
 
 
-def _names(texts: tuple[record.TextRecord, ...]) -> str:
+def _names(texts: tuple[TextRecord, ...]) -> str:
     return ", ".join(text.name for text in texts) or "no other text"

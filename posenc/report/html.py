@@ -1,4 +1,4 @@
-"""The page as one HTML file that asks for nothing: no script, no font, no image from elsewhere."""
+"""The page as one HTML file that loads nothing: no script, no font and no image from elsewhere."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ svg text { font: 10px system-ui, sans-serif; fill: #333; }
 .heat small { display: block; font-size: .66rem; }
 """
 _STRONG = re.compile(r"\*\*(.+?)\*\*")
-"""What Markdown prints bold."""
+"""Text that Markdown prints bold."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -71,8 +71,8 @@ def _section(number: int, section: Section) -> str:
 
 def _group(kind: type[Block], blocks: list[Block]) -> str:
     if kind is Heat:
-        found = [block for block in blocks if isinstance(block, Heat)]
-        tasks = groupby(found, lambda heat: heat.table.task)
+        every = [block for block in blocks if isinstance(block, Heat)]
+        tasks = groupby(every, lambda heat: heat.table.task)
         return "".join(
             f"<h3>{escape(task)}: share right by depth and length</h3>"
             f'<div class="tiles">{"".join(_heat(heat) for heat in heats)}</div>'

@@ -1,4 +1,4 @@
-"""Position maps as pictures inside the page: small PNG images, written by hand, as data addresses."""
+"""Position maps inside the page: small PNG images as data addresses, encoded here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from posenc.plan import PositionPlan
 
 SIDE = 120
 SCALE = ((68, 1, 84), (65, 68, 135), (42, 120, 142), (34, 168, 132), (122, 209, 81), (253, 231, 37))
-"""Anchors of viridis, which grows evenly in lightness and is safe for the colour-blind."""
+"""Anchors of viridis, whose lightness grows evenly and which the colour-blind can read."""
 BEYOND, NOTHING = (176, 176, 176), (255, 255, 255)
 
 
@@ -28,7 +28,7 @@ def colours(share: NDArray[np.float64] | float) -> NDArray[np.uint8]:
 
 
 def map_address(plan: PositionPlan, highest: float) -> str:
-    """A plan's map as the address of a PNG image: white where not attended, grey beyond `highest`."""
+    """A plan's map as the address of a PNG image: white for pairs that are not attended, grey beyond `highest`."""
     _, relative = sample_map(plan, SIDE)
     pixels = colours(np.clip(np.nan_to_num(relative) / max(highest, 1.0), 0, 1))
     pixels[np.nan_to_num(relative) >= highest + (highest == 0)] = BEYOND
@@ -48,14 +48,13 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def config_of(strategy: dict[str, object]) -> Config:
-    """The configuration behind the strategy of a cell's identity."""
-    given = {key: value for key, value in strategy.items() if key != "frequencies"}
-    found: dict[str, object] = {"strategy": given}
+    """The configuration that the strategy of a cell's identity describes."""
+    config: dict[str, object] = {"strategy": {key: value for key, value in strategy.items() if key != "frequencies"}}
     if "frequencies" in strategy:
-        found["frequencies"] = strategy["frequencies"]
-    return read_config(found, source="result")
+        config["frequencies"] = strategy["frequencies"]
+    return read_config(config, source="result")
 
 
 def is_beyond(plan: PositionPlan) -> bool:
-    """True where the plan shows the model a distance that it was not trained on."""
+    """True if the plan has a relative distance that the model was not trained on."""
     return plan.max_relative >= (plan.window or math.inf)

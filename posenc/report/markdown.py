@@ -1,4 +1,4 @@
-"""The same page in Markdown: every number, no pictures."""
+"""The page in Markdown, with every number and without pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a page says, before it is HTML or Markdown: sections of text, charts, tables, heat maps and pictures."""
+"""The content of a page before it is HTML or Markdown: sections of text, charts, tables, heat maps and pictures."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from posenc.report.tables import (
 from posenc.trace import quiet
 
 LOWEST_LOSS, HIGHEST_LOSS = 0.1, 1.0
-"""Nats per token above the best candidate that a V-curve shows at least, and at most."""
+"""Least and most nats per token above the best candidate that a V-curve shows."""
 WIDE = 10
-"""Ratio of parameters from which a V-curve's scale is logarithmic."""
+"""Ratio of the largest to the smallest parameter above which the scale of a V-curve is logarithmic."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Heat:
-    """A depth table that is coloured, 0 to 1."""
+    """A depth table that is coloured from 0 to 1."""
 
     table: DepthTable
 
@@ -57,7 +57,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Picture:
-    """A position map: the address of its image, and what it shows."""
+    """A position map: the address of its image, and a caption."""
 
     title: str
     address: str
@@ -79,9 +79,9 @@ class Section:
 
 def sections(material: Material) -> list[Section]:
     """Every section of a page, in its order."""
-    found = [_sweep(path, sweep) for path, sweep in material.sweeps.items()]
-    found += [_calibration(path, calibration) for path, calibration in material.calibrations.items()]
-    return found + [_bench(path, result) for path, result in material.benches.items()]
+    sweeps = [_sweep(path, sweep) for path, sweep in material.sweeps.items()]
+    calibrations = [_calibration(path, calibration) for path, calibration in material.calibrations.items()]
+    return [*sweeps, *calibrations, *(_bench(path, result) for path, result in material.benches.items())]
 
 
 def _sweep(path: str, sweep: Sweep) -> Section:
@@ -104,14 +104,14 @@ def _sweep(path: str, sweep: Sweep) -> Section:
 
 
 def _lowest(table: ScoreTable) -> str:
-    """Which strategy has the lowest perplexity where, in words."""
-    found: dict[str, list[str]] = {}
-    for at, length in enumerate(table.lengths):
-        scores = {label: row[at] for label, row in table.rows.items()}
+    """Name the strategies with the lowest perplexity and their lengths, in words."""
+    lengths_of: dict[str, list[str]] = {}
+    for column, length in enumerate(table.lengths):
+        scores = {label: row[column] for label, row in table.rows.items()}
         best = [label for label, score in scores.items() if score is not None and score.value == 1 and score.error == 0]
         for label in best:
-            found.setdefault(label, []).append(str(length))
-    lists = "; ".join(f"{label} at {', '.join(lengths)} tokens" for label, lengths in found.items())
+            lengths_of.setdefault(label, []).append(str(length))
+    lists = "; ".join(f"{label} at {', '.join(lengths)} tokens" for label, lengths in lengths_of.items())
     return f"Lowest {table.title.split(':')[0]}: {lists or 'not measured'}. Whether others differ: the table of ratios."
 
 
@@ -145,11 +145,11 @@ def _grid(table: ScoreTable, window: int | None) -> Grid:
 def _maps(sweep: Sweep) -> Iterator[Picture]:
     """One map per strategy, at the longest length, on one colour scale that ends at the window."""
     longest = max(cell.length for cell in sweep.cells)
-    shown = {cell.label: cell for cell in sweep.cells if cell.length == longest}
-    with quiet():  # a curve that the sweep was warned of need not be warned of again
+    cells = {cell.label: cell for cell in sweep.cells if cell.length == longest}
+    with quiet():  # warnings about a strategy were shown when the sweep was planned
         plans = {
             label: config_of(cell.identity["strategy"]).make(sweep.window).plan(longest)
-            for label, cell in shown.items()
+            for label, cell in cells.items()
         }
     for label, plan in plans.items():
         highest = float(plan.window or max(plan.max_relative, 1))

@@ -1,4 +1,4 @@
-"""Find and read the results that a page is made of: sweeps, calibrations, benchmarks."""
+"""Find and read the results for a page: sweeps, calibrations and benchmarks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SUFFIXES = (".json", ".yaml", ".yml")
 
 @dataclass
 class Material:
-    """Everything read, by the path it came from."""
+    """Results by the path they were read from."""
 
     sweeps: dict[str, Sweep] = field(default_factory=dict)
     calibrations: dict[str, CalibrationSummary] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Material:
 
     @property
     def empty(self) -> bool:
-        """True when there is nothing to report."""
+        """True if there is nothing to report."""
         return not (self.sweeps or self.calibrations or self.benches)
 
 
@@ -39,13 +39,13 @@ def collect(paths: Sequence[Path]) -> Material:
     Parameters
     ----------
     paths : sequence of Path
-        Files, or folders that are searched for results; other files in a folder are passed over.
+        Files, or folders that are searched for results; other files in a folder are ignored.
 
     Raises
     ------
     InvalidInputError
-        If a path does not exist, a file named here is no result, a result is damaged or of another version, or
-        nothing was found.
+        If a path does not exist, a file in `paths` is no result, a result is damaged or of another version, or there
+        are no results at all.
     """
     material = Material()
     for path in paths:
@@ -75,7 +75,7 @@ def _search(folder: Path, material: Material) -> None:
 
 
 def _add(path: Path, material: Material) -> bool:
-    """Read a file if it is a result; its own reader says what is wrong with it if it is damaged."""
+    """Read a file if it is a result, and return whether it is one; the reader of its format refuses a damaged one."""
     kind = _format(path)
     if kind == FORMAT:
         material.sweeps[str(path)] = read_sweep(path)
@@ -106,5 +106,5 @@ def _format(path: Path) -> str | None:
         raise
     if not isinstance(data, dict):
         return None
-    inner = data.get("calibration")  # a bundle of posenc calibrate
-    return data.get("format") or (inner.get("format") if isinstance(inner, dict) else None)
+    calibration = data.get("calibration")  # in a bundle of posenc calibrate
+    return data.get("format") or (calibration.get("format") if isinstance(calibration, dict) else None)

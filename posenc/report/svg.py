@@ -1,4 +1,4 @@
-"""Line charts as SVG text: no library, no script, readable without colour (every line has its own mark and dashes)."""
+"""Line charts as SVG text without a library or a script, readable without colour: lines differ in mark and dashes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ChartPoint:
 
 @dataclass(frozen=True)
 class Axis:
-    """Maps values onto pixels, evenly or by their logarithm."""
+    """Maps values to pixels, linearly or by their logarithm."""
 
     low: float
     high: float
@@ -41,7 +41,7 @@ class Axis:
     log: bool
 
     def __call__(self, value: float) -> float:
-        """Pixel of a value; values outside stop at the edge."""
+        """Pixel of a value; values outside the axis are drawn at its edge."""
         low, high, value = (math.log(v) if self.log else v for v in (self.low, self.high, self._inside(value)))
         share = (value - low) / (high - low) if high > low else 0.5
         return self.start + share * (self.stop - self.start)
@@ -61,7 +61,7 @@ def line_chart(
     window: int | None = None,
     bounds: tuple[float, float] | None = None,
 ) -> str:
-    """A chart with error bars of one standard error, and its legend; values that are no number are left out.
+    """A chart with error bars of one standard error, and its legend; values that are not numbers are left out.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def line_chart(
     window : int, optional
         Marked on the x axis.
     bounds : (float, float), optional
-        Lowest and highest value drawn; what lies above stops there, marked by an arrow.
+        Lowest and highest value drawn; higher values are drawn there, as an arrow.
     """
     drawn = {label: [p for p in points if math.isfinite(p.y)] for label, points in series.items()}
     every = [point for points in drawn.values() for point in points]
@@ -97,15 +97,15 @@ def line_chart(
 
 
 def style(number: int) -> tuple[str, str, str]:
-    """Colour, dashes and mark of the line of that number; no two of the first hundred are alike."""
+    """Colour, dashes and mark of the line of that number; the first hundred all differ."""
     return COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)], MARKS[number % len(MARKS)]
 
 
 def ticks(low: float, high: float, *, log: bool) -> list[float]:
     """Four or so round numbers between two values."""
     if log:
-        found = [m * 10.0**e for e in range(-3, 8) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
-        return found if len(found) >= 2 else [low, high]
+        rounds = [m * 10.0**e for e in range(-3, 8) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+        return rounds if len(rounds) >= 2 else [low, high]
     step = 10.0 ** math.floor(math.log10((high - low) / 3)) if high > low else 1.0
     step *= next((m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= 6), 10)
     first = math.ceil(low / step)

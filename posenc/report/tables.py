@@ -1,4 +1,4 @@
-"""Numbers with their errors, out of the samples of a sweep."""
+"""Numbers with their errors, from the samples of a sweep."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from posenc.evaluate.tasks.base import over_documents
 
 @dataclass(frozen=True)
 class ScoreWithError:
-    """A number, its standard error over documents (NaN for a single one), and how many documents there were."""
+    """A number, its standard error over documents (NaN for a single one), and the number of documents."""
 
     value: float
     error: float
@@ -27,7 +27,7 @@ class ScoreWithError:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """One task of a sweep: a row per strategy, a column per length; None where nothing was measured.
+    """One task of a sweep: a row per strategy, a column per length; None for a cell that is not measured.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class ScoreTable:
 
 @dataclass(frozen=True)
 class DepthTable:
-    """Where a strategy finds what was hidden: a row per depth, a column per length."""
+    """The score of one strategy by depth and length: a row per depth, a column per length."""
 
     label: str
     task: str
@@ -57,7 +57,7 @@ class DepthTable:
 
 
 def with_error(value: float, error: float) -> str:
-    """A number and its standard error as people write them: two decimals, three where the error is below 0.01."""
+    """A number and its standard error with two decimals, or three if the error is below 0.01."""
     if not math.isfinite(value):
         return "-"
     decimals = 3 if 0 < error < 0.01 else 2
@@ -71,7 +71,7 @@ def length_head(length: int, window: int | None) -> str:
 
 
 def tasks_of(sweep: Sweep) -> list[str]:
-    """The tasks of a sweep by name, in its order."""
+    """The names of the tasks of a sweep, in its order."""
     return list(dict.fromkeys(cell.task for cell in sweep.cells))
 
 
@@ -123,7 +123,7 @@ def ratio_tables(sweep: Sweep) -> list[ScoreTable]:
 def pair_tables(sweep: Sweep) -> list[ScoreTable]:
     """Each strategy against the one that its suite compares it with, and the error of the paired difference.
 
-    Losses as the ratio of the perplexities, shares that are right as their difference.
+    Losses are compared as the ratio of the perplexities, accuracies as their difference.
     """
     tables = []
     for task in tasks_of(sweep):
@@ -146,30 +146,30 @@ def pair_tables(sweep: Sweep) -> list[ScoreTable]:
 
 
 def depth_tables(sweep: Sweep) -> list[DepthTable]:
-    """One table per strategy and task that hides something."""
+    """One table per strategy, for every task that hides something."""
     tables = []
     for task in tasks_of(sweep):
         cells = [cell for cell in sweep.cells if cell.task == task]
         depths = sorted({s.depth for cell in cells for s in cell.samples or () if s.depth is not None})
         lengths = tuple(sorted({cell.length for cell in cells}))
         for label in _labels(cells) if depths else ():
-            own = [cell for cell in cells if cell.label == label]
+            labelled = [cell for cell in cells if cell.label == label]
             rows = {}
             for depth in depths:
-                means = _means(own, depth)
+                means = _means(labelled, depth)
                 rows[depth] = tuple(_score(means.get((label, length)), loss=False) for length in lengths)
             tables.append(DepthTable(label, task, lengths, rows))
     return tables
 
 
 def _means(cells: Sequence[SweepEntry], depth: float | None = None) -> dict[tuple[str, int], Mean]:
-    """Per strategy and length one value per document, seeds one after the other."""
-    found: dict[tuple[str, int], list[float]] = {}
+    """Per strategy and length one value per document, for all seeds."""
+    values: dict[tuple[str, int], list[float]] = {}
     for cell in sorted(cells, key=lambda cell: cell.seed):
         samples = [s for s in cell.samples or () if depth is None or s.depth == depth]
         if samples:
-            found.setdefault((cell.label, cell.length), []).extend(over_documents(samples).values)
-    return {key: Mean(tuple(values)) for key, values in found.items()}
+            values.setdefault((cell.label, cell.length), []).extend(over_documents(samples).values)
+    return {key: Mean(tuple(scores)) for key, scores in values.items()}
 
 
 def _score(mean: Mean | None, *, loss: bool) -> ScoreWithError | None:
@@ -198,5 +198,7 @@ def _labels(cells: Sequence[SweepEntry]) -> list[str]:
 
 
 def _span(counts: Iterable[int]) -> str:
-    found = sorted(set(counts))
-    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}" if found else "0"
+    distinct = sorted(set(counts))
+    if len(distinct) > 1:
+        return f"{distinct[0]} to {distinct[-1]}"
+    return str(distinct[0]) if distinct else "0"

@@ -32,11 +32,11 @@ def write_report(paths: Sequence[Path], out: Path, *, title: str = "Results", na
     InvalidInputError
         If there are no results, one is damaged, or the pages cannot be written.
     """
-    found = sections(collect(paths))
+    content = sections(collect(paths))
     make_folder(out)
     pages = {
-        out / f"{name}.html": html.page(title, INTRODUCTION, found),
-        out / f"{name}.md": markdown.page(title, INTRODUCTION, found),
+        out / f"{name}.html": html.page(title, INTRODUCTION, content),
+        out / f"{name}.md": markdown.page(title, INTRODUCTION, content),
     }
     for path, text in pages.items():
         with replacing(path) as temporary:

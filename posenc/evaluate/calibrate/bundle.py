@@ -64,8 +64,9 @@ class CalibrationBundle(StrictModel):
     @model_validator(mode="after")
     def _one_is_whole(self) -> CalibrationBundle:
         for name, by_length in self.sweeps.items():
-            for length, own in by_length.items():
-                if max((len(one.losses) for one in own), default=0) != self.calibration.settings.documents:
+            for length, candidates in by_length.items():
+                most = max((len(candidate.losses) for candidate in candidates), default=0)
+                if most != self.calibration.settings.documents:
                     raise ValueError(f"sweeps.{name}.{length}: no candidate has a loss for every document")
         return self
 
@@ -73,10 +74,10 @@ class CalibrationBundle(StrictModel):
         """Every sweep, as the calibration saw it."""
         window, documents = self.calibration.model.fingerprint.window, self.calibration.settings.documents
         for name, by_length in self.sweeps.items():
-            for length, own in by_length.items():
+            for length, candidates in by_length.items():
                 points = tuple(
-                    ScoredCandidate(Candidate(name, one.params, window), Mean(one.losses), one.max_relative)
-                    for one in own
+                    ScoredCandidate(Candidate(name, entry.params, window), Mean(entry.losses), entry.max_relative)
+                    for entry in candidates
                 )
                 yield CandidateSweep(name, length, documents, points)
 
@@ -86,8 +87,8 @@ def bundle(outcome: CalibrationOutcome) -> CalibrationBundle:
     return CalibrationBundle(
         calibration=outcome.calibration,
         reported={
-            length: {label: _rounded(losses.values) for label, losses in own.items()}
-            for length, own in outcome.reported.items()
+            length: {label: _rounded(losses.values) for label, losses in by_label.items()}
+            for length, by_label in outcome.reported.items()
         },
         sweeps={
             name: {
@@ -124,7 +125,7 @@ def write_bundle(content: CalibrationBundle, path: Path) -> Path:
     data = as_dict(content)
     parts = [f' "calibration": {json.dumps(data["calibration"], indent=1, ensure_ascii=False)}']
     for key in ("reported", "sweeps"):
-        lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(own)}" for name, own in data[key].items())
+        lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in data[key].items())
         parts.append(f' "{key}": {{\n{lines}\n }}')
     with replacing(path) as temporary:
         temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")

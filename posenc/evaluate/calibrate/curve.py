@@ -2,9 +2,9 @@
 
 Three free parameters on a handful of lengths are degenerate: curves with very different c pass through the same
 points. So c is not fitted: it is the largest mapping length whose plan keeps every distance inside the window at every
-length that was measured. The other two follow from U at the shortest and at the longest length, and those are
+length that was measured. The other two follow from U at the shortest and at the longest length, which are
 chosen to minimize the measured loss itself, interpolated between the mapping lengths tried. (Fitting U to the best
-point of each length would forget how flat each minimum is.)
+point of each length would ignore how flat each minimum is.)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from posenc.evaluate.calibrate.sweep import CandidateSweep, ScoredCandidate
 from posenc.plugins import strategy
 
 STEPS = 48
-"""Values of U tried at either end."""
+"""Values of U tried at each end."""
 SAMPLES = 1000
 """Resamplings of the documents."""
 INTERVAL = (2.5, 97.5)
@@ -29,7 +29,7 @@ INTERVAL = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted curve, the head and tail it was measured with, and how sure it is."""
+    """A fitted curve, the head and tail it was measured with, and its confidence intervals."""
 
     mapping: dict[str, float]
     head: int
@@ -39,7 +39,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class _HeadCurves:
-    """The curves that fit inside the window for one head, and what each would have cost."""
+    """The curves that stay inside the window for one head, and what is needed to compute their losses."""
 
     head: int
     tail: int
@@ -58,7 +58,7 @@ class _HeadCurves:
 
 
 def fit_curve(sweeps: list[CandidateSweep], window: int, *, seed: int) -> Fit:
-    """Fit the curve to the sweeps of ``lampe``, one per length; the head that costs least is chosen with it.
+    """Fit the curve to the sweeps of ``lampe``, one per length; the head with the lowest loss is chosen with it.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def fit_curve(sweeps: list[CandidateSweep], window: int, *, seed: int) -> Fit:
 
 
 def largest_inside(head: int, lengths: list[int], window: int) -> int:
-    """Largest mapping length whose plan keeps ``max_relative`` below the window at every length; 0 if none does."""
+    """Largest mapping length whose plan keeps ``max_relative`` below the window at every length; 0 if there is none."""
 
     def inside(mapping: int) -> bool:
         lampe = strategy("lampe", window=window, head=head, mapping=mapping)
@@ -110,7 +110,7 @@ def _prepare(head: int, sweeps: list[CandidateSweep], window: int) -> _HeadCurve
     if not bound or not all(points):
         return None
     c = bound + 0.999  # int() cuts it to the bound
-    lowest = max(int(own[0].candidate.params["mapping"]) for own in points)
+    lowest = max(int(usable[0].candidate.params["mapping"]) for usable in points)
     ends = np.geomspace(min(lowest, bound), 0.995 * bound, STEPS)
     first, last = (grid.ravel() for grid in np.meshgrid(ends, ends))
     rising = last >= first if lengths[-1] > lengths[0] else last == first
@@ -118,16 +118,16 @@ def _prepare(head: int, sweeps: list[CandidateSweep], window: int) -> _HeadCurve
     a = (high - low) / max(lengths[-1] - lengths[0], 1)
     curves = np.stack([a, low - a * lengths[0]], axis=1)
     weights = tuple(
-        _interpolation(_mapped(c, curves, length), [int(p.candidate.params["mapping"]) for p in own])
-        for length, own in zip(lengths, points, strict=True)
+        _interpolation(_mapped(c, curves, length), [int(p.candidate.params["mapping"]) for p in usable])
+        for length, usable in zip(lengths, points, strict=True)
     )
-    losses = tuple(sweep.completed(own) for sweep, own in zip(sweeps, points, strict=True))
+    losses = tuple(sweep.completed(usable) for sweep, usable in zip(sweeps, points, strict=True))
     tail = int(points[0][0].candidate.strategy.tail)  # type: ignore[attr-defined]
     return _HeadCurves(head, tail, c, curves, weights, losses)
 
 
 def _mapped(c: float, curves: NDArray[np.float64], length: int) -> NDArray[np.float64]:
-    """U at one length, not rounded, [curves]."""
+    """U at one length before rounding, [curves]."""
     mapped: NDArray[np.float64] = c / (1 + np.exp(-(curves[:, 0] * length + curves[:, 1])))
     return mapped
 

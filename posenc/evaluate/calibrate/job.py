@@ -220,8 +220,8 @@ def run(job: CalibrationJob, folder: Path, step: Step = lambda description, toke
 
     strategies = {
         name: {
-            length: choice(name, own.best.candidate, length, len(own.points), own.best.losses)
-            for length, own in by_length.items()
+            length: choice(name, scored.best.candidate, length, len(scored.points), scored.best.losses)
+            for length, scored in by_length.items()
         }
         for name, by_length in sweeps.items()
     }
@@ -251,7 +251,7 @@ def run(job: CalibrationJob, folder: Path, step: Step = lambda description, toke
         confidence=None if fit is None else fit.confidence,
         fitted=fitted,
         native={length: score_of(mean, mean) for length, mean in native.items()},
-        native_report={length: score_of(own["native"], own["native"]) for length, own in report.losses.items()},
+        native_report={length: score_of(means["native"], means["native"]) for length, means in report.losses.items()},
         strategies=strategies,
     )
     return CalibrationOutcome(calibration, sweeps, report.losses)
@@ -305,7 +305,7 @@ def _fit(job: CalibrationJob, sweeps: dict[str, dict[int, CandidateSweep]]) -> c
     """Fit the curve on the lengths beyond the window: inside it nothing needs to be compressed."""
     if FITTED not in sweeps:
         return None
-    beyond = [own for length, own in sorted(sweeps[FITTED].items()) if length > job.window]
+    beyond = [scored for length, scored in sorted(sweeps[FITTED].items()) if length > job.window]
     return curve.fit_curve(beyond or list(sweeps[FITTED].values()), job.window, seed=job.options.seed)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 
 from posenc.evaluate.models import Loaded
 from posenc.evaluate.sweep.cell import Cell
@@ -28,9 +29,7 @@ def seconds_per_cell(loaded: Loaded, cells: Sequence[Cell], measured: Mapping[st
     for cell, estimate in zip(cells, estimates, strict=True):
         if cell.id in measured:
             pairs.setdefault(cell.task["task"], []).append((measured[cell.id], estimate))
-    corrections = {
-        task: sum(seconds for seconds, _ in own) / sum(estimate for _, estimate in own) for task, own in pairs.items()
-    }
+    corrections = {task: sum(map(itemgetter(0), both)) / sum(map(itemgetter(1), both)) for task, both in pairs.items()}
     return [
         measured.get(cell.id, estimate * corrections.get(cell.task["task"], 1.0))
         for cell, estimate in zip(cells, estimates, strict=True)

@@ -210,7 +210,7 @@ def _follow(submitted: list[Any], identifiers: list[str], folder: ResultsFolder)
     for job in submitted:
         problem = job.exception()
         if problem is None:
-            outcomes |= {one["id"]: CellOutcome.model_validate(one) for one in job.result()}
+            outcomes |= {data["id"]: CellOutcome.model_validate(data) for data in job.result()}
         else:
             failed_job = CellOutcome(id="", error=f"job {job.job_id} failed: {str(problem).strip().splitlines()[-1]}")
     for identifier in sorted(missing):

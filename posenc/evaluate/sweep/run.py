@@ -91,7 +91,7 @@ def execute(
                 step(cells[outcome.id].title, cells[outcome.id].tokens)
         sweep = planned.folder.load()
     if failed:
-        lines = "\n".join(f"  {cells[one.id].title} ({one.id}): {one.error}" for one in failed[:SHOWN])
+        lines = "\n".join(f"  {cells[cell.id].title} ({cell.id}): {cell.error}" for cell in failed[:SHOWN])
         more = f"\n  and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
         raise PosencError(
             f"{len(failed)} of {len(planned.cells)} cells could not be measured; the others are in "

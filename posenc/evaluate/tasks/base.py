@@ -1,4 +1,4 @@
-"""What a task is: a few settings, and how they turn a model under a strategy into scores."""
+"""The base of every task: a few settings, and a measurement that turns a model under a strategy into scores."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ if TYPE_CHECKING:
 
 
 class Sample(BaseModel):
-    """One scored thing.
+    """One score.
 
     Parameters
     ----------
     document : int
-        Samples of one document share its text, so they are not independent: errors are over documents.
+        Number of the document. Samples of one document share its text and are not independent, so errors are over
+        documents.
     score : float
-        Nats per token for losses, otherwise the share that is right.
+        Nats per token for losses, otherwise the share that is right; None in a file if it was not a number.
     depth : float, optional
         Where the needle was hidden: 0 is the start of the context, 1 its end.
     expected, answer : str, optional
-        What was asked for, and what the model said.
+        The right answer, and the model's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,7 +52,7 @@ class Sample(BaseModel):
 
 
 def over_documents(samples: Sequence[Sample]) -> Mean:
-    """One value per document: the mean of its samples. A score that is no number (null in JSON) is NaN."""
+    """One value per document: the mean of its samples. A score of None counts as NaN."""
     by_document: dict[int, list[float]] = {}
     for sample in samples:
         by_document.setdefault(sample.document, []).append(math.nan if sample.score is None else sample.score)
@@ -60,7 +61,7 @@ def over_documents(samples: Sequence[Sample]) -> Mean:
 
 @dataclass(frozen=True)
 class Source:
-    """A text as one model's tokenizer reads it."""
+    """A text, and the tokenizer of the model that reads it."""
 
     tokenizer: Any
     text: Text
@@ -76,11 +77,11 @@ class Source:
         return fingerprint.of_text(self.text)
 
     def encode(self, words: str) -> NDArray[np.int64]:
-        """Tokens of a piece of a prompt."""
+        """Tokens of a piece of a prompt, int64 [T]."""
         return np.asarray(self.tokenizer.encode(words, add_special_tokens=False), dtype=np.int64)
 
     def require(self, tokens: int, what: str) -> None:
-        """Raise InvalidInputError unless the text has that many tokens."""
+        """Raise InvalidInputError if the text has fewer tokens; `what` begins the message."""
         if len(self.tokens) < tokens:
             raise InvalidInputError(
                 f"{what}: the text {self.text.name} has {len(self.tokens)} tokens, and {tokens} are needed. "
@@ -106,7 +107,7 @@ class Subject:
 
 
 class Task(BaseModel, ABC):
-    """Settings of a task as they stand in a suite; each subclass is one task.
+    """A task and its settings as a suite gives them; each subclass is one task.
 
     Class attributes
     ----------------
@@ -132,29 +133,29 @@ class Task(BaseModel, ABC):
     documents: PositiveInt = 4
 
     def fitted(self, lengths: Sequence[int]) -> Task:
-        """The task for a suite of these lengths; it may depend on the longest."""
+        """The task for a suite of these lengths, if it depends on the longest one."""
         return self
 
     @abstractmethod
     def check(self, source: Source, length: int, seed: int) -> None:
-        """Raise InvalidInputError if the task cannot be made at this length."""
+        """Raise InvalidInputError if the length has no room for the task, or the text is too short."""
 
     @abstractmethod
     def measure(self, subject: Subject, source: Source, length: int, seed: int) -> Iterable[Sample]:
-        """Score a model: one sample after the other, so that whoever asks can show how far it is."""
+        """Measure a model. Samples may be yielded one by one, so that progress can be shown."""
 
     @property
     def prefills(self) -> int:
-        """About how many inputs of the full length one cell reads, for estimates."""
+        """Inputs of the full length that one cell reads, approximately; for time estimates."""
         return self.documents
 
     def settings(self) -> dict[str, Any]:
-        """Everything that determines what is asked, as plain data; the text goes by its content instead."""
+        """Everything that determines the prompts, as plain data; the text is identified by its content instead."""
         return {"task": self.name, "version": self.version, **self.model_dump(mode="json", exclude={"text"})}
 
     @property
     def title(self) -> str:
         """A name for tables: that of the task, and the settings that differ from their defaults."""
-        given = self.model_dump(mode="json", exclude_defaults=True, exclude=set(self.unnamed))
-        shown = ", ".join(f"{key}={value}" for key, value in given.items() if not isinstance(value, list))
-        return f"{self.name} ({shown})" if shown else self.name
+        changed = self.model_dump(mode="json", exclude_defaults=True, exclude=set(self.unnamed))
+        settings = ", ".join(f"{key}={value}" for key, value in changed.items() if not isinstance(value, list))
+        return f"{self.name} ({settings})" if settings else self.name

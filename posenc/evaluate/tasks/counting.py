@@ -1,6 +1,6 @@
 """Common and frequent words (RULER, Hsieh et al. 2024, arXiv 2404.06654): aggregate over the whole context.
 
-Both fill the length with words and leave less than one word's tokens unused.
+Both fill the length with words, to within one word.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CODE = 6
 
 
 class CommonWords(QuestionTask):
-    """A shuffled list: `common` words come `often` times each, as many others as fit come `seldom` times."""
+    """A shuffled list: `common` words occur `often` times each, and as many others as fit occur `seldom` times."""
 
     name: ClassVar[str] = "common_words"
     summary: ClassVar[str] = "the words that come most often in a list (RULER)"
@@ -41,7 +41,7 @@ class CommonWords(QuestionTask):
         super().check(source, length, seed)
 
     def questions(self, source: Source, length: int, rng: np.random.Generator) -> list[Question]:
-        most = self.common + length // self.seldom  # a word takes a token at least
+        most = self.common + length // self.seldom  # a word takes at least one token
         words = made_up(rng, most)
         chosen, others = words[: self.common], words[self.common :]
         head, end = source.encode(COMMON_HEAD), source.encode(COMMON_QUESTION.format(count=self.common))
@@ -70,7 +70,7 @@ class CommonWords(QuestionTask):
 
 
 class FrequentWords(QuestionTask):
-    """Code words drawn from a Zeta distribution; the most frequent one is noise, the `asked` after it are asked for."""
+    """Code words of a Zeta distribution: the most frequent is noise; the next `asked` are asked for."""
 
     name: ClassVar[str] = "frequent_words"
     summary: ClassVar[str] = "the most frequent words of a Zeta distribution (RULER)"
@@ -92,7 +92,7 @@ class FrequentWords(QuestionTask):
         head, end = source.encode(FREQUENT_HEAD), source.encode(FREQUENT_QUESTION.format(count=self.asked))
         room = length - len(head) - len(end)
         sizes = np.array([len(piece) for piece in pieces])
-        # Counts are the expected ones rather than drawn ones, so that the order of the words is never a matter of luck.
+        # Counts are expected values and not drawn, so that the order of the words never depends on chance.
         low, high = 0, max(room, 0)
         while low < high:
             middle = (low + high + 1) // 2

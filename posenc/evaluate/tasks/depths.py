@@ -1,4 +1,4 @@
-"""Depths in a suite: where in the context something is hidden."""
+"""Depths in a suite: the places in the context where something is hidden."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents spread evenly over a text. Every length of a suite reads the same ends of them."""
+"""Documents that are spread evenly over a text; every length of a suite reads the ends of the same ones."""
 
 from __future__ import annotations
 

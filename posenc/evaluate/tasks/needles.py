@@ -1,7 +1,7 @@
 """Needles in a haystack, the four kinds of RULER (Hsieh et al. 2024, arXiv 2404.06654, section 3).
 
-The definitions are RULER's; wording, words and haystacks are our own, so scores compare between strategies
-here and not with published ones.
+The definitions are RULER's. The wording, words and haystacks are our own, so scores can be compared between
+strategies, but not with published ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _spread(count: int) -> list[float]:
 
 
 class _Needles(QuestionTask):
-    """One prompt per question, from ``(depth, key, value)`` triples and the keys that are asked for."""
+    """Makes prompts from ``(depth, key, value)`` triples and the keys that the question asks for."""
 
     def _ask(
         self,
@@ -37,9 +37,9 @@ class _Needles(QuestionTask):
         length: int,
         rng: np.random.Generator,
         hidden: list[tuple[float, str, str]],
-        asked: list[str],
+        keys: list[str],
     ) -> Question:
-        template = ASK_ONE if sum(key in asked for _, key, _ in hidden) == 1 else ASK_MANY
+        template = ASK_ONE if sum(key in keys for _, key, _ in hidden) == 1 else ASK_MANY
         (prompt,) = hide(
             source,
             length,
@@ -47,14 +47,14 @@ class _Needles(QuestionTask):
             what=self.name,
             head=HEAD,
             needles=[(depth, NEEDLE.format(key=key, value=value)) for depth, key, value in hidden],
-            questions=[template.format(keys=_listed(asked))],
+            questions=[template.format(keys=_listed(keys))],
         )
-        references = tuple(Reference(value, depth) for depth, key, value in hidden if key in asked)
+        references = tuple(Reference(value, depth) for depth, key, value in hidden if key in keys)
         return Question(prompt, references, room_for(source, references))
 
 
 class _OneByOne(_Needles):
-    """The needle that is asked for moves through the depths, in otherwise the same haystack."""
+    """The needle moves through the depths in an otherwise constant haystack."""
 
     depths: Depths = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -68,7 +68,7 @@ class _OneByOne(_Needles):
         (key,), (value,) = self._new(rng, distractors)
         state = rng.bit_generator.state
         questions = []
-        for depth in sorted(self.depths, reverse=True):  # the deepest first: the next shares all that precedes it
+        for depth in sorted(self.depths, reverse=True):  # deepest first: the next shares what precedes it
             rng.bit_generator.state = state
             questions.append(self._ask(source, length, rng, [*distractors, (depth, key, value)], [key]))
         return questions
@@ -93,7 +93,7 @@ class SingleNeedle(_OneByOne):
 
 
 class MultiKey(_OneByOne):
-    """One key is asked for, the others are distractors."""
+    """One key is asked for; the others are distractors."""
 
     name: ClassVar[str] = "needle_multikey"
     summary: ClassVar[str] = "one of several hidden numbers, by its key (RULER)"

@@ -21,9 +21,10 @@ PASS_KEY = "pass key"
 class Passkey(QuestionTask):
     """A number of five digits at every depth, each of another thing: a pass key, a door code, a room number.
 
-    Like the passkeys of Mohtashami and Jaggi 2023 (arXiv 2305.16300), in prose rather than in one repeated
-    sentence; with several depths the prompt holds several keys, and must be read only once. Small models mix up keys
-    that differ in a name alone even inside their window, and the score would then tell of that.
+    The keys are those of Mohtashami and Jaggi 2023 (arXiv 2305.16300), but in prose rather than in one repeated
+    sentence. With several depths the prompt holds several keys and is read only once. The keys belong to different
+    things because small models mix up keys that differ in a name alone even inside their window, and the score would
+    measure that.
     """
 
     name: ClassVar[str] = "passkey"
@@ -38,8 +39,8 @@ class Passkey(QuestionTask):
             (depth, NEEDLE.format(name=name, key=key))
             for depth, name, key in zip(self.depths, names, keys, strict=True)
         ]
-        asked = [QUESTION.format(name=name) for name in names]
-        prompts = hide(source, length, rng, what=self.name, needles=needles, questions=asked)
+        questions = [QUESTION.format(name=name) for name in names]
+        prompts = hide(source, length, rng, what=self.name, needles=needles, questions=questions)
         references = [(Reference(key, depth),) for depth, key in zip(self.depths, keys, strict=True)]
         return [
             Question(prompt, expected, room_for(source, expected))
@@ -50,7 +51,7 @@ class Passkey(QuestionTask):
 class SinglePasskey(QuestionTask):
     """One pass key at one depth, scored by the share of its digits that the answer begins with.
 
-    This is what ``posenc demo --model smollm2`` asks. Every length and depth has a key and a piece of prose of its own.
+    ``posenc demo --model smollm2`` asks this. Every length and depth has a different key and piece of prose.
     """
 
     name: ClassVar[str] = "single_passkey"
@@ -69,11 +70,11 @@ class SinglePasskey(QuestionTask):
         return [Question(prompt, (Reference(key, self.depth),), 2 * DIGITS)]
 
     def score(self, reference: Reference, answer: str) -> float:
-        """Share of the key's digits that the digits of the answer begin with; 1 where it names the whole key."""
+        """Share of the key's digits that the digits of the answer begin with; 1 for the whole key."""
         digits = [character for character in answer if character.isdigit()]
         right = 0
-        for given, expected in zip(digits, reference.text, strict=False):
-            if given != expected:
+        for digit, expected in zip(digits, reference.text, strict=False):
+            if digit != expected:
                 break
             right += 1
         return right / len(reference.text)

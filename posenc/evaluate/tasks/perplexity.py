@@ -25,8 +25,8 @@ SCORED = 128
 class SlidingPerplexity(Task):
     """Loss of the last `scored` tokens of windows of text.
 
-    The windows slide over the text so that no token is scored twice; `documents` of them, evenly spread, are
-    read. Every length of a suite scores the same tokens: `longest` is the room kept before them.
+    The windows slide over the text so that no token is scored twice; `documents` of them, spread evenly, are
+    read. Every length of a suite scores the same tokens: `longest` is the length of the longest input.
     """
 
     name: ClassVar[str] = "perplexity"

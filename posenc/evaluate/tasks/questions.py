@@ -22,7 +22,7 @@ SPARE_TOKENS = 8
 
 @dataclass(frozen=True)
 class Reference:
-    """A piece of text that the answer must hold, and where in the context it is to be found."""
+    """A piece of text that the answer must hold, and the depth at which the context holds it."""
 
     text: str
     depth: float | None = None
@@ -30,14 +30,14 @@ class Reference:
 
 @dataclass(frozen=True)
 class Question:
-    """A whole prompt, and what its answer must hold.
+    """A whole prompt, and the pieces that its answer must hold.
 
     Parameters
     ----------
     prompt : int64 [P]
     references : tuple of Reference
     new_tokens : int
-        Most tokens of the answer.
+        Most tokens of an answer.
     """
 
     prompt: NDArray[np.int64]
@@ -46,10 +46,10 @@ class Question:
 
 
 class QuestionTask(Task):
-    """Greedy answers, scored per reference: 1 if the answer holds it, whatever the case of its letters, else 0.
+    """A task that asks in words; answers are decoded greedily and scored per reference.
 
-    This is the score "string match (all)" of RULER (Hsieh et al. 2024, arXiv 2404.06654): the mean over the
-    references is the share of them that the answer names.
+    The default score is "string match (all)" of RULER (Hsieh et al. 2024, arXiv 2404.06654): the mean over the
+    references is the share of them that the answer holds.
     """
 
     @abstractmethod
@@ -57,11 +57,11 @@ class QuestionTask(Task):
         """The questions about one document, all prompts of one length."""
 
     def score(self, reference: Reference, answer: str) -> float:
-        """1 if the answer holds the reference, whatever the case of its letters, else 0."""
+        """1 if the answer holds the reference, in upper or lower case, else 0."""
         return float(reference.text.lower() in answer.lower())
 
     def random(self, length: int, seed: int, document: int) -> np.random.Generator:
-        """The random numbers that a document and its questions are drawn with."""
+        """The random generator of a document and its questions."""
         return np.random.default_rng([seed, document])
 
     def check(self, source: Source, length: int, seed: int) -> None:
@@ -84,7 +84,7 @@ class QuestionTask(Task):
 
 
 def room_for(source: Source, references: Sequence[Reference]) -> int:
-    """New tokens that an answer with these references needs."""
+    """New tokens that an answer with these references may need."""
     answer = ", ".join(reference.text for reference in references)
     return len(source.encode(f" {answer}.")) + SPARE_TOKENS
 
@@ -104,11 +104,11 @@ def hide(
     Parameters
     ----------
     what : str
-        The task, for messages.
+        Name of the task, for messages.
     needles : sequence of (depth, text)
-        In the order in which needles of one depth follow each other.
+        Needles of one depth stay in this order.
     questions : sequence of str
-        Each ends its own prompt; where one is shorter than another, more prose precedes it.
+        Each ends one prompt; a shorter question is preceded by more prose.
     head : str
         Begins every prompt.
 
@@ -129,10 +129,10 @@ def hide(
     source.require(max(rooms), f"{what} at {length} tokens")
     start = int(rng.integers(0, len(source.tokens) - max(rooms) + 1))
     prose = source.tokens[start : start + max(rooms)]
-    pieces, done = [begin], 0
+    pieces, position = [begin], 0
     for depth, tokens in sorted(hidden, key=lambda needle: needle[0]):
         cut = int(depth * min(rooms))
-        pieces += [prose[done:cut], tokens]
-        done = cut
-    context = np.concatenate([*pieces, prose[done : min(rooms)]])
+        pieces += [prose[position:cut], tokens]
+        position = cut
+    context = np.concatenate([*pieces, prose[position : min(rooms)]])
     return [np.concatenate([context, prose[min(rooms) : room], end]) for room, end in zip(rooms, ends, strict=True)]

@@ -36,11 +36,11 @@ def read_task(value: Any, *, source: str) -> Task:
         factory: type[Task] = tasks()[settings["task"]].factory
     except UnknownNameError as error:
         raise UnknownNameError(f"{source}: {error}") from None
-    given = {key: setting for key, setting in settings.items() if key != "task"}
-    if not all(isinstance(key, str) for key in given):
+    fields = {key: setting for key, setting in settings.items() if key != "task"}
+    if not all(isinstance(key, str) for key in fields):
         raise InvalidConfigError(f"{source}: the names of settings must be words.")
     try:
-        return factory(**given)
+        return factory(**fields)
     except ValidationError as error:
-        known = list(factory.model_fields)
-        raise InvalidConfigError(explain_validation(error, path=source, known=known)) from None
+        message = explain_validation(error, path=source, known=list(factory.model_fields))
+        raise InvalidConfigError(message) from None

@@ -34,7 +34,7 @@ class _PlantedSpans(Task):
 
     @abstractmethod
     def prompts(self, source: Source, length: int, seed: int) -> Iterator[tuple[Sequence[float], NDArray[np.int64]]]:
-        """Per document the depths asked for, and one prompt for each, int64 [D, length]."""
+        """Per document the depths, and one prompt for each, int64 [D, length]."""
 
     def measure(self, subject: Subject, source: Source, length: int, seed: int) -> Iterator[Sample]:
         retrieved = SPAN - HINT
@@ -46,7 +46,7 @@ class _PlantedSpans(Task):
                 yield Sample(document=document, depth=depth, score=share)
 
     def places(self, length: int, depths: Sequence[float]) -> list[int]:
-        """First token of the span at each depth; spans at depths close to each other are moved apart.
+        """First token of the span at each depth; spans that would overlap are moved apart.
 
         Raises
         ------
@@ -67,7 +67,7 @@ class _PlantedSpans(Task):
 
 
 class Spans(_PlantedSpans):
-    """A random span at every depth of a document, each asked for by its first tokens after one prefill."""
+    """A random span at every depth of a document; all are asked for after one prefill."""
 
     name: ClassVar[str] = "spans"
     summary: ClassVar[str] = "continue a random span planted at every depth"
@@ -88,10 +88,11 @@ class Spans(_PlantedSpans):
 
 
 class SingleSpan(_PlantedSpans):
-    """One random span per document, the depths taking turns: what ``posenc demo`` asks.
+    """One random span per document, the depths taking turns; this is the retrieval of ``posenc demo``.
 
-    The documents are spread evenly over the text. Every length of a suite reads the same ends of them, `longest` being
-    the room kept before these, and is asked for the same spans.
+    The documents are spread evenly over the text. Every length of a suite reads the ends of the same documents and is
+    asked for the same spans: `longest` is the length of the longest input, and `apart` the least distance between the
+    ends of two documents.
     """
 
     name: ClassVar[str] = "single_span"

@@ -35,10 +35,10 @@ class VariableTracking(QuestionTask):
         needles: list[tuple[float, str]] = []
         for chain, value in zip(names, values, strict=True):
             places = sorted(float(place) for place in rng.random(size))  # a variable is assigned before it is used
-            given = [value, *(f"VAR {name}" for name in chain[:-1])]
-            lines = [f"\nVAR {name} = {right}\n" for name, right in zip(chain, given, strict=True)]
+            assigned = [value, *(f"VAR {name}" for name in chain[:-1])]
+            lines = [f"\nVAR {name} = {right}\n" for name, right in zip(chain, assigned, strict=True)]
             needles += list(zip(places, lines, strict=True))
-        asked = QUESTION.format(value=values[0], count=size)
-        (prompt,) = hide(source, length, rng, what=self.name, head=HEAD, needles=needles, questions=[asked])
+        question = QUESTION.format(value=values[0], count=size)
+        (prompt,) = hide(source, length, rng, what=self.name, head=HEAD, needles=needles, questions=[question])
         references = tuple(Reference(name) for name in names[0])
         return [Question(prompt, references, room_for(source, references))]

@@ -1,4 +1,4 @@
-"""Words for generated tasks: the same on every machine, and without a download."""
+"""Words for generated tasks: the same on every machine, without a download."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ THINGS = (
     "zip code", "prize money", "license plate", "locker combination", "serial number", "invoice total",
     "page count", "crowd size", "meter reading", "parcel label", "train number", "sample weight", "radio frequency",
 )  # fmt: skip
-"""What a number can be: alike in nothing, so that even a small model tells them apart."""
+"""Things that a number can belong to, so different that even a small model can tell them apart."""
 _ONSETS = _words("b c d f g h j k l m n p r s t v w z br cl dr fl gr pl st tr")
 _VOWELS = _words("a e i o u ai ea oo")
 _CODAS = ["", "", "n", "r", "l", "m", "s", "t", "nd", "rk"]
@@ -42,31 +42,31 @@ def phrases(rng: np.random.Generator, count: int) -> list[str]:
 
 
 def things(rng: np.random.Generator, count: int) -> list[str]:
-    """Different ones of `THINGS`."""
+    """Different elements of `THINGS`."""
     return [THINGS[pick] for pick in rng.choice(len(THINGS), count, replace=False)]
 
 
 def numbers(rng: np.random.Generator, count: int, digits: int) -> list[str]:
-    """Different numbers of exactly so many digits."""
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found[str(rng.integers(10 ** (digits - 1), 10**digits))] = None
-    return list(found)
+    """Different numbers with exactly that many digits."""
+    chosen: dict[str, None] = {}
+    while len(chosen) < count:
+        chosen[str(rng.integers(10 ** (digits - 1), 10**digits))] = None
+    return list(chosen)
 
 
 def made_up(rng: np.random.Generator, count: int) -> list[str]:
-    """Different pronounceable words that no dictionary has (or few do)."""
-    found: dict[str, None] = {}
-    while len(found) < count:
+    """Different pronounceable words that are in few dictionaries, if any."""
+    words: dict[str, None] = {}
+    while len(words) < count:
         syllables = int(rng.integers(2, 4))
         parts = [rng.choice(part) for _ in range(syllables) for part in (_ONSETS, _VOWELS, _CODAS)]
-        found["".join(map(str, parts))] = None
-    return list(found)
+        words["".join(map(str, parts))] = None
+    return list(words)
 
 
 def letters(rng: np.random.Generator, count: int, size: int) -> list[str]:
     """Different names of `size` capital letters."""
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found["".join(chr(65 + int(letter)) for letter in rng.integers(0, 26, size))] = None
-    return list(found)
+    names: dict[str, None] = {}
+    while len(names) < count:
+        names["".join(chr(65 + int(letter)) for letter in rng.integers(0, 26, size))] = None
+    return list(names)
