@@ -22,8 +22,8 @@ MOST = 16
 class Derivable:
     """Base of immutable objects that keep what is derived from them.
 
-    Derived values are no part of an object's meaning. A copy starts without any, be it made by
-    :func:`dataclasses.replace`, :mod:`copy` or :mod:`pickle`.
+    Derived values are no part of an object's meaning. A copy starts without any, whether :func:`dataclasses.replace`,
+    :mod:`copy` or :mod:`pickle` makes it.
     """
 
     _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from posenc.evaluate.calibrate.job import CalibrationJob, CalibrationOutcome
     from posenc.evaluate.calibrate.sweep import CandidateSweep
     from posenc.evaluate.models import DType
-    from posenc.evaluate.scores import Mean
+    from posenc.evaluate.perplexity import Mean
 
 FEW = 30
 """Documents below which a warning is printed."""

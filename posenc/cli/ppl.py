@@ -51,7 +51,7 @@ def command(
 
     from posenc.evaluate.compare import compare, prepare
     from posenc.evaluate.tasks.base import Source
-    from posenc.evaluate.tasks.perplexity import check_lengths
+    from posenc.evaluate.tasks.prose import check_lengths
     from posenc.evaluate.texts import read_text
 
     text = read_text(source)

@@ -8,9 +8,9 @@ from typing import Any
 
 from posenc.config import Config
 from posenc.evaluate.models import Loaded
-from posenc.evaluate.scores import Perplexity, Retrieval
+from posenc.evaluate.perplexity import PerplexityScore, Retrieval
 from posenc.evaluate.tasks.base import Sample, Source, Subject, Task, over_documents
-from posenc.evaluate.tasks.perplexity import SlidingPerplexity
+from posenc.evaluate.tasks.prose import Perplexity
 from posenc.evaluate.tasks.spans import SingleSpan
 
 SEED = 0
@@ -25,14 +25,14 @@ class Comparison:
     ----------
     source : Source
     lengths : sequence of int
-    perplexity : SlidingPerplexity
+    perplexity : Perplexity
     retrieval : SingleSpan, optional
         Not measured where None.
     """
 
     source: Source
     lengths: Sequence[int]
-    perplexity: SlidingPerplexity
+    perplexity: Perplexity
     retrieval: SingleSpan | None = None
 
     @property
@@ -60,14 +60,14 @@ class StrategyScores:
     """What one strategy scored, by input length."""
 
     config: Config
-    perplexity: dict[int, Perplexity] = field(default_factory=dict)
+    perplexity: dict[int, PerplexityScore] = field(default_factory=dict)
     retrieval: dict[int, Retrieval] = field(default_factory=dict)
 
     def add(self, task: str, length: int, samples: Sequence[Sample]) -> None:
         """Add what was measured for one task at one length."""
         scores = over_documents(samples)
         if task == PERPLEXITY:
-            self.perplexity[length] = Perplexity(scores)
+            self.perplexity[length] = PerplexityScore(scores)
         else:
             depths = tuple(sample.depth for sample in samples if sample.depth is not None)
             self.retrieval[length] = Retrieval(scores, depths)
@@ -98,7 +98,7 @@ def prepare(
     InvalidInputError
         If a length has no room for a task, or the text is too short.
     """
-    perplexity = SlidingPerplexity(documents=documents, scored=scored).fitted(lengths)
+    perplexity = Perplexity(documents=documents, scored=scored).fitted(lengths)
     retrieval = None
     if retrieval_documents:
         retrieval = SingleSpan(documents=retrieval_documents, apart=scored).fitted(lengths)

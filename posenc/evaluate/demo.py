@@ -15,7 +15,7 @@ from posenc.evaluate import compare
 from posenc.evaluate.compare import Comparison, StrategyScores
 from posenc.evaluate.models import Loaded
 from posenc.evaluate.tasks.base import Source
-from posenc.evaluate.tasks.perplexity import SCORED
+from posenc.evaluate.tasks.prose import SCORED
 from posenc.evaluate.texts import Text
 from posenc.files import make_folder, write_json
 from posenc.trace import versions

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from posenc.evaluate.scores import Mean, Perplexity
+from posenc.evaluate.perplexity import Mean, PerplexityScore
 from posenc.evaluate.sweep.results import Sweep, SweepEntry
 from posenc.evaluate.tasks.base import over_documents
 
@@ -176,7 +176,7 @@ def _score(mean: Mean | None, *, loss: bool) -> ScoreWithError | None:
     if mean is None:
         return None
     if loss:
-        perplexity = Perplexity(mean)
+        perplexity = PerplexityScore(mean)
         return ScoreWithError(perplexity.value, perplexity.standard_error, len(mean.values))
     return ScoreWithError(mean.mean, mean.standard_error, len(mean.values))
 
@@ -189,7 +189,7 @@ def _compared(mean: Mean | None, other: Mean | None, *, loss: bool) -> ScoreWith
 
 
 def _ratio(difference: Mean) -> ScoreWithError:
-    ratio = Perplexity(difference)
+    ratio = PerplexityScore(difference)
     return ScoreWithError(ratio.value, ratio.standard_error, len(difference.values))
 
 

@@ -10,7 +10,7 @@ from posenc.errors import InvalidInputError
 from posenc.evaluate.calibrate import curve
 from posenc.evaluate.calibrate.search import Candidate
 from posenc.evaluate.calibrate.sweep import CandidateSweep, ScoredCandidate
-from posenc.evaluate.scores import Mean
+from posenc.evaluate.perplexity import Mean
 
 WINDOW, DOCUMENTS = 256, 40
 TRIED = (32, 64, 96, 128, 160, 192, 224, 256)

@@ -23,8 +23,8 @@ from posenc.evaluate.calibrate.losses import DocumentLosses, plan_digest
 from posenc.evaluate.calibrate.search import Candidate, candidates
 from posenc.evaluate.calibrate.sweep import STOP_ERRORS, STOP_NATS, paired, rounds, survivors, sweep
 from posenc.evaluate.models import Loaded
-from posenc.evaluate.scores import Mean
-from posenc.evaluate.tasks.perplexity import document_losses
+from posenc.evaluate.perplexity import Mean
+from posenc.evaluate.tasks.prose import document_losses
 from posenc.positions import PositionStrategy
 from tests.calibration.conftest import WINDOW, make_text
 

@@ -21,7 +21,7 @@ from tests.contract.test_backend_mutants import drop_a_key, mistaken
 from tests.docs import shell
 from tests.docs.collect import ROOT, Block, all_blocks, blocks, page_names
 from tests.docs.pictures import cpu_calls, end_to_end, layers, named_paths, one_query, seams, windowed_calls
-from tests.kernels.cpu.test_parts import call
+from tests.kernels.test_dispatch import call
 
 Check = Callable[[str, pytest.MonkeyPatch], None]
 

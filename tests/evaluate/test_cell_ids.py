@@ -11,7 +11,7 @@ from posenc.config import read_config
 from posenc.errors import InvalidInputError
 from posenc.evaluate.models import ModelSpec
 from posenc.evaluate.sweep.session import Session
-from posenc.evaluate.tasks.read import read_task
+from posenc.evaluate.tasks import read_task
 from tests.evaluate.sweeps import SMALL, plan
 
 TINY = ModelSpec(name="tiny")

@@ -13,9 +13,9 @@ import torch
 
 from posenc.errors import InvalidInputError
 from posenc.evaluate.compare import SEED
-from posenc.evaluate.scores import Mean, Perplexity, Retrieval
+from posenc.evaluate.perplexity import Mean, PerplexityScore, Retrieval
 from posenc.evaluate.tasks.base import Source, Subject, over_documents
-from posenc.evaluate.tasks.perplexity import check_lengths, document_losses
+from posenc.evaluate.tasks.prose import check_lengths, document_losses
 from posenc.evaluate.tasks.spans import DEPTHS, SPAN, SingleSpan, plant, random_tokens
 from posenc.evaluate.texts import Text, cut_documents, read_text, tokenize
 
@@ -73,8 +73,8 @@ class Tokenizer:
         return np.random.default_rng(3).integers(0, 40, 1200).tolist()
 
 
-def measure_perplexity(model: Model, documents: np.ndarray, length: int, scored: int) -> Perplexity:
-    return Perplexity(Mean(tuple(document_losses(model, documents, length, scored))))
+def measure_perplexity(model: Model, documents: np.ndarray, length: int, scored: int) -> PerplexityScore:
+    return PerplexityScore(Mean(tuple(document_losses(model, documents, length, scored))))
 
 
 def measure_retrieval(model: Model, length: int, documents: int = 10) -> Retrieval:
@@ -130,9 +130,9 @@ def test_the_standard_error_is_the_textbook_one():
     assert mean.mean == 3.0
     assert mean.standard_error == pytest.approx(math.sqrt((4 + 1 + 1 + 4) / 3 / 4))
     assert math.isnan(Mean((1.0,)).standard_error)
-    score = Perplexity(mean)
+    score = PerplexityScore(mean)
     assert score.standard_error == pytest.approx(math.exp(3) * mean.standard_error)
-    assert Perplexity(Mean((1e4, 1e4))).value == math.inf
+    assert PerplexityScore(Mean((1e4, 1e4))).value == math.inf
 
 
 def test_differences_are_paired_by_document():

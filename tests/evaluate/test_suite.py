@@ -11,7 +11,7 @@ from posenc.config import read_config
 from posenc.errors import InvalidConfigError, PosencError
 from posenc.evaluate.sweep.session import Session
 from posenc.evaluate.sweep.suite import make_cells, read_suite
-from posenc.evaluate.tasks.read import read_task
+from posenc.evaluate.tasks import read_task
 from tests.evaluate.sweeps import ROOT, SMALL, write
 
 SECOND = ROOT / "benchmarks/tiny-qwen3.yaml"

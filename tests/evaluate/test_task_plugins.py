@@ -15,8 +15,8 @@ from posenc.cli._group import group
 from posenc.errors import InvalidConfigError, PluginError, UnknownNameError
 from posenc.evaluate.sweep import run
 from posenc.evaluate.sweep.executors import Execution
-from posenc.evaluate.tasks.perplexity import SlidingPerplexity
-from posenc.evaluate.tasks.read import read_task
+from posenc.evaluate.tasks import read_task
+from posenc.evaluate.tasks.prose import Perplexity
 from posenc.plugins import discover, plugin_records, tasks
 from posenc.report.write import write_report
 
@@ -170,4 +170,4 @@ def test_list_shows_every_task(install: Install):
     shown = CliRunner().invoke(group, ["list", "--tasks"]).stdout
     assert f"tasks ({len(tasks())})" in shown
     assert "one word in the middle of the text" in shown
-    assert tasks()["perplexity"].factory is SlidingPerplexity
+    assert tasks()["perplexity"].factory is Perplexity

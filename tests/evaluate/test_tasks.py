@@ -14,10 +14,10 @@ import posenc
 from posenc.errors import InvalidConfigError, InvalidInputError, UnknownNameError
 from posenc.evaluate.models import TINY, load
 from posenc.evaluate.shared_prefill import SharedPrefill
+from posenc.evaluate.tasks import read_task
 from posenc.evaluate.tasks.base import Sample, Source, Subject, over_documents
-from posenc.evaluate.tasks.perplexity import document_losses
+from posenc.evaluate.tasks.prose import document_losses
 from posenc.evaluate.tasks.questions import Question, QuestionTask
-from posenc.evaluate.tasks.read import read_task
 from posenc.evaluate.texts import Text, read_text
 from posenc.plugins import tasks
 

@@ -60,12 +60,12 @@ def test_a_failed_forward_leaves_nothing_behind(family: str, place: str, number:
 def test_a_step_is_not_used_by_a_second_model(family: str) -> None:
     """While a layer of one model runs, attention of another model outside its decoder must not use its step."""
     first, second = tiny_model(family), tiny_model(family)
-    found: list[str] = []
+    messages: list[str] = []
 
     def between(*_: Any) -> None:
         with pytest.raises(posenc.PosencError) as caught:
             call(second)
-        found.append(str(caught.value))
+        messages.append(str(caught.value))
 
     with (
         torch.no_grad(),
@@ -76,7 +76,7 @@ def test_a_step_is_not_used_by_a_second_model(family: str) -> None:
         hook = first.model.layers[1].mlp.register_forward_pre_hook(between)
         assert torch.equal(first(tokens(1, 30)).logits, expected)
         hook.remove()
-    assert len(found) == 1
+    assert len(messages) == 1
 
 
 @pytest.mark.parametrize("family", DROPPING)

@@ -76,8 +76,8 @@ def dense_logits(model: Any, tokens: Tensor, at: Positions | Sequence[Positions]
     for index, layer in enumerate(model.model.layers):
         sliding = types[index] == "sliding_attention" if types else getattr(config, "sliding_window", None) is not None
         window = config.sliding_window if sliding else None
-        own = at if isinstance(at, Positions) else at[index]
-        x = x + attend(layer.self_attn, norm(x, layer.input_layernorm), own, window)
+        positions = at if isinstance(at, Positions) else at[index]
+        x = x + attend(layer.self_attn, norm(x, layer.input_layernorm), positions, window)
         mlp, inner = layer.mlp, norm(x, layer.post_attention_layernorm)
         gate = torch.nn.functional.silu(linear(inner, mlp.gate_proj)) * linear(inner, mlp.up_proj)
         x = x + linear(gate, mlp.down_proj)

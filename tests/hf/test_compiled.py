@@ -54,8 +54,8 @@ def decoded(
 ) -> Tensor:
     """Return logits of an eager prompt and of tokens decoded one by one on a static cache."""
     cache = cache or StaticCache(config=model.config, max_cache_len=ids.shape[1] + room)
-    known = None if mask is None else mask[:, :prompt]
-    got = [model(ids[:, :prompt], attention_mask=known, past_key_values=cache).logits]
+    seen = None if mask is None else mask[:, :prompt]
+    got = [model(ids[:, :prompt], attention_mask=seen, past_key_values=cache).logits]
     got += [
         step(ids[:, i : i + 1], attention_mask=mask, past_key_values=cache).logits for i in range(prompt, ids.shape[1])
     ]
@@ -255,8 +255,8 @@ def test_the_precomputed_schedule_equals_decoding_one_by_one() -> None:
             for length in (20, 63, 90):
                 start = planner.extend(Schedule(), 0, length)
                 expected = planner.extend(start, length, 150, candidates=150 - length)
-                found = planner.future(start, length, 150)
-                assert found == expected or (found is None and len(expected.entries) > KEPT_PLANS)
+                future = planner.future(start, length, 150)
+                assert future == expected or (future is None and len(expected.entries) > KEPT_PLANS)
 
 
 def test_a_step_compiled_with_inductor_is_exact() -> None:

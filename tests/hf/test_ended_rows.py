@@ -96,9 +96,9 @@ def alone(model: Any, turn: Turn, row: int) -> Tensor:
     parts = []
     with torch.no_grad():
         for low, high in pairwise(cuts):
-            own = ids[low:high][mask[low:high]]
-            if len(own):
-                logits = model(own[None], past_key_values=cache).logits
+            real = ids[low:high][mask[low:high]]
+            if len(real):
+                logits = model(real[None], past_key_values=cache).logits
                 parts.append(logits)
     return torch.cat(parts, 1)[0, -TURN - 1 :]
 

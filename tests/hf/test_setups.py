@@ -63,8 +63,8 @@ def family(name: str) -> Any:
 
 def logits(model: Any, ids: Tensor | None = None) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model(tiny.tokens(2, LENGTH) if ids is None else ids).logits
-    return found
+        logits: Tensor = model(tiny.tokens(2, LENGTH) if ids is None else ids).logits
+    return logits
 
 
 FAMILIES = pytest.mark.parametrize("name", ["llama", "qwen3", "cohere", "deepseek_v3"])
@@ -153,12 +153,12 @@ def test_training_works_after_inference_mode() -> None:
 
 @pytest.mark.parametrize("buffers", [False, True])
 @pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("own", [None, "dynamic"])
-def test_offloaded_weights_change_nothing(order: str, buffers: bool, own: str | None) -> None:
+@pytest.mark.parametrize("scaling", [None, "dynamic"])
+def test_offloaded_weights_change_nothing(order: str, buffers: bool, scaling: str | None) -> None:
     def make() -> Any:
         torch.manual_seed(0)
-        scaling = {} if own is None else {"rope_scaling": {"rope_type": own, "factor": 2.0}}
-        return LlamaForCausalLM(LlamaConfig(**tiny.SHAPE, **scaling)).eval()
+        changes = {} if scaling is None else {"rope_scaling": {"rope_type": scaling, "factor": 2.0}}
+        return LlamaForCausalLM(LlamaConfig(**tiny.SHAPE, **changes)).eval()
 
     model = make()
     plain = logits(model)
@@ -187,9 +187,9 @@ def test_a_peft_model_equals_its_merged_base() -> None:
     assert torch.equal(logits(model), plain)
 
 
-@pytest.mark.parametrize(("wrap", "cure"), [(torch.compile, "_orig_mod"), (nn.DataParallel, ".module")])
-def test_wrapped_models_are_refused_with_a_fix(wrap: Any, cure: str) -> None:
-    with pytest.raises(posenc.UnsupportedModelError, match=cure):
+@pytest.mark.parametrize(("wrap", "fix"), [(torch.compile, "_orig_mod"), (nn.DataParallel, ".module")])
+def test_wrapped_models_are_refused_with_a_fix(wrap: Any, fix: str) -> None:
+    with pytest.raises(posenc.UnsupportedModelError, match=fix):
         posenc.apply(wrap(tiny.make("llama")), "rope")
 
 
@@ -199,8 +199,8 @@ class Logits(nn.Module):
         self.model = model
 
     def forward(self, ids: Tensor) -> Tensor:
-        found: Tensor = self.model(ids, use_cache=False).logits
-        return found
+        logits: Tensor = self.model(ids, use_cache=False).logits
+        return logits
 
 
 @pytest.mark.parametrize("name", ["rope", "self_extend"])
@@ -224,9 +224,9 @@ def test_outputs_may_be_tuples() -> None:
             expected = model(ids[:, 40:41], **cache_argument(model, cache))[0]
         model.config.return_dict = False
         with posenc.apply(model, "self_extend", **REMAP):
-            found = model(ids[:, :40])
-            assert isinstance(found, tuple)
-            assert torch.equal(model(ids[:, 40:41], **cache_argument(model, found[1]))[0], expected)
+            output = model(ids[:, :40])
+            assert isinstance(output, tuple)
+            assert torch.equal(model(ids[:, 40:41], **cache_argument(model, output[1]))[0], expected)
 
 
 def test_models_of_one_configuration_do_not_disturb_each_other() -> None:
@@ -265,8 +265,8 @@ def test_an_adapter_may_read_frequencies_its_own_way(monkeypatch: pytest.MonkeyP
     model = tiny.make("llama")
     with posenc.apply(model, "self_extend", **REMAP):
         expected = logits(model)
-    own = Halved("own", "reads tables", ("llama",), tolerance=1e-4)
-    monkeypatch.setattr("posenc.hf.apply.find_adapter", lambda model: own)
+    adapter = Halved("own", "reads tables", ("llama",), tolerance=1e-4)
+    monkeypatch.setattr("posenc.hf.apply.find_adapter", lambda model: adapter)
     with posenc.apply(model, "self_extend", **REMAP):
         assert (logits(model) - expected).abs().max() < 1e-3
         module: Any = model.model.rotary_emb

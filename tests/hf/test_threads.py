@@ -155,14 +155,14 @@ def test_a_planner_is_exact_with_more_lengths_than_it_stores(what: str) -> None:
     lengths = range(1, 200)  # more than the planner stores
     expected = {length: planner.strategy.rotary(base, length).inv_freq for length in lengths}
 
-    def asked(length: int) -> None:
+    def check(length: int) -> None:
         if what == "plan":
             assert planner.plan(length, length).total == length
         else:
             assert torch.equal(planner.rotary(base, length).inv_freq, expected[length])
 
     parts = [[*lengths[first:], *lengths[:first]] * (6 if what == "plan" else 8) for first in range(4)]
-    at_once(*(lambda part=part: [asked(length) for length in part] for part in parts))
+    at_once(*(lambda part=part: [check(length) for length in part] for part in parts))
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu_flash"])

@@ -46,18 +46,18 @@ def test_an_assistant_model_changes_nothing(target: str, drafts: str) -> None:
     with torch.no_grad():
         for weight in drafter.parameters():
             weight.add_(0.02 * torch.randn_like(weight))
-    ids, asked = tiny.tokens(1, 70), []
-    drafter.register_forward_hook(lambda *_: asked.append(1))
+    ids, calls = tiny.tokens(1, 70), []
+    drafter.register_forward_hook(lambda *_: calls.append(1))
     with contextlib.ExitStack() as patches:
         if target == "patched target":
             patches.enter_context(posenc.apply(model, "self_extend", group=4, window_size=16))
         if drafts == "patched drafter":
             patches.enter_context(posenc.apply(drafter, "rerope", window_size=9))
-        asked.clear()
+        calls.clear()
         greedy = model.generate(ids, do_sample=False, max_new_tokens=25)
-        assert not asked
+        assert not calls
         assert torch.equal(model.generate(ids, assistant_model=drafter, do_sample=False, max_new_tokens=25), greedy)
-        assert asked
+        assert calls
 
 
 def test_candidates_are_not_a_new_turn_but_a_prompt_is() -> None:
@@ -189,10 +189,10 @@ def test_the_cache_stores_raw_keys_once() -> None:
     raw = model.model.layers[0].self_attn.k_proj(model.model.layers[0].input_layernorm(model.model.embed_tokens(ids)))
     assert torch.equal(cache.layers[0].keys, raw.view(2, 70, 2, 16).transpose(1, 2))
     stock = model(ids, use_cache=True).past_key_values
-    for ours, theirs in zip(cache.layers, stock.layers, strict=True):
-        assert ours.keys.shape == theirs.keys.shape
-        assert {name for name, x in vars(ours).items() if isinstance(x, torch.Tensor)} == {
-            name for name, x in vars(theirs).items() if isinstance(x, torch.Tensor)
+    for layer, plain in zip(cache.layers, stock.layers, strict=True):
+        assert layer.keys.shape == plain.keys.shape
+        assert {name for name, x in vars(layer).items() if isinstance(x, torch.Tensor)} == {
+            name for name, x in vars(plain).items() if isinstance(x, torch.Tensor)
         }
 
 
@@ -325,13 +325,13 @@ def test_every_form_of_a_configuration_is_accepted(tmp_path: Path) -> None:
 
 
 def test_layers_with_similar_tensors_choose_a_backend_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, asked = tiny.make("llama"), []
-    monkeypatch.setattr(CpuFlashBackend, "refuses", lambda _, q, *rest: asked.append(q.shape[2]))
+    model, queries = tiny.make("llama"), []
+    monkeypatch.setattr(CpuFlashBackend, "refuses", lambda _, q, *rest: queries.append(q.shape[2]))
     with posenc.apply(model, "lampe", **LAMPE), torch.no_grad():
-        asked.clear()
+        queries.clear()
         cache = model(tiny.tokens(1, 80)).past_key_values
         model(tiny.tokens(1, 1), past_key_values=cache)
-        assert asked == [80, 1]
+        assert queries == [80, 1]
         monkeypatch.setenv("POSENC_TRACE", "1")  # traces every choice
         model(tiny.tokens(1, 1), past_key_values=cache)
-        assert asked == [80, 1, 1, 1]
+        assert queries == [80, 1, 1, 1]

@@ -51,9 +51,9 @@ def scaled(value: Callable[[int], Any]) -> Callable[[Any, Lengths], Any]:
 
 def one_bad(value: float) -> Callable[[int], Any]:
     def scale(total: int) -> Any:
-        made = np.ones(total)
-        made[-1] = value
-        return made
+        scales = np.ones(total)
+        scales[-1] = value
+        return scales
 
     return scale
 
@@ -176,9 +176,9 @@ def test_a_strategy_is_told_the_number_of_frequencies() -> None:
         count = 1
 
         def for_frequencies(self, count: int) -> posenc.PositionStrategy:
-            own = type(self)(window=self.window)
-            own.count = count
-            return own
+            strategy = type(self)(window=self.window)
+            strategy.count = count
+            return strategy
 
         def segments(self, lengths: Lengths) -> Any:
             return with_far(query_positions=lambda a: a[:, None].repeat(self.count, 1))(self, lengths)

@@ -54,7 +54,7 @@ def shared_out(work: Callable[[Any], Any], items: Sequence[Any], threads: int) -
     def part(first: int) -> Callable[[], dict[Any, Any]]:
         return lambda: {item: work(item) for item in items[first::threads]}
 
-    found: dict[Any, Any] = {}
+    merged: dict[Any, Any] = {}
     for results in at_once(*(part(first) for first in range(threads))):
-        found |= results
-    return found
+        merged |= results
+    return merged

@@ -21,7 +21,7 @@ from posenc.kernels.windowed.xformers_library import find_fmha
 fmha: Any = find_fmha()[0]
 
 HERE = ("device=cpu", "operator wasn't built", "bf16 is only supported on A100+")
-"""Beginnings of the reasons that xformers gives for any call on this machine."""
+"""How xformers' refusals begin that apply to every call on this machine."""
 
 CUTLASS_LSE = 32
 """CUTLASS rounds the length of its logsumexp up to a multiple of this."""

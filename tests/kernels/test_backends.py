@@ -148,7 +148,7 @@ def test_gradients_through_sinks_are_exact() -> None:
 
 
 class WithoutLseGradients(ReferenceBackend):
-    """Its output has gradients but its logsumexp has none, as when calls of a kernel are merged by logsumexp."""
+    """Its output has gradients and its logsumexp has none, as where calls of a kernel are merged by logsumexp."""
 
     name = "without_lse_gradients"
     capabilities = replace(ReferenceBackend.capabilities, lse_gradients=False)
@@ -200,8 +200,8 @@ def test_an_empty_batch_has_gradients(backend: str, sinks: torch.Tensor | None) 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("rows", [1, 2])
-def test_a_compiled_function_may_call_attention(backend: str, grad: bool, rows: int) -> None:
-    """The plan is a closure or an argument, compiled operations surround the call, and lengths vary."""
+def test_a_compiled_function_may_call_it(backend: str, grad: bool, rows: int) -> None:
+    """With the plan as a closure or an argument, between compiled operations, and for several lengths."""
     torch._dynamo.reset()
     strategy = posenc.strategy("self_extend", window=32, group=4, window_size=8)
 

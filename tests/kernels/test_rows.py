@@ -19,7 +19,7 @@ BACKENDS = ("auto", "reference", "cpu_flash")
 
 
 def plans() -> list[posenc.PositionPlan]:
-    """Return plans of strategies that see the same tokens differently, including plain RoPE, and one plan twice."""
+    """Plans of strategies that see the same tokens differently, plain RoPE among them, and one plan twice."""
     made = [
         posenc.strategy("lampe", window=64, mapping=40, head=12, tail=6).plan(TOTAL - 5, TOTAL),
         posenc.strategy("rope", window=64).plan(TOTAL),

@@ -121,7 +121,7 @@ def lampe_official(p: dict[str, Any], prompt: int) -> Pair:
     R = max(r for r in range(P) if m(r) == m(T))
     b1 = H - m(H) - 1
     b2 = (P - 1 - R) - m(P - 1 - R) - b1
-    far = max(P - R, H)  # where head and tail meet, there is no middle
+    far = max(P - R, H)  # where head and tail meet, no key is between them
 
     def pair(i: int, j: int) -> int:
         d = i - j

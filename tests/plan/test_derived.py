@@ -1,4 +1,4 @@
-"""What an object keeps of what is derived from it: computed once, bounded, never taken for something else."""
+"""Values derived from an object and kept on it: computed once, bounded, never taken for one another."""
 
 from __future__ import annotations
 

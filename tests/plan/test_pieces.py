@@ -20,7 +20,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
 
 
 def prompt_of(schedule: Schedule, token: int) -> int:
-    """The prompt of the newest entry that existed when the row became ``token + 1`` tokens long."""
+    """The prompt of the newest entry at the time when the row became ``token + 1`` tokens long."""
     (*_, prompt) = (prompt for start, prompt in schedule.entries if start <= token + 1)
     return prompt
 

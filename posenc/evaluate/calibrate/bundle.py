@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from posenc.calibration.file import Calibration, damaged, parse
 from posenc.evaluate.calibrate.search import Candidate
 from posenc.evaluate.calibrate.sweep import CandidateSweep, ScoredCandidate
-from posenc.evaluate.scores import Mean
+from posenc.evaluate.perplexity import Mean
 from posenc.files import plain, replacing
 from posenc.params import StrictModel
 

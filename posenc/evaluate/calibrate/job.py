@@ -17,8 +17,8 @@ from posenc.evaluate.calibrate.losses import DocumentLosses
 from posenc.evaluate.calibrate.search import Candidate, candidates
 from posenc.evaluate.calibrate.sweep import STOPPING, CandidateSweep, sweep
 from posenc.evaluate.models import Loaded
-from posenc.evaluate.scores import Mean
-from posenc.evaluate.tasks.perplexity import check_lengths
+from posenc.evaluate.perplexity import Mean
+from posenc.evaluate.tasks.prose import check_lengths
 from posenc.hf.fingerprint import fingerprint
 from posenc.params import Fingerprint
 from posenc.positions import IdentityStrategy

@@ -21,9 +21,9 @@ from posenc.evaluate.calibrate.corpus import Corpus
 from posenc.evaluate.calibrate.search import Candidate
 from posenc.evaluate.cells import CellStore, cell_id, read_json, validated
 from posenc.evaluate.models import Loaded
-from posenc.evaluate.scores import Mean
+from posenc.evaluate.perplexity import Mean
 from posenc.evaluate.tasks.base import Subject
-from posenc.evaluate.tasks.perplexity import document_losses
+from posenc.evaluate.tasks.prose import document_losses
 from posenc.params import Fingerprint, StrictModel
 from posenc.positions import PositionStrategy
 from posenc.trace import quiet, versions

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from posenc.evaluate.calibrate.losses import DocumentLosses
 from posenc.evaluate.calibrate.search import Candidate
-from posenc.evaluate.scores import Mean
+from posenc.evaluate.perplexity import Mean
 
 FIRST_ROUND = 8
 STOP_ERRORS = 3.0

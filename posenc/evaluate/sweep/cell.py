@@ -6,8 +6,8 @@ from typing import Any
 
 from posenc.evaluate.models import ModelSpec
 from posenc.evaluate.sweep.results import SweepEntry, identify
+from posenc.evaluate.tasks import read_task
 from posenc.evaluate.tasks.base import Task
-from posenc.evaluate.tasks.read import read_task
 from posenc.params import StrictModel
 
 

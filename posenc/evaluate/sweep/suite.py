@@ -30,7 +30,7 @@ from posenc.evaluate.models import ModelSpec
 from posenc.evaluate.sweep.cell import Cell
 from posenc.evaluate.sweep.entries import StrategyEntry
 from posenc.evaluate.sweep.session import Session
-from posenc.evaluate.tasks.read import read_task
+from posenc.evaluate.tasks import read_task
 from posenc.files import read_yaml
 from posenc.params import StrictModel, explain_validation
 

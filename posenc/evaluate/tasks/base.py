@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from posenc.errors import InvalidInputError
 from posenc.evaluate import fingerprint
-from posenc.evaluate.scores import Mean
+from posenc.evaluate.perplexity import Mean
 from posenc.evaluate.texts import BUILT_IN, Text, tokenize
 
 if TYPE_CHECKING:

@@ -196,7 +196,7 @@ def _run(decoder: Any, step_name: str) -> ProbeRun:
         ) from error
     if not returns_cache(output):
         raise UnsupportedModelError(
-            f"{_named(decoder)} returns no KV cache: its cache is its own, and posenc could not follow it."
+            f"{_named(decoder)} returns no KV cache, so posenc could not follow which tokens it holds."
         )
     return ProbeRun(recorder.calls, masks, output[0])
 

@@ -82,7 +82,7 @@ def whole_positions(positions: Positions) -> NDArray[np.int64] | None:
 
 @dataclass(eq=False)
 class _PositionTable:
-    """cos and sin of whole positions on a device. It grows; whoever uses an older table keeps that alive."""
+    """cos and sin of whole positions on a device; a table that is outgrown stays valid for those who use it."""
 
     device: torch.device
     table: tuple[Tensor, Tensor, int] | None = None

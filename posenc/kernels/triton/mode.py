@@ -10,7 +10,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "o
 """Triton's interpreter runs kernels on the CPU, slowly, so that tests need no GPU. Read once, and as Triton does."""
 
 MENDED = (3, 7)
-"""The release of Triton whose interpreter runs beside numpy 2.4 and later."""
+"""The first release of Triton whose interpreter runs with numpy 2.4 and later."""
 
 
 def mend_interpreter(interpreter: Any) -> None:

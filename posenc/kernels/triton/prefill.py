@@ -154,8 +154,8 @@ def prefill_kernel(
                 tile = q.load([batch, head, first, 0]).reshape([ROWS, S.width])
             else:
                 d = tl.arange(0, S.width)[None, :]
-                own = (first + tl.arange(0, ROWS)).to(tl.int64)
-                tile = tl.load(q + own[:, None] * S.width + d, mask=live[:, None], other=0.0)
+                query_rows = (first + tl.arange(0, ROWS)).to(tl.int64)
+                tile = tl.load(q + query_rows[:, None] * S.width + d, mask=live[:, None], other=0.0)
             tile = tile.to(S.dot)
             acc, row_max, row_sum = over_keys(
                 acc, row_max, row_sum, tile, k, v, batch, kv_head, k_at, v_at, v_l, v_d,

@@ -24,12 +24,12 @@ JUMPS: dict[str, tuple[int, ...]] = {
 }
 
 
-def after_prompt(model: Any, ids: tuple[int, ...], rows: int = 1, own: int | None = None) -> Tensor:
-    """Return logits of tokens after a prompt, with these position ids in row ``own``, or in all rows."""
+def after_prompt(model: Any, ids: tuple[int, ...], rows: int = 1, jumping: int | None = None) -> Tensor:
+    """Return logits of tokens after a prompt, with these position ids in row ``jumping``, or in all rows."""
     cache, new = DynamicCache(config=model.config), len(ids)
     tokens = tiny.tokens(rows, PROMPT + new)
     position_ids = torch.arange(PROMPT, PROMPT + new).expand(rows, -1).clone()
-    position_ids[slice(None) if own is None else own] = torch.tensor(ids)
+    position_ids[slice(None) if jumping is None else jumping] = torch.tensor(ids)
     with torch.no_grad():
         model(tokens[:, :PROMPT], past_key_values=cache)
         logits: Tensor = model(tokens[:, PROMPT:], position_ids=position_ids, past_key_values=cache).logits
@@ -41,9 +41,9 @@ def after_prompt(model: Any, ids: tuple[int, ...], rows: int = 1, own: int | Non
 def test_position_ids_that_jump_between_two_forwards_are_refused(name: str, jump: str) -> None:
     model = tiny.make("llama")
     with posenc.apply(model, name, **(LAMPE if name == "lampe" else {"window_size": 12})):
-        for rows, own in ((1, None), (3, None), (3, 1)):
+        for rows, jumping in ((1, None), (3, None), (3, 1)):
             with pytest.raises(posenc.InvalidInputError, match="count up by one"):
-                after_prompt(model, JUMPS[jump], rows, own)
+                after_prompt(model, JUMPS[jump], rows, jumping)
         after_prompt(model, (PROMPT, PROMPT + 1))
 
 
@@ -51,10 +51,10 @@ def test_position_ids_that_jump_between_two_forwards_are_refused(name: str, jump
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_the_identity_uses_the_given_position_ids(family: str, jump: str) -> None:
     model = tiny.make(family)
-    for rows, own in ((1, None), (3, 1)):
-        stock = after_prompt(model, JUMPS[jump], rows, own)
+    for rows, jumping in ((1, None), (3, 1)):
+        stock = after_prompt(model, JUMPS[jump], rows, jumping)
         with posenc.apply(model, "rope"):
-            assert torch.equal(after_prompt(model, JUMPS[jump], rows, own), stock)
+            assert torch.equal(after_prompt(model, JUMPS[jump], rows, jumping), stock)
 
 
 def heads_for_rows(keys: Tensor) -> Tensor:

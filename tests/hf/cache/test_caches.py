@@ -48,8 +48,8 @@ def test_a_quantized_cache_loses_only_what_its_quantizer_loses(name: str, params
         for i in range(90, 100):
             # the same step on an ordinary cache that holds the quantized raw keys
             twin = copy.deepcopy(plain)
-            for ours, theirs in zip(twin.layers, cache.layers, strict=True):
-                ours.keys, ours.values = held(theirs, "keys"), held(theirs, "values")
+            for layer, quantized in zip(twin.layers, cache.layers, strict=True):
+                layer.keys, layer.values = held(quantized, "keys"), held(quantized, "values")
             got, exact, same = (
                 model(ids[:, i : i + 1], past_key_values=filled).logits for filled in (cache, plain, twin)
             )
@@ -76,9 +76,9 @@ def test_generate_with_the_quantized_cache_of_transformers(name: str, params: di
         with torch.no_grad():
             model(out.sequences[:, :-1], past_key_values=plain)
     assert out.sequences.shape == (2, 86)
-    for ours, exact in zip(out.past_key_values.layers[:1], plain.layers[:1], strict=True):  # raw keys, rounded once
-        assert ours._quantized_keys[0].dtype == torch.float8_e4m3fn
-        assert (held(ours, "keys") - exact.keys).abs().max() < 0.07 * exact.keys.abs().max()
+    quantized, exact = out.past_key_values.layers[0], plain.layers[0]  # raw keys, rounded once
+    assert quantized._quantized_keys[0].dtype == torch.float8_e4m3fn
+    assert (held(quantized, "keys") - exact.keys).abs().max() < 0.07 * exact.keys.abs().max()
 
 
 class Stream:

@@ -46,8 +46,8 @@ def tiny_model(config: Any) -> Any:
 
 def logits(model: Any, **kwargs: Any) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model(tiny.tokens(1, LENGTH), **kwargs).logits
-    return found
+        logits: Tensor = model(tiny.tokens(1, LENGTH), **kwargs).logits
+    return logits
 
 
 def one_head(head: int) -> Tensor:

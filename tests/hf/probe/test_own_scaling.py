@@ -79,11 +79,12 @@ def test_linear_divides_the_frequencies_of_the_checkpoint(name: str) -> None:
     """The reference is the model itself with its own buffer divided."""
     model = llama(name)
     with posenc.apply(model, "linear", factor=2.0):
-        found = logits(model, 30)
+        got = logits(model, 30)
     module = model.model.rotary_emb
-    for own in {id(own): own for own in (module.inv_freq, module.original_inv_freq)}.values():  # they may be one tensor
-        own /= 2
-    assert (found - logits(model, 30)).abs().max() < 2e-5
+    buffers = (module.inv_freq, module.original_inv_freq)
+    for inv_freq in {id(buffer): buffer for buffer in buffers}.values():  # they may be one tensor
+        inv_freq /= 2
+    assert (got - logits(model, 30)).abs().max() < 2e-5
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -91,11 +92,11 @@ def test_linear_divides_the_frequencies_of_the_checkpoint(name: str) -> None:
 def test_formulas_for_unscaled_frequencies_refuse_and_name_both_scalings(name: str, strategy: str) -> None:
     model = MODELS[name]()
     stock = logits(model)
-    own = "linear" if name == "gemma3" else name
-    says = rf"^frequencies\.{strategy}: .*own \('{own}'\).*'{strategy}'.*replace=True"
-    for asked in ({"strategy": strategy}, {"strategy": "lampe", "mapping": 20, "frequencies": strategy}):
+    scaling = "linear" if name == "gemma3" else name
+    says = rf"^frequencies\.{strategy}: .*own \('{scaling}'\).*'{strategy}'.*replace=True"
+    for arguments in ({"strategy": strategy}, {"strategy": "lampe", "mapping": 20, "frequencies": strategy}):
         with pytest.raises(posenc.InvalidConfigError, match=says):
-            posenc.apply(model, **asked)
+            posenc.apply(model, **arguments)
         assert torch.equal(logits(model), stock)  # left unchanged
     picks: list[dict[str, Any]] = [
         {"up_to": 50, "pick": {"strategy": "rope", "because": "short"}},
@@ -110,11 +111,11 @@ def test_formulas_for_unscaled_frequencies_refuse_and_name_both_scalings(name: s
 def test_replace_starts_from_theta(name: str) -> None:
     model = llama(name)
     with posenc.apply(model, "yarn", factor=2.0, replace=True, window=tiny.WINDOW):
-        found = logits(model, 30)
+        got = logits(model, 30)
     plain = LlamaForCausalLM(LlamaConfig(**tiny.SHAPE, rope_parameters={"rope_type": "default", "rope_theta": 1e4}))
     plain.eval().load_state_dict(model.state_dict())
     with posenc.apply(plain, "yarn", factor=2.0):
-        assert torch.equal(found, logits(plain, 30))
+        assert torch.equal(got, logits(plain, 30))
 
 
 def test_the_attention_factor_of_the_checkpoint_is_multiplied() -> None:
@@ -123,12 +124,12 @@ def test_the_attention_factor_of_the_checkpoint_is_multiplied() -> None:
         1.5 * 1.2
     )
     model = llama("yarn")
-    own = model.model.rotary_emb.attention_scaling
-    assert own > 1
+    scaling = model.model.rotary_emb.attention_scaling
+    assert scaling > 1
     with posenc.apply(model, "ntk", factor=2.0) as handle:
         attachment = handle._attachment
         bases = attachment.bases(model.model, torch.zeros(1, 1, dtype=torch.long)).values()
-        assert [handle.strategy.rotary(base.stock, 9).attention_scaling for base in bases] == [own]
+        assert [handle.strategy.rotary(base.stock, 9).attention_scaling for base in bases] == [scaling]
 
 
 def test_every_part_uses_the_window_that_the_checkpoint_was_trained_for() -> None:

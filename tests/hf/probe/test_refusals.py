@@ -202,17 +202,17 @@ def test_wrong_strategies_are_refused(arguments: Any, error: type[Exception], me
 def test_caches_of_other_strategies_are_refused() -> None:
     model, ids = tiny.make("llama"), tiny.tokens(1, 30)
     with torch.no_grad():
-        stock, own = DynamicCache(config=model.config), DynamicCache(config=model.config)
+        stock, patched = DynamicCache(config=model.config), DynamicCache(config=model.config)
         model(ids, past_key_values=stock)
         with posenc.apply(model, "lampe", mapping=30):
             with pytest.raises(posenc.CacheMismatchError, match="without posenc"):
                 model(ids, past_key_values=stock)
-            model(ids, past_key_values=own)
+            model(ids, past_key_values=patched)
         with posenc.apply(model, "rerope", window_size=8), pytest.raises(posenc.CacheMismatchError, match="lampe"):
-            model(ids, past_key_values=own)
-        model(ids, past_key_values=own)  # filled without posenc, which does not know these tokens
+            model(ids, past_key_values=patched)
+        model(ids, past_key_values=patched)  # filled without posenc, which does not know these tokens
         with posenc.apply(model, "lampe", mapping=30), pytest.raises(posenc.CacheMismatchError, match="saw only 30"):
-            model(ids, past_key_values=own)
+            model(ids, past_key_values=patched)
 
 
 def test_masks_that_are_not_padding_are_refused() -> None:

@@ -114,8 +114,8 @@ def test_gradients_of_overlapping_blocks_are_not_added_at_once(name: str) -> Non
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("value_dim", [7, 16, 24])
 @pytest.mark.parametrize("loss", ["both", "lse", "sum"])
-def test_gradients_through_the_logsumexp_are_exact(name: str, masked: bool, value_dim: int, loss: str) -> None:
-    """Also if the output has no gradient, if its gradient is expanded from one number, and with hidden queries."""
+def test_gradients_through_the_logsumexp(name: str, masked: bool, value_dim: int, loss: str) -> None:
+    """Also where the output has no gradient, where that is expanded from one number, and beside hidden queries."""
     gradients = []
     mask = torch.rand(2, 1, 150, LENGTH, generator=torch.Generator().manual_seed(0)) < 0.6 if masked else None
     if mask is not None:
@@ -134,8 +134,8 @@ def test_gradients_through_the_logsumexp_are_exact(name: str, masked: bool, valu
         assert (got - expected).abs().max() < 1e-6  # the logsumexp itself is float32
 
 
-def test_the_gradient_may_have_any_layout() -> None:
-    """Slicing the channels passes a contiguous copy, but the backward pass does not rely on that."""
+def test_the_layout_of_the_gradient_itself() -> None:
+    """Slicing the channels passes on a copy; the backward pass does not rely on it."""
     for layout in ("expanded over channels", "with tokens inside of channels"):
         q, k, v = (x.double().requires_grad_() for x in qkv(2, 150))
         out, _ = attend_with_gradients(q, k, v, plan_of("dca"), ROTARY, 0.25, None)
@@ -161,8 +161,8 @@ def test_gradients_through_the_logsumexp_are_exact_in_every_dtype(dtype: torch.d
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["lampe", "self_extend", "rerope"])
-def test_every_kind_of_call_accepts_every_layout(layout: str, name: str) -> None:
-    """Tiles of full, triangular and masked blocks, one query in splits, and keys without rotation."""
+def test_layouts_at_every_kind_of_call(layout: str, name: str) -> None:
+    """Tiles of full, triangular and masked blocks, one query in splits, and keys that are not rotated."""
     for q_len in (LENGTH, 9, 1):
         q, k, v = (LAYOUTS[layout](x) for x in qkv(2, q_len))
         expected = posenc.attention(q, k, v, plan_of(name), ROTARY, backend="reference")

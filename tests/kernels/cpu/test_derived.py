@@ -31,7 +31,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 
 def scaled(plan: posenc.PositionPlan) -> posenc.PositionPlan:
-    """Return the plan with a factor on the logits of every query."""
+    """The plan with a factor on the logits of every query."""
     factors = 1.0 + torch.arange(plan.total).double().numpy() / 50
     return posenc.PositionPlan.build(posenc.Lengths(plan.prompt, plan.total), plan.segments, query_scale=factors)
 
@@ -189,7 +189,7 @@ def test_shared_memory_counts_once() -> None:
     assert held_bytes(array, array[3:], [array[::2]], {"a": (tensor, tensor[5:]), "b": tensor.view(5, 10)}) == 1000
 
 
-def test_equal_rotaries_share_derived_data() -> None:
+def test_equal_rotaries_share_what_is_kept() -> None:
     """A model whose frequencies follow the length makes a new rotary in every forward."""
     plan = posenc.strategy("self_extend", window=32).plan(40)
     entries = None

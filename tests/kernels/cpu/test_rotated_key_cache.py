@@ -81,7 +81,7 @@ def test_steps_back_and_forth_equal_the_reference(name: str, few: int) -> None:
 
 @pytest.fixture
 def rotated_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of tokens that each call of ``Rotary.rotate`` rotates."""
+    """How many tokens each call of ``Rotary.rotate`` rotates."""
     counts: list[int] = []
     rotate = Rotary.rotate
 
@@ -108,8 +108,8 @@ def test_a_step_rotates_only_new_tokens_and_short_segments(name: str, few: int, 
             posenc.attention(keys[:, :, -1:], keys, keys, whole.prefix(length), rotary, kept=kept)
         counts.append(sum(rotated_tokens))
     assert counts[0] <= 2 * PROMPT
-    turned = 8 * 2 * few // 16  # at most, at both ends
-    assert sum(counts[1:]) <= 60 + turned  # without a cache at least 8 * 150; some are rotated ahead
+    neighbours = 8 * 2 * few // 16  # at most, at the two ends
+    assert sum(counts[1:]) <= 60 + neighbours  # of at least 8 * 150 without anything kept; some are rotated ahead
     assert kept.bytes >= (0 if name == "rerope" else PROMPT * 16 * 4)
 
 
@@ -299,8 +299,8 @@ def test_layers_that_share_a_module_cache_nothing() -> None:
     assert store.serves(1)
 
 
-def test_untracked_writes_to_keys_are_seen_only_by_a_raw_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As documented, writes through ``.data`` go unnoticed with copies, but not with ``cache="raw"``."""
+def test_raw_keys_that_are_written_to_unseen_need_a_cache_of_raw_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As documented, writes through ``.data`` go unnoticed with rotated copies, and are seen with ``cache="raw"``."""
     monkeypatch.setattr(decode_calls, "GRAIN", 1)
     model, ids = tiny.make("llama"), tiny.tokens(1, PROMPT)
     found = {}

@@ -1,4 +1,4 @@
-"""Compile the Triton kernels for an absent GPU, and print facts about the result as JSON lines.
+"""Compile the Triton kernels for a GPU that is not here, and print facts about the results as JSON lines.
 
     python tests/kernels/triton/compile_triton.py 90                  # 128 channels, bfloat16
     python tests/kernels/triton/compile_triton.py 90 256 float32
@@ -48,7 +48,7 @@ JUMP = re.compile(r"\bBRA\b.*?0x([0-9a-f]+)")
 
 
 class Absent:
-    """Answers the questions that Triton asks its driver before it compiles."""
+    """The answers that Triton wants of its driver before it compiles."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -70,7 +70,7 @@ class Properties:
 
 
 def cuobjdump(*arguments: str) -> str:
-    """Return the output of the CUDA tool that ships with Triton."""
+    """The output of the CUDA tool that comes with Triton."""
     command = [triton.knobs.nvidia.cuobjdump.path, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 

@@ -22,7 +22,7 @@ def entry(**changes: object) -> TileEntry:
 
 
 def test_the_shipped_table_fits_every_case() -> None:
-    """The table also names the source of its numbers: a committed result, or that they are not measured."""
+    """It also says where its numbers are from: a committed result, or that they are not measured."""
     table = TileTable.shipped()
     capabilities = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0))
     dtypes = (torch.bfloat16, torch.float16, torch.float32)
@@ -49,8 +49,8 @@ def test_the_nearest_entry_is_chosen() -> None:
         choose((9, 0), 512)
 
 
-def test_a_file_takes_precedence_over_the_shipped_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file written by the sweep is read back equal, and used by the backend."""
+def test_a_file_comes_before_the_shipped_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table as the sweep writes it is read back equal, and the backend uses it."""
     file = tmp_path / "tiles.json"
     table = TileTable((entry(keys=16, tma=True, source="docs/results/sweep.json"), entry(kernel="decode_kept")))
     table.write(file)

@@ -34,7 +34,7 @@ PARAMS = {
     "auto": {"calibration": {"ranges": [{"up_to": 999, "pick": {"strategy": "dca", "because": "a test"}}]}},
 }
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 3e-2}
-"""Three times the usual tolerance for bfloat16: the interpreter truncates queries and keys where a GPU rounds."""
+"""Three times the usual for bfloat16: the interpreter truncates queries and keys where a GPU rounds them."""
 
 
 def check(plan: PositionPlan, q_len: int, heads: tuple[int, int], rotary: Rotary, dim: int, **options: object) -> None:
@@ -77,8 +77,8 @@ def test_values_of_another_width_and_softcaps_are_exact() -> None:
         check_result("triton", call, *call.run("triton"), 2e-5)
 
 
-def test_strided_tensors_are_read_in_place() -> None:
-    """Heads come after tokens, as from projections, and keys are part of a longer cache."""
+def test_tensors_are_taken_as_they_lie() -> None:
+    """Heads after tokens, as projections make them, and keys in a longer cache."""
     plan, rotary = banded_plan(45), Rotary.from_theta(1e3, 16)
     for q_len in (45, 3):
         q, k, v = tensors(plan, q_len, (4, 2), 16, device=DEVICE)
@@ -141,8 +141,8 @@ class _Counted:
         return self.kernel[grid]  # type: ignore[index]
 
 
-def test_backends_may_share_a_plan() -> None:
-    """Data that one backend stores on a plan is not mistaken for that of another."""
+def test_backends_share_a_plan() -> None:
+    """No backend takes what another one keeps on a plan for its own."""
     for order in (("auto", "triton"), ("triton", "auto")):
         plan, rotary = banded_plan(30), Rotary.from_theta(1e3, 8)
         q, k, v = tensors(plan, 30, (4, 2), 8, device=DEVICE)
@@ -211,7 +211,7 @@ def test_an_older_interpreter_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def without_interpreter(*arguments: str, **variables: str) -> str:
-    """Return what a Python process prints if it compiles kernels instead of interpreting them."""
+    """The output of a Python process that compiles kernels instead of interpreting them."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | variables
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

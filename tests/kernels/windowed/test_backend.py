@@ -87,7 +87,7 @@ def spread(x: torch.Tensor, dim: int) -> torch.Tensor:
 def test_tensors_that_the_kernels_cannot_load_are_copied(
     backend: WindowedBackend, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Values, and keys that a segment does not rotate, would otherwise reach the kernel unchanged."""
+    """Raw keys reach the kernel as they are where a segment does not rotate them; values always do."""
     monkeypatch.setattr("posenc.kernels.windowed.torch_flash.forward", stand_ins.flash_forward)
     how, number = layout.rsplit(maxsplit=1)
     index = np.arange(20)
@@ -233,7 +233,7 @@ def test_a_package_without_the_symbols_is_skipped(monkeypatch: pytest.MonkeyPatc
     assert "posenc.rope has no memory_efficient_attention_partial; no.such.package: ModuleNotFoundError" in problem
 
 
-def test_an_absent_library_is_refused_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absent_library_is_a_reason_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xformers_segments, "find_fmha", lambda: (None, "no module"))
     reason = XformersBackend().unavailable(torch.zeros(1))
     assert reason is not None

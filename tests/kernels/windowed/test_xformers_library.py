@@ -43,7 +43,7 @@ print("loaded" if library.RUNTIME in open("/proc/self/maps").read() else "absent
 
 
 def asked(folder: Path, wheel: str) -> list[str]:
-    """Return what a fresh process reports about an xformers that is linked to the runtime of CUDA 12."""
+    """The answer of a fresh process about an xformers that is linked to the runtime of CUDA 12."""
     package = folder / "xformers"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -71,7 +71,7 @@ class TestLinkedToAnotherCuda:
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names that the loader was asked for; it finds none of them."""
+    """The names that the loader was asked for; it finds none."""
     names: list[str] = []
 
     def loads(library: str) -> bool:

@@ -38,7 +38,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Perplexity:
+class PerplexityScore:
     """Perplexity over documents, from the mean negative log likelihood of each document in nats."""
 
     losses: Mean

@@ -22,7 +22,7 @@ SCORED = 128
 """Tokens scored at the end of each document, by default."""
 
 
-class SlidingPerplexity(Task):
+class Perplexity(Task):
     """Loss of the last `scored` tokens of windows of text.
 
     The windows slide over the text so that no token is scored twice; `documents` of them, spread evenly, are
@@ -38,7 +38,7 @@ class SlidingPerplexity(Task):
     scored: PositiveInt = SCORED
     longest: PositiveInt | None = None
 
-    def fitted(self, lengths: Sequence[int]) -> SlidingPerplexity:
+    def fitted(self, lengths: Sequence[int]) -> Perplexity:
         return self if self.longest is not None else self.model_copy(update={"longest": max(lengths)})
 
     def check(self, source: Source, length: int, seed: int) -> None:
