@@ -167,7 +167,7 @@ def test_list_shows_every_task(install: Install):
     from click.testing import CliRunner
 
     install(PASSWORD)
-    shown = CliRunner().invoke(group, ["list", "--tasks"]).stdout
+    shown = CliRunner(env={"COLUMNS": "160"}).invoke(group, ["list", "--tasks"]).stdout
     assert f"tasks ({len(tasks())})" in shown
     assert "one word in the middle of the text" in shown
     assert tasks()["perplexity"].factory is Perplexity
