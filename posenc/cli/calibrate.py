@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from posenc.cli._lengths import NumberList
+from posenc.cli._lengths import documents_option, lengths_in_windows, lengths_option, score_option
 from posenc.cli._model import load_model, loading_options
 from posenc.cli._output import (
     dry_run_option,
@@ -39,9 +39,9 @@ FEW = 30
 )
 @click.option("--report-text", "report_texts", multiple=True, help="Another text, to report the choice on. Repeatable.")
 @click.option("--strategy", "-s", "names", multiple=True, default=("lampe",), show_default=True, help="Repeatable.")
-@click.option("--lengths", type=NumberList(int), help="Input lengths in tokens (default: 1, 2, 4 and 8 windows).")
-@click.option("--score", "scored", type=int, default=128, show_default=True, help="Tokens scored at each input's end.")
-@click.option("--documents", type=click.IntRange(2), default=48, show_default=True, help="Most documents per text set.")
+@lengths_option("Input lengths in tokens (default: 1, 2, 4 and 8 windows).")
+@score_option
+@documents_option(48, least=2)
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of the order of the documents and of the resampling."
 )
@@ -83,9 +83,7 @@ def command(
     target = file or out / "calibration.yaml"
     loaded = load_model(model, dtype, device)
     if lengths is None:
-        if loaded.window is None:
-            raise click.UsageError("the model's configuration does not tell its window: give --lengths.")
-        lengths = tuple(loaded.window * multiple for multiple in (1, 2, 4, 8))
+        lengths = lengths_in_windows((1, 2, 4, 8), loaded.window)
     options = work.CalibrationOptions(
         tuple(dict.fromkeys(names)), texts, report_texts, lengths, documents, scored, seed, _command_line()
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from posenc.cli._lengths import NumberList
+from posenc.cli._lengths import documents_option, lengths_in_windows, lengths_option, score_option
 from posenc.cli._model import load_model, loading_options, model_option
 from posenc.cli._output import json_option, print_json, print_table, progress
 from posenc.cli._paths import text_option
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 @strategies_option
 @param_option
 @click.option("--config", "-c", "files", multiple=True, metavar="FILE", help="YAML: one configuration or a list.")
-@click.option("--lengths", type=NumberList(int), help="Input lengths in tokens (default: 1, 2 and 4 windows).")
-@click.option("--score", "scored", type=int, default=128, show_default=True, help="Tokens scored at each input's end.")
-@click.option("--documents", type=click.IntRange(1), default=32, show_default=True, help="Most documents to use.")
+@lengths_option("Input lengths in tokens (default: 1, 2 and 4 windows).")
+@score_option
+@documents_option(32, least=1)
 @loading_options
 @json_option
 def command(
@@ -59,9 +59,7 @@ def command(
         check_lengths(lengths, scored)
     loaded = load_model(model, dtype, device)
     if lengths is None:
-        if loaded.window is None:
-            raise click.UsageError("the model's configuration does not tell its window: give --lengths.")
-        lengths = (loaded.window, 2 * loaded.window, 4 * loaded.window)
+        lengths = lengths_in_windows((1, 2, 4), loaded.window)
         check_lengths(lengths, scored)
     comparison = prepare(Source(loaded.tokenizer, text), lengths, scored=scored, documents=documents)
     by_label = dict(zip(labels(configs), configs, strict=True))

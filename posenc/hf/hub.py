@@ -14,7 +14,7 @@ from typing import Any
 
 from posenc.config import Config, config_of, read_config
 from posenc.errors import InvalidConfigError, InvalidInputError
-from posenc.files import expanded, replacing
+from posenc.files import expanded, write_json
 from posenc.hf.apply import apply
 from posenc.hf.model_files import load_model
 
@@ -79,10 +79,7 @@ def save_choice(config: Config, folder: str | os.PathLike[str]) -> Path:
     InvalidInputError
         If the file cannot be written.
     """
-    target = expanded(folder) / FILE
-    with replacing(target) as temporary:
-        temporary.write_text(json.dumps(config.as_dict(), indent=2) + "\n", encoding="utf-8")
-    return target
+    return write_json(config.as_dict(), expanded(folder) / FILE, indent=2)
 
 
 def load_choice(folder: Path) -> Config:

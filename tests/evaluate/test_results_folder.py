@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,9 @@ def test_a_sweep_without_results_can_be_read(tmp_path: Path, session: Session):
     assert loaded.missing == 4
     with pytest.raises(InvalidInputError, match=r"no sweep\.json"):
         ResultsFolder(tmp_path).load()
+
+
+def test_a_system_without_fcntl_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(InvalidInputError, match=r"no fcntl module \(Windows\)"), ResultsFolder(tmp_path / "out").held():
+        pytest.fail("held without a lock")

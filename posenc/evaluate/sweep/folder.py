@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from posenc.errors import InvalidInputError
 from posenc.evaluate.cells import CellStore, clear_drafts
@@ -59,15 +59,26 @@ class ResultsFolder:
         except OSError as error:
             raise InvalidInputError(f"{self.path}: cannot be written ({error.strerror or error}).") from None
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InvalidInputError(
-                    f"{self.path}: another posenc eval is at work here. Wait for it, or choose another folder."
-                ) from None
+            self._lock(lock)
             clear_drafts(self.path)
             self._cells.clear_drafts()
             yield
+
+    def _lock(self, file: IO[str]) -> None:
+        """Lock an open file until it is closed."""
+        try:
+            import fcntl
+        except ImportError:
+            raise InvalidInputError(
+                f"{self.path}: cannot be locked against other runs, because Python on this system has no fcntl module "
+                "(Windows). Run posenc eval on Linux or macOS."
+            ) from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InvalidInputError(
+                f"{self.path}: another posenc eval is at work here. Wait for it, or choose another folder."
+            ) from None
 
     def write_sweep(self, sweep: Sweep) -> None:
         """Write the sweep file, which lists the cells."""
