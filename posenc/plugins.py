@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -130,8 +129,15 @@ def task_info(factory: Any, distribution: str) -> TaskInfo:
 
 
 def _is_task(factory: Any) -> bool:
-    base = import_module("posenc.evaluate.tasks.base").Task  # by name: the core imports no tool
-    return isinstance(factory, type) and issubclass(factory, base)
+    """Whether it has the shape of a task: the core does not import the tools, where tasks are defined."""
+    from pydantic import BaseModel
+
+    shape = ("check", "measure", "fitted", "settings")
+    return (
+        isinstance(factory, type)
+        and issubclass(factory, BaseModel)
+        and all(callable(getattr(factory, method, None)) for method in shape)
+    )
 
 
 HOOKS: dict[str, tuple[str, Callable[[Any, str], Any]]] = {

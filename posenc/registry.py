@@ -121,6 +121,25 @@ class Registry(dict[str, T]):
             return default
         return self[name]
 
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Columns and rows for people: what ``posenc list`` and notebooks show."""
+        infos: list[Any] = list(self.values())
+        if self.kind == "adapter":
+            columns = ["name", "summary", "serves", "distribution"]
+            rows = [[info.name, info.summary, ", ".join(info.capabilities), info.distribution] for info in infos]
+        elif self.kind == "backend":
+            columns = ["name", "summary", "devices", "distribution"]
+            rows = [
+                [info.name, info.summary, ", ".join(info.capabilities.devices), info.distribution] for info in infos
+            ]
+        elif self.kind == "task":
+            columns = ["name", "summary", "settings", "distribution"]
+            rows = [[info.name, info.summary, ", ".join(info.settings), info.distribution] for info in infos]
+        else:
+            columns = ["name", "kind", "summary", "paper", "distribution"]
+            rows = [[info.name, info.kind, info.summary, info.paper, info.distribution] for info in infos]
+        return columns, rows
+
     def _repr_html_(self) -> str:
-        html: str = import_module("posenc.display.notebook").registry_html(self)  # the core imports no tool
+        html: str = import_module("posenc.display.notebook").table_html(*self.table())  # the core imports no tool
         return html

@@ -15,10 +15,9 @@ from posenc.cli._output import json_option, print_json, print_table
 def command(seam: str | None, as_json: bool) -> None:
     """List strategies (or adapters, backends or tasks), each with the distribution that provides it."""
     from posenc import plugins
-    from posenc.display.listing import listing
 
     seam = seam or "strategies"
-    columns, rows = listing(getattr(plugins, seam)())
+    columns, rows = getattr(plugins, seam)().table()
     if as_json:
         print_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:

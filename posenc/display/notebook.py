@@ -8,10 +8,8 @@ from typing import Any
 
 from posenc.display import viz
 from posenc.display.explain import explain
-from posenc.display.listing import listing
 from posenc.errors import PosencError
 from posenc.plan import PositionPlan
-from posenc.registry import Registry
 
 
 def plan_html(plan: PositionPlan) -> str:
@@ -26,12 +24,7 @@ def plan_html(plan: PositionPlan) -> str:
 
 def handle_html(described: Mapping[str, Any]) -> str:
     """Show what is applied to which model, from :meth:`Handle.describe`."""
-    return _table(["", ""], ((key, _text(value)) for key, value in described.items()), header=False)
-
-
-def registry_html(registry: Registry[Any]) -> str:
-    """Show the plugins of one seam."""
-    return _table(*listing(registry))
+    return table_html(["", ""], ((key, _text(value)) for key, value in described.items()), header=False)
 
 
 def _text(value: Any) -> str:
@@ -42,7 +35,9 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, header: bool = True) -> str:
+def table_html(columns: Sequence[str], rows: Iterable[Sequence[str]], *, header: bool = True) -> str:
+    """A table, such as :meth:`posenc.registry.Registry.table`."""
+
     def line(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
