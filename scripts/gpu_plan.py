@@ -161,7 +161,7 @@ class Plan:
         if time.monotonic() - self._copied < every:
             return
         self._copied = time.monotonic()
-        files = [*(self.folder / name for name in KEPT), *(self.folder / "results").glob("*.json")]
+        files = [*(self.folder / name for name in KEPT), *(self.folder / "results").glob("[!.]*.json")]
         for file in files:
             with suppress(OSError):  # not there yet, or being replaced
                 if file.stat().st_size <= LARGEST:
