@@ -62,7 +62,8 @@ def collect(paths: Sequence[Path]) -> Material:
 
 
 def _search(folder: Path, material: Material) -> None:
-    if (folder / SWEEP).is_file():
+    sweep = folder / SWEEP
+    if sweep.is_file() and _format(sweep) in (FORMAT, None):  # None: damaged, which the reader says
         material.sweeps[str(folder)] = ResultsFolder(folder).load()
         return
     for entry in sorted(folder.iterdir()):

@@ -81,6 +81,7 @@ def test_every_mark_is_before_a_block() -> None:
         ("posenc plan lampe --prompt 4096 --window 256 --param mapping_length=128", "lampe.mapping_length"),
         ("make no-such-target", "no-such-target"),
         ("pip install posenc no-such-distribution-at-all", "no-such-distribution-at-all"),
+        ("TILES=tiles.json python3 -m scripts.micro", "this cannot be checked"),
         ("curl example.org", "do not know how to run 'curl'"),
     ],
 )
