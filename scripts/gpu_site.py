@@ -42,7 +42,7 @@ def prepare() -> None:
     paths = [str(ROOT), str(ROOT / "plugins"), str(ROOT / "adapters"), *([str(SITE)] if SITE.exists() else [])]
     given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys((*paths, *given)))
-    sys.path[:0] = [path for path in paths if path not in sys.path]
+    sys.path[:] = dict.fromkeys((*paths, *sys.path))  # this checkout before the wheel that was made of it
 
 
 if __name__ == "__main__":

@@ -146,3 +146,26 @@ def test_rows_measured_before_sigterm_are_a_result(tmp_path: Path, monkeypatch: 
     result = results.read(file)
     assert [(row.backend, row.length) for row in result.rows] == [("hanging", 64)]
     assert collect.CUT_SHORT in result.left_out
+
+
+def test_the_checkout_comes_before_the_wheel_made_of_it(tmp_path: Path) -> None:
+    """Also if the checkout is on the path already, as it is under ``python3 -m``."""
+    code = f"""
+import sys
+from pathlib import Path
+from scripts import gpu_site
+gpu_site.SITE = Path({str(tmp_path)!r})
+gpu_site.prepare()
+gpu_site.prepare()
+print(*sys.path, sep="\\n")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    paths = done.stdout.splitlines()
+    assert paths.index(str(ROOT)) < paths.index(str(tmp_path)), done.stderr
+    assert paths.count(str(tmp_path)) == 1

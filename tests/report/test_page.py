@@ -308,3 +308,13 @@ def test_a_folder_without_results_is_refused(tmp_path: Path):
         collect([tmp_path])
     with pytest.raises(InvalidInputError, match="does not exist"):
         collect([tmp_path / "nowhere"])
+
+
+def test_a_sweep_file_of_another_format_is_ignored_and_a_damaged_one_is_refused(tmp_path: Path):
+    save(result(row()), tmp_path)
+    (tmp_path / "tiles").mkdir()
+    (tmp_path / "tiles" / "sweep.json").write_text('{"format": "posenc-sweep"}')
+    assert not collect([tmp_path]).sweeps
+    (tmp_path / "tiles" / "sweep.json").write_text("{")
+    with pytest.raises(InvalidInputError, match=r"tiles/sweep\.json"):
+        collect([tmp_path])

@@ -1,14 +1,16 @@
 """cos and sin of positions on the device, as the Triton kernels look them up.
 
-The positions of nearly all built-in strategies are whole numbers, so one table by position serves every segment, plan
-and request of the same frequencies: 8 F bytes per position (16 MB for 32,768 positions of a 128-wide head), and 4 bytes
-for every key of a map. Fractions, and positions per frequency, get a table by token: 8 F bytes for every key of a map.
+The positions of nearly all built-in strategies are whole numbers, 4 bytes for every key of a map. Decoding over raw
+keys computes their angles; rows that are rotated beforehand look them up in one table by position, which serves every
+segment, plan and request of the same frequencies: 8 F bytes per position (16 MB for 32,768 positions of a 128-wide
+head). Fractions, and positions per frequency, get a table by token: 8 F bytes for every key of a map.
 
 Shape letters: L tokens, F rotary frequencies, R rows of a table.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from posenc.derived import ordinary_tensors
-from posenc.kernels.triton.upload import uploaded
+from posenc.kernels.triton.upload import uploaded, uploaded_together
 from posenc.rope import Rotary
 from posenc.segment import Interpolation, Positions, Segment
 
@@ -26,6 +28,29 @@ LEAST = 4096
 
 SPARSE = 4
 """A table by position may have this many times the rows of a table by token; beyond that, the latter is made."""
+
+
+STEPS = 2**32
+"""Steps of a turn, as many as an int32 has values, so that a product of int32 drops whole turns."""
+
+RADIANS_PER_STEP = 2 * math.pi / STEPS
+
+
+def turns(rotary: Rotary, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The frequencies in steps of a turn per token, int32 [F], and the rest of each in radians per token, float32 [F].
+
+    The angle of a whole position ``p`` is ``p * turns * RADIANS_PER_STEP + p * rest``: with the first product in int32,
+    that is within 1e-6 of the angle less whole turns, for any int32 ``p`` (the rest is at most half a step).
+    """
+    return rotary.derived(_turns, device)
+
+
+def _turns(rotary: Rotary, device: torch.device) -> tuple[Tensor, Tensor]:
+    steps_F = rotary.inv_freq.detach().double().cpu().numpy() / RADIANS_PER_STEP
+    whole_F = np.rint(steps_F)
+    rest_F = ((steps_F - whole_F) * RADIANS_PER_STEP).astype(np.float32)
+    turns_F, on_device_F = uploaded_together([(whole_F % STEPS).astype(np.uint32).view(np.int32), rest_F], device)
+    return turns_F, on_device_F
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +79,20 @@ def key_angles(segment: Segment, rotary: Rotary, device: torch.device) -> tuple[
 
 def _key_angles(segment: Segment, rotary: Rotary, device: torch.device) -> Angles:
     return angles(segment.key_positions, rotary, device, interpolation=segment.interpolation)
+
+
+def whole_key_positions(segment: Segment, device: torch.device) -> Tensor | None:
+    """The positions of a segment's keys, int32 [L], a slice of its root's; None unless all are whole numbers."""
+    root, offset = segment.root
+    positions_L = root.derived(_whole_key_positions, device)
+    return None if positions_L is None else positions_L[offset:]
+
+
+def _whole_key_positions(segment: Segment, device: torch.device) -> Tensor | None:
+    whole = whole_positions(segment.key_positions)
+    if whole is None or (len(whole) and max(-int(whole.min()), int(whole.max())) >= STEPS // 2):
+        return None
+    return uploaded(whole.astype(np.int32), device)
 
 
 def angles(

@@ -34,8 +34,8 @@ MOST_HEADS = 65535
 DECODE_QUERIES = 16
 """Most queries of the decode kernel; for more, a copy of rotated keys pays for itself within the call."""
 
-FIRST_FOR_FEW = 25
-"""The priority for so few queries: above every library's backend."""
+FIRST = 25
+"""The priority where these kernels are the fastest: above every library's backend."""
 
 SMALL = {"prefill": Tiling(64, 32, 4, 1), "decode_kept": Tiling(16, 32, 4, 1), "decode_raw": Tiling(16, 32, 4, 1)}
 """Tiles under the interpreter: small, so that short inputs cross many."""
@@ -48,8 +48,8 @@ class TritonBackend(AttentionBackend):
 
     - prefill: rotated keys, one copy per map, and rotated queries, one per segment, of some heads at a time: about one
       copy of queries and keys where the input is long enough to fill the GPU with some of the heads;
-    - decoding over raw keys: ``4`` per key and map, and one table of ``8 * head_dim / 2`` per position, which all
-      layers, plans and requests of the same frequencies share;
+    - decoding over raw keys: ``4`` per key and map, which all layers share; where positions are not whole numbers,
+      ``8 * head_dim / 2`` more;
     - decoding with ``kept`` rotated keys: ``E * head_dim`` per key, key/value head and map, in every layer.
 
     Parameters
@@ -74,9 +74,9 @@ class TritonBackend(AttentionBackend):
         self._tiles = tiles
 
     def priority_for(self, q_BHLD: Tensor, k_BHLD: Tensor) -> int:
-        """Above every other backend for few queries: one launch instead of one per segment and a merge."""
-        few = q_BHLD.shape[2] <= DECODE_QUERIES and not INTERPRETED
-        return FIRST_FOR_FEW if few else self.priority
+        """Above every other backend in half precision, as measured, and for few queries, which take one launch."""
+        half, few = q_BHLD.dtype.itemsize == 2, q_BHLD.shape[2] <= DECODE_QUERIES
+        return FIRST if (half or few) and not INTERPRETED else self.priority
 
     def refuses(self, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, mask: Tensor | None) -> str | None:
         """Also where triton is not installed or heads are too wide."""

@@ -8,7 +8,8 @@ of all heads that share a key/value head. A second, small kernel merges the resu
     merge_kernel   output and logsumexp of every split -> one row per query and head
 
 Keys are raw, and rotated on read, or come rotated, with one copy for every map; raw keys may lie in pages behind a
-block table. Requests with plans of their own run in one launch.
+block table. Requests with plans of their own run in one launch. The angles of raw keys are computed if all positions
+are whole numbers: a table costs as much traffic as the keys, and keys that share a position would queue for its row.
 
 Shape letters: B batch, H heads, L tokens, D head_dim, P splits, N requests, M pages of a request, K slots of a page.
 """
@@ -21,12 +22,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from posenc.kernels.triton.angles import RADIANS_PER_STEP
 from posenc.kernels.triton.launch import launch_options, processors
-from posenc.kernels.triton.primitives import Shape, angles_of, finished, online_softmax_update, padded, rotated_rows
+from posenc.kernels.triton.primitives import (
+    Shape,
+    angles_of,
+    cos_and_sin,
+    finished,
+    online_softmax_update,
+    padded,
+    rotated_rows,
+)
 from posenc.kernels.triton.requests import REQUEST, DecodeTables
 from posenc.kernels.triton.tables import Scales
 from posenc.kernels.triton.tiles import Tiling
 from posenc.rope import Rotary
+
+RADIANS = tl.constexpr(RADIANS_PER_STEP)
 
 MOST_SPLITS = 64
 """Most splits: the merge holds the results of all of them at once."""
@@ -74,6 +86,7 @@ def decode(
     decode_kernel[(num_splits, blocks, requests * kv_heads)](
         q_BHLD, copies, v_BHLD, parts_PBHLD, lses_PBHL, block_table_NM,
         tables.cos_RF, tables.sin_RF, tables.factors, tables.intervals, tables.segments_S8, tables.requests_N8,
+        *tables.turns, rotary.attention_scaling,
         *q_BHLD.stride(), tuple(copy.stride()[:3] for copy in copies), copies[0].stride(3), *v_BHLD.stride(),
         *parts_PBHLD.stride()[:4], *lses_PBHL.stride(), 0 if block_table_NM is None else block_table_NM.stride(0),
         REQUEST if len(tables.counts) > 1 else 0, kv_heads, group, scales.factor, scales.cap or 0.0,
@@ -96,7 +109,7 @@ def _num_splits(keys: int, tile: int, programs: int, processors: int) -> int:
 
 @triton.jit(do_not_specialize=["table_n", "kv_heads", "request_step"])
 def decode_kernel(
-    q, ks, v, out, lse, table, cos, sin, factors, intervals, segments, requests,
+    q, ks, v, out, lse, table, cos, sin, factors, intervals, segments, requests, turns_f, rest_f, scaling,
     q_b, q_h, q_l, q_d, k_strides, k_d, v_b, v_h, v_l, v_d, o_p, o_b, o_h, o_l, l_p, l_b, l_h, l_l, table_n,
     request_step, kv_heads, group, factor, cap,
     ROWS: tl.constexpr, KEYS: tl.constexpr, KEPT: tl.constexpr, PAGE: tl.constexpr, S: tl.constexpr,
@@ -154,7 +167,11 @@ def decode_kernel(
                 k, k_b, k_h, k_l = chosen(ks, k_strides, tl.load(segment + 3))
                 k += request_number * k_b + kv_head * k_h - tl.load(segment + 4) * k_l
             else:
-                q1, q2 = rotated_pairs(q + at_query, q_d, cos, sin, query_table_row, in_range, S)
+                c1, s1 = looked_up_angles(cos, sin, query_table_row, in_range, S)
+                if turns_f is not None:  # computed cos and sin of keys come without the factor
+                    c1 *= scaling
+                    s1 *= scaling
+                q1, q2 = rotated_pairs(q + at_query, q_d, c1, s1, in_range, S)
                 q1 = q1.to(S.dot)
                 q2 = q2.to(S.dot)
                 q3 = q1
@@ -183,8 +200,12 @@ def decode_kernel(
                     tile = tl.load(k + at_key[:, None] + d, mask=key_in_range[:, None] & (d < S.dim), other=0.0)
                     s = tl.dot(q1, tl.trans(tile.to(S.dot)), input_precision=S.precision)
                 else:
-                    key_row = tl.load(key_rows + key, mask=key_in_range, other=0).to(tl.int64)
-                    k1, k2 = rotated_pairs(k + at_key, k_d, key_cos, key_sin, key_row, key_in_range, S)
+                    key_row = tl.load(key_rows + key, mask=key_in_range, other=0)
+                    if turns_f is not None:
+                        c2, s2 = computed_angles(key_row, turns_f, rest_f, S)
+                    else:
+                        c2, s2 = looked_up_angles(key_cos, key_sin, key_row.to(tl.int64), key_in_range, S)
+                    k1, k2 = rotated_pairs(k + at_key, k_d, c2, s2, key_in_range, S)
                     kind = k.dtype.element_ty
                     s = tl.dot(q1, tl.trans(k1.to(kind).to(S.dot)), input_precision=S.precision)
                     s = tl.dot(q2, tl.trans(k2.to(kind).to(S.dot)), s, input_precision=S.precision)
@@ -216,16 +237,32 @@ def chosen(ks, strides, number):
 
 
 @triton.jit
-def rotated_pairs(x, channel_stride, cos, sin, table_rows, live, S: tl.constexpr):
+def looked_up_angles(cos, sin, table_rows, live, S: tl.constexpr):
+    """cos and sin of every pair, from rows of a table."""
+    f = tl.arange(0, S.pair_tile)
+    there = live[:, None] & (f < S.pairs)[None, :]
+    place = table_rows[:, None] * S.pairs + f[None, :]
+    return tl.load(cos + place, mask=there, other=0.0), tl.load(sin + place, mask=there, other=0.0)
+
+
+@triton.jit
+def computed_angles(positions, turns_f, rest_f, S: tl.constexpr):
+    """cos and sin of every pair, from whole positions: see :func:`~posenc.kernels.triton.angles.turns`."""
+    f = tl.arange(0, S.pair_tile)
+    turn = tl.load(turns_f + f, mask=f < S.pairs, other=0)
+    rest = tl.load(rest_f + f, mask=f < S.pairs, other=0.0)
+    phase = (positions[:, None] * turn[None, :]).to(tl.float32)  # whole turns overflow
+    return cos_and_sin(phase * RADIANS + positions.to(tl.float32)[:, None] * rest[None, :])
+
+
+@triton.jit
+def rotated_pairs(x, channel_stride, c, s, live, S: tl.constexpr):
     """Both channels of every pair, rotated in float32; ``x`` points at the rows, ``live`` says which exist."""
     f = tl.arange(0, S.pair_tile)
     there = live[:, None] & (f < S.pairs)[None, :]
     at = x[:, None] + (S.first + f * S.step)[None, :] * channel_stride
     one = tl.load(at, mask=there, other=0.0).to(tl.float32)
     two = tl.load(at + S.apart * channel_stride, mask=there, other=0.0).to(tl.float32)
-    place = table_rows[:, None] * S.pairs + f[None, :]
-    c = tl.load(cos + place, mask=there, other=0.0)
-    s = tl.load(sin + place, mask=there, other=0.0)
     return one * c - two * s, two * c + one * s
 
 

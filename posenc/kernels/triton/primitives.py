@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra import libdevice
 
 from posenc.kernels.triton.mode import INTERPRETED, mend_interpreter
 from posenc.rope import Rotary
@@ -26,6 +27,8 @@ if INTERPRETED:
     from triton.runtime import interpreter
 
     mend_interpreter(interpreter)
+
+APPROXIMATE = tl.constexpr(not INTERPRETED)
 
 SMALLEST = 16
 """Least extent of a tile in ``tl.dot``."""
@@ -108,6 +111,16 @@ def angles_of(cos, sin, table_rows, live, S: tl.constexpr):
     c = tl.load(cos + place, mask=there, other=1.0)
     s = tl.load(sin + place, mask=there, other=0.0)
     return c, tl.where(second[None, :], s, -s)
+
+
+@triton.jit
+def cos_and_sin(angles):
+    """cos and sin of float32 angles in [-2 pi, 2 pi], to 1e-6: instructions of the GPU, which tl.cos does not use."""
+    if APPROXIMATE:
+        c, s = libdevice.fast_cosf(angles), libdevice.fast_sinf(angles)
+    else:
+        c, s = tl.cos(angles), tl.sin(angles)
+    return c, s
 
 
 @triton.jit

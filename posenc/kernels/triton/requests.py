@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from posenc.kernels.rotated import KeyCopy, QueryCopy, rotation_layout
-from posenc.kernels.triton.angles import key_angles
+from posenc.kernels.rotated import KeyCopy, QueryCopy, RotationLayout, rotation_layout
+from posenc.kernels.triton.angles import key_angles, turns, whole_key_positions
 from posenc.kernels.triton.tables import query_factors
 from posenc.kernels.triton.upload import uploaded_together
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
-from posenc.segment import Positions
+from posenc.segment import Positions, Segment
 
 REQUEST = 8
 """Numbers of a request in the decode kernel's table, and of a segment."""
@@ -40,7 +40,7 @@ class DecodeTables:
     segments_S8 : int64
         Its first key and the end of its keys; how many keys the request's segments before it have; the copy of rotated
         keys it reads and the first key of that copy; the addresses of cos and sin of its map, and the address of the
-        table row of key 0.
+        table row of key 0. If there are ``turns``, two zeros and the address of the position of key 0.
     requests_N8 : int64
         Its first segment and how many there are; its first query and how many there are; its first row in the query
         tables; its first factor; how many keys its segments have; and a 0.
@@ -50,6 +50,9 @@ class DecodeTables:
         The plans' ``query_scale``.
     counts, keys : tuple of int
         Queries and keys of every request: keys of all segments together.
+    turns : (Tensor, Tensor) or (None, None)
+        To compute the angles of keys with (:func:`~posenc.kernels.triton.angles.turns`), if all their positions are
+        whole numbers.
     copies : tuple of KeyCopy
         The rotated copies of the keys that a single request's segments read; none for several requests.
     alive : tuple of Tensor
@@ -64,6 +67,7 @@ class DecodeTables:
     factors: Tensor | None
     counts: tuple[int, ...]
     keys: tuple[int, ...]
+    turns: tuple[Tensor, Tensor] | tuple[None, None]
     copies: tuple[KeyCopy, ...]
     alive: tuple[Tensor, ...]
 
@@ -97,9 +101,12 @@ def _decode_tables(
     device: torch.device,
     ragged: bool,
 ) -> DecodeTables:
-    plans, rows = (first, *others), _Rows(rotary, device, ragged)
-    for plan, count in zip(plans, counts, strict=True):
-        rows.add_request(plan, count)
+    plans = (first, *others)
+    layouts = [rotation_layout(plan, count) for plan, count in zip(plans, counts, strict=True)]
+    whole = all(whole_key_positions(copy.segment, device) is not None for layout in layouts for copy in layout.keys)
+    rows = _Rows(rotary, device, ragged, whole)
+    for layout, count in zip(layouts, counts, strict=True):
+        rows.add_request(layout, count)
     arrays = [
         np.concatenate([np.zeros(0, dtype=np.int32), *rows.intervals]),
         np.array(rows.segments, dtype=np.int64).reshape(-1, REQUEST),
@@ -119,7 +126,8 @@ def _decode_tables(
         factors=factors[0] if scaled else None,
         counts=counts,
         keys=tuple(request[6] for request in rows.requests),
-        copies=() if others else rotation_layout(first, counts[0]).keys,
+        turns=turns(rotary, device) if whole else (None, None),
+        copies=() if others else layouts[0].keys,
         alive=tuple(rows.alive),
     )
 
@@ -127,8 +135,8 @@ def _decode_tables(
 class _Rows:
     """The rows of the tables, request by request."""
 
-    def __init__(self, rotary: Rotary, device: torch.device, ragged: bool) -> None:
-        self._rotary, self._device, self._ragged = rotary, device, ragged
+    def __init__(self, rotary: Rotary, device: torch.device, ragged: bool, whole: bool) -> None:
+        self._rotary, self._device, self._ragged, self._whole = rotary, device, ragged, whole
         self._queries = self._table_rows = 0
         self.segments: list[tuple[int, ...]] = []
         self.requests: list[tuple[int, ...]] = []
@@ -136,9 +144,8 @@ class _Rows:
         self.positions: list[Positions] = []
         self.alive: list[Tensor] = []
 
-    def add_request(self, plan: PositionPlan, count: int) -> None:
+    def add_request(self, layout: RotationLayout, count: int) -> None:
         """Add the last ``count`` queries of a plan."""
-        layout = rotation_layout(plan, count)
         first_segment, keys = len(self.segments), 0
         for copy in layout.queries:
             keys += self._add_segment(copy, layout.keys[copy.key_copy], count, keys)
@@ -154,13 +161,21 @@ class _Rows:
         bounds_2L[:, copy.rows] += key_copy.keys.start
         used = bounds_2L[1] > bounds_2L[0]
         low, high = int(bounds_2L[0, used].min()), int(bounds_2L[1, used].max())
-        table, offset = key_angles(key_copy.segment, self._rotary, self._device)
-        addresses = (x.data_ptr() for x in (table.cos_RF, table.sin_RF, table.rows_L[offset:]))
+        addresses = self._addresses(key_copy.segment)
         self.segments.append((low, high, keys_before, copy.key_copy, key_copy.keys.start, *addresses))
         self.intervals.append(bounds_2L.reshape(-1))
         self.positions.append(_among_all(copy.positions, copy.rows, count))
-        self.alive += [table.cos_RF, table.sin_RF, table.rows_L]
         return high - low
+
+    def _addresses(self, segment: Segment) -> tuple[int, int, int]:
+        if self._whole:
+            positions_L = whole_key_positions(segment, self._device)
+            assert positions_L is not None
+            self.alive.append(positions_L)
+            return 0, 0, positions_L.data_ptr()
+        table, offset = key_angles(segment, self._rotary, self._device)
+        self.alive += [table.cos_RF, table.sin_RF, table.rows_L]
+        return table.cos_RF.data_ptr(), table.sin_RF.data_ptr(), table.rows_L[offset:].data_ptr()
 
 
 def _among_all(positions: Positions, rows: slice, count: int) -> Positions:

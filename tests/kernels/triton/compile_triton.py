@@ -108,6 +108,7 @@ def compiled(kernel: JITFunction, case: str, *args: Any, grid: tuple[int, ...], 
         "stages": made.metadata.num_stages,
         "products": len(PRODUCT.findall(sass)),
         "tma": "UTMALDG" in sass,
+        "computed_angles": "MUFU.COS" in sass,
         "buffers": min(map(int, BUFFERS.findall(made.asm["ttgir"])), default=0),
     }
     print(json.dumps(facts), flush=True)

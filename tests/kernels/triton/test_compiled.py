@@ -13,6 +13,9 @@ pytest.importorskip("triton", reason="triton is available for Linux only")
 from tests.kernels.triton.compile_triton import SHARED, spills_in_loops
 from tests.kernels.triton.test_triton import without_interpreter
 
+REGISTERS = 2**16
+"""Registers of a multiprocessor, of every compute capability from 8.0 on."""
+
 SCRIPT = Path(__file__).with_name("compile_triton.py")
 
 
@@ -33,7 +36,11 @@ def test_the_kernels_compile(capability: int, tmp_path: Path) -> None:
         assert kernel["products"] > 0, f"no tensor cores: {kernel}"
         assert kernel["buffers"] >= 2, f"the next block is not fetched while one is used: {kernel}"
     assert prefill["tma"] == (capability >= 90)
-    assert max(x["registers"] for x in (kept, raw, paged)) <= 200  # two programs share a multiprocessor
+    for kernel in (kept, raw, paged):  # two programs share the registers and the memory of a multiprocessor
+        assert 2 * 32 * kernel["warps"] * kernel["registers"] <= REGISTERS, kernel
+        assert 2 * kernel["shared"] <= SHARED[capability], kernel
+    for kernel in (raw, paged):
+        assert kernel["computed_angles"], f"cos and sin are not instructions of the GPU: {kernel}"
 
 
 def only(found: list[dict[str, Any]], case: str) -> dict[str, Any]:

@@ -81,14 +81,19 @@ def test_a_wrong_file_is_refused_with_the_reason(text: str, message: str, tmp_pa
         TileTable.read(tmp_path / "none.json")
 
 
-def test_few_queries_go_to_the_fused_decode_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU, one launch costs the host a third of what a call per segment and a merge cost."""
+def test_the_kernels_go_first_where_they_are_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU: in half precision, as measured; few queries of any kind, since one launch costs the host least."""
     from posenc.kernels.triton import backend as triton_backend
 
     backends = {name: info.backend for name, info in posenc.backends().items()}
-    k = torch.empty(1, 2, 100, 8)
     monkeypatch.setattr(triton_backend, "INTERPRETED", False)
     monkeypatch.setattr(TritonBackend, "priority", 5)
-    for q_len, first in ((1, "triton"), (16, "triton"), (17, "xformers")):
-        q = torch.empty(1, 2, q_len, 8)
+    for q_len, dtype, first in (
+        (1, torch.float32, "triton"),
+        (16, torch.float32, "triton"),
+        (17, torch.float32, "xformers"),
+        (17, torch.bfloat16, "triton"),
+        (100, torch.float16, "triton"),
+    ):
+        q, k = (torch.empty(1, 2, tokens, 8, dtype=dtype) for tokens in (q_len, 100))
         assert max(backends, key=lambda name: backends[name].priority_for(q, k)) == first

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -162,17 +163,18 @@ def test_a_decoding_step_makes_tables_for_its_queries_only(monkeypatch: pytest.M
 
     monkeypatch.setattr(Rotary, "tables", noted)
     plan, rotary = posenc.strategy("lampe", window=64, mapping=40).plan(150, 200), Rotary.from_theta(1e4, 8)
-    for total in (160, 161, 162):
-        step = plan.prefix(total).clipped(155).suffix(9)
-        for _ in range(2):  # layers
-            check(step, 1, (2, 1), rotary, 8)
-    assert made == [
-        LEAST,
-        3,
-        3,
-        3,
-    ]  # one table by position serves every map; a step adds its queries in three segments
-    check(step, 30, (2, 1), rotary, 8)
+    halves = replace(plan, segments=tuple(replace(s, key_positions=s.key_positions / 2) for s in plan.segments))
+    for whole, tables_of_keys in ((plan, []), (halves, [200, 200, 200])):
+        made.clear()
+        for total in (160, 161, 162):
+            step = whole.prefix(total).clipped(155).suffix(9)
+            for _ in range(2):  # layers
+                check(step, 1, (2, 1), rotary, 8)
+        # A step adds its queries in three segments; angles of whole positions are computed, halves have tables.
+        assert made == [*tables_of_keys, 3, 3, 3]
+    made.clear()
+    check(plan.prefix(162).clipped(155).suffix(9), 30, (2, 1), rotary, 8)
+    assert made[0] == LEAST  # one table by position serves the keys of every map
 
 
 def test_unsupported_cases_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

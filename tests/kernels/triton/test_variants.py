@@ -11,6 +11,7 @@ import torch
 import posenc
 from posenc.plan import PositionPlan
 from posenc.rope import Rotary
+from posenc.segment import Lengths, Segment
 from posenc.testing.generators import banded_plan
 from posenc.testing.tensors import AttentionCall, check_result, tensors
 
@@ -21,7 +22,15 @@ from posenc.kernels.triton import decode as triton_decode
 from posenc.kernels.triton import prefill as triton_prefill
 from posenc.kernels.triton import requests as triton_requests
 from posenc.kernels.triton import rotate as triton_rotate
-from posenc.kernels.triton.angles import LEAST, angles, key_angles, whole_positions
+from posenc.kernels.triton.angles import (
+    LEAST,
+    RADIANS_PER_STEP,
+    angles,
+    key_angles,
+    turns,
+    whole_key_positions,
+    whole_positions,
+)
 from posenc.kernels.triton.backend import TritonBackend
 from posenc.kernels.triton.tables import prefill_tables
 from posenc.kernels.triton.tiles import TileEntry, TileTable
@@ -162,6 +171,19 @@ def test_decoding_with_cached_rotated_keys_is_exact(name: str, style: str, monke
     assert kept.bytes > 0
 
 
+@pytest.mark.parametrize("scaling", [1.0, 1.3])
+def test_computed_and_looked_up_angles_agree(scaling: float) -> None:
+    """Positions far apart, negative, and halves, which are looked up; the factor on cos and sin counts twice."""
+    index = np.arange(40)
+    rotary = Rotary.from_theta(1e4, 12, channels=(2, 14), attention_scaling=scaling)
+    for keys in (index * 4000 - 70_000, -index, index / 2):
+        segment = Segment("all", index * 0, index + 1, index * 4000, keys)
+        plan = PositionPlan.build(Lengths(40, 40), [segment])
+        q, k, v = tensors(plan, 3, (4, 2), 16, device=DEVICE)
+        call = AttentionCall(q, k, v, plan, rotary, 0.25)
+        check_result("raw", call, *run(backend(tma=False), call), 2e-5)
+
+
 def test_more_copies_than_a_launch_takes_fall_back_to_raw_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_decode, "MOST_COPIES", 1)
     plan, rotary, kept = PLANS["lampe"].plan(150), Rotary.from_theta(1e4, 8), RotatedKeyCache()
@@ -268,6 +290,27 @@ class TestAngles:
         found = angles(positions, rotary, torch.device("cpu"))
         assert torch.equal(found.cos_RF, rotary.tables(positions)[0])
         assert found.rows_L.tolist() == list(range(9))
+
+    @pytest.mark.parametrize("theta", [10.0, 1e4, 1e8])
+    def test_computed_angles_are_exact_for_any_int32(self, theta: float) -> None:
+        """As the kernel computes them: an int32 product that overflows, and float32 for the rest."""
+        rotary, generator = Rotary.from_theta(theta, 128), np.random.default_rng(0)
+        turns_F, rest_F = (x.numpy() for x in turns(rotary, torch.device("cpu")))
+        ends = np.array([0, 1, -1, 131_071, 10**6, 2**31 - 1, -(2**31) + 1])
+        position_L = np.concatenate((ends, generator.integers(-(2**31), 2**31, 2000))).astype(np.int32)
+        phase_LF = (position_L[:, None] * turns_F).astype(np.float32)
+        angle_LF = phase_LF * np.float32(RADIANS_PER_STEP) + position_L.astype(np.float32)[:, None] * rest_F
+        assert turns_F.dtype == np.int32
+        assert angle_LF.dtype == np.float32
+        assert np.abs(angle_LF).max() < 2 * np.pi  # the range that the GPU's instructions are made for
+        for found_LF, expected_LF in zip((np.cos, np.sin), rotary.tables(position_L, dtype=torch.float64), strict=True):
+            assert np.abs(found_LF(angle_LF.astype(np.float64)) - expected_LF.numpy()).max() < 1e-6
+
+    def test_angles_are_computed_for_whole_positions_only(self) -> None:
+        index, device = np.arange(9), torch.device("cpu")
+        for positions, whole in ((index * 10**8, True), (-index, True), (index / 2, False), (index * 10**9, False)):
+            found = whole_key_positions(Segment("a", index * 0, index + 1, index, positions), device)
+            assert (None if found is None else found.tolist()) == (positions.tolist() if whole else None)
 
     def test_integer_positions_are_recognized(self) -> None:
         assert whole_positions(np.array([0.0, 3.0])).tolist() == [0, 3]  # type: ignore[union-attr]
