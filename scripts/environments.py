@@ -71,7 +71,7 @@ def oldest(package: str) -> str:
     """Return ``NAME==VERSION``, the oldest version of a package that pyproject.toml accepts."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (requirement,) = (line for line in project["dependencies"] if re.match(rf"{package}\W", line))
-    return requirement.replace(">=", "==")
+    return str(requirement).replace(">=", "==")
 
 
 def pinned(package: str) -> str:

@@ -113,9 +113,9 @@ def run(chosen: argparse.Namespace) -> int:
         try:
             timing = Timing(file, workers, ends)
             for name in workers:
-                reason = unfit(name, collect.checks(chosen.folder))
-                if reason is not None:
-                    timing.leave_out(name, reason)
+                unfitness = unfit(name, collect.checks(chosen.folder))
+                if unfitness is not None:
+                    timing.leave_out(name, unfitness)
             timing.measure(chosen.smoke)
             lines.append(file, {"ended": {"load_after": machine.load()}})
         finally:  # also when stopped

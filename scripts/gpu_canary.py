@@ -90,6 +90,7 @@ class Canary:
         self, folder: Path, device: str, smoke: bool, lengths: tuple[int, ...] | None = None, only: str = ""
     ) -> None:
         self.folder, self.device, self.only = folder, device, only
+        self.dtypes: tuple[str, ...]
         small = (SMOKE_LENGTHS, SMOKE_HEADS, SMOKE_DTYPES)
         usual, self.heads, self.dtypes = small if smoke else (LENGTHS, HEADS, DTYPES)
         self.lengths = lengths or usual

@@ -66,7 +66,8 @@ def operators() -> dict[str, str]:
 
         from posenc.plugins import backends
 
-        fmha = backends()["xformers"].backend.fmha
+        xformers: Any = backends()["xformers"].backend
+        fmha = xformers.fmha
         x = torch.zeros(1, 16, 8, 128, dtype=torch.bfloat16, device="cuda" if torch.cuda.is_available() else "cpu")
         inputs = fmha.Inputs(query=x, key=x, value=x)
         return {op.NAME: "; ".join(op.not_supported_reasons(inputs)) for op in fmha.ALL_FW_OPS}
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     with Workers([*backends(), XFORMERS], FOLDER) as workers:
         xformers = workers.pop(XFORMERS)
-        report = {"facts": facts(workers, device), "refused": unusable(workers, device)}
+        report: dict[str, Any] = {"facts": facts(workers, device), "refused": unusable(workers, device)}
         try:
             report["xformers"] = xformers.ask("scripts.gpu_setup:operators", SECONDS)
         except Died as error:

@@ -101,7 +101,6 @@ class Sweep:
             self.good = {setting: [] for setting, _ in waiting}
             self._say(f"{len(waiting)} candidates in {self.processes} processes")
             ends = self.ends - (1 - COMPILE_SHARE) * seconds
-            order = {pair: number for number, pair in enumerate(waiting)}
             turns = iter(waiting)
             threads = [
                 threading.Thread(target=self._verify, args=(worker, turns, ends), daemon=True)
@@ -112,7 +111,7 @@ class Sweep:
             for thread in threads:
                 thread.join()
             for setting, tilings in self.good.items():
-                tilings.sort(key=lambda tiling, setting=setting: order[setting, tiling])
+                tilings[:] = [tiling for other, tiling in waiting if other == setting and tiling in tilings]
             for name in names[1:]:
                 workers.pop(name).end()
             self._time(workers[names[0]])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
@@ -26,6 +27,7 @@ from posenc.bench.shapes import SHAPES, Heads, row_lengths
 from posenc.kernels.cpu.calls import flash_calls
 from posenc.kernels.cpu.flash_operator import flash
 from posenc.kernels.merge import merge_into
+from posenc.positions import PositionStrategy
 
 RUNS = 7
 
@@ -57,7 +59,7 @@ def operator(heads: Heads) -> None:
         (64, 64, 64, True),
     ]:
         q, k, v = tensors(heads, blocks, q_len, k_len)
-        used = seconds(lambda q=q, k=k, v=v, causal=causal: flash(q, k, v, 0.0, causal))
+        used = seconds(partial(flash, q, k, v, 0.0, causal))
         pairs = blocks * heads.query * (q_len * (q_len + 1) // 2 if causal else q_len * k_len)
         shape = f"{blocks} x {q_len} x {k_len}{' causal' if causal else ''}"
         print(f"  {shape:26} {used / pairs * 1e9:6.2f}")
@@ -72,10 +74,10 @@ def bands(heads: Heads) -> None:
             q, k, v = tensors(heads, 4096 // rows, rows, rows + width)
             row, key = torch.arange(rows)[:, None], torch.arange(rows + width)
             bias = torch.zeros(rows, rows + width).masked_fill((key <= row) | (key > row + width), float("-inf"))
-            used = seconds(lambda q=q, k=k, v=v, bias=bias: flash(q, k, v, 0.0, False, attn_mask=bias[None, None]))
+            used = seconds(partial(flash, q, k, v, 0.0, False, attn_mask=bias[None, None]))
             line.append(f"{rows} rows {used / 4096 / heads.query * 1e9:6.0f}")
         q, k, v = tensors(heads, 4096 // width, width, width)
-        used = 2 * seconds(lambda q=q, k=k, v=v: flash(q, k, v, 0.0, True))
+        used = 2 * seconds(partial(flash, q, k, v, 0.0, True))
         print(f"  width {width:5}  {'  '.join(line)}  two triangles {used / 4096 / heads.query * 1e9:6.0f}")
 
 
@@ -86,11 +88,21 @@ def merging(heads: Heads) -> None:
         out, new = torch.randn(2, 1, heads.query, length, heads.dim)
         lse, new_lse = torch.randn(2, 1, heads.query, length)
         rows = length * heads.query
-        in_place = seconds(lambda a=(out, lse, new, new_lse): merge_into(*a, first=False)) / rows * 1e9
-        fresh = seconds(lambda a=out, b=new, w=lse[..., None]: a * w + b * w) / rows * 1e9
-        pages = seconds(lambda a=out: torch.empty_like(a).zero_()) / rows * 1e9
+        in_place = seconds(partial(merge_into, out, lse, new, new_lse, first=False)) / rows * 1e9
+        fresh = seconds(partial(weighted_sum, out, new, lse[..., None])) / rows * 1e9
+        pages = seconds(partial(fresh_zeros, out)) / rows * 1e9
         numbers = f"in place {in_place:5.1f}  fresh products {fresh:5.1f}  zeroing fresh memory {pages:5.1f}"
         print(f"  {length:6} tokens  {numbers}")
+
+
+def weighted_sum(one: Tensor, other: Tensor, weight: Tensor) -> Tensor:
+    """Add two outputs as a merge does, in fresh memory."""
+    return one * weight + other * weight
+
+
+def fresh_zeros(like: Tensor) -> Tensor:
+    """Fill fresh memory with zeros."""
+    return torch.empty_like(like).zero_()
 
 
 def rotation(heads: Heads) -> None:
@@ -101,10 +113,10 @@ def rotation(heads: Heads) -> None:
         q = torch.randn(1, heads.query, length, heads.dim)
         cos, sin = rotary.tables(np.arange(length))
         both, rows = rotary.both(cos), length * heads.query
-        ours = seconds(lambda q=q, c=both, s=sin: rotary.rotate(q, c, s)) / rows * 1e9
+        ours = seconds(partial(rotary.rotate, q, both, sin)) / rows * 1e9
         space = torch.empty_like(q)
-        into = seconds(lambda q=q, c=both, s=sin, o=space: rotary.rotate(q, c, s, out=o)) / rows * 1e9
-        stock = seconds(lambda q=q, n=length: rotary.rotate_as_stock(q, torch.arange(n)[None])) / rows * 1e9
+        into = seconds(partial(rotary.rotate, q, both, sin, out=space)) / rows * 1e9
+        stock = seconds(partial(rotary.rotate_as_stock, q, torch.arange(length)[None])) / rows * 1e9
         print(
             f"  {length:6} tokens  ours {ours:6.1f}  into memory of its own {into:6.1f}  as transformers {stock:6.1f}"
         )
@@ -116,9 +128,14 @@ def planning() -> None:
     for name in STRATEGIES:
         params = {"mapping": 3072} if name == "lampe" else {}
         strategy = posenc.strategy(name, window=4096, **params)
-        plan_time = seconds(lambda s=strategy: s.plan(16384))
-        both = seconds(lambda s=strategy: flash_calls(s.plan(16384), 16384))
+        plan_time = seconds(partial(strategy.plan, 16384))
+        both = seconds(partial(plan_and_calls, strategy))
         print(f"  {name:12} plan {plan_time * 1e3:5.2f}  calls {(both - plan_time) * 1e3:5.2f}")
+
+
+def plan_and_calls(strategy: PositionStrategy) -> object:
+    """Make a plan and its kernel calls."""
+    return flash_calls(strategy.plan(16384), 16384)
 
 
 def padding(shape: str) -> None:

@@ -40,6 +40,11 @@ class LongRoPE(ScaledFrequencies):
 
     def scaled(self, base: Rotary, prompt: int) -> Rotary:
         values = self.params.model_dump(exclude={"replace"})
+        if self.window == 1 and values["attention_factor"] is None and values["factor"] > 1:
+            raise InvalidConfigError(
+                "longrope.window: the default attention_factor, sqrt(1 + ln f / ln window), does not exist for a "
+                "window of 1 token. Give attention_factor, or a larger window."
+            )
         for key in ("short_factor", "long_factor"):
             values[key] = self._per_frequency(key, len(base.inv_freq))
         return self.scaled_by_type(base, prompt, **values)

@@ -110,8 +110,11 @@ def picks() -> str:
     for chosen in choice.recommend(calibration, source=profile.name).ranges:
         length, pick = chosen.up_to, chosen.pick
         native = calibration.native_report[length].perplexity
-        alone = pick.strategy == choice.NATIVE
-        taken = native if alone else calibration.strategies[pick.strategy][length].report.perplexity
+        taken = native
+        if pick.strategy != choice.NATIVE:
+            score = calibration.strategies[pick.strategy][length].report
+            assert score is not None
+            taken = score.perplexity
         rows.append([length, f"`{pick}`", taken, native])
     text = calibration.texts.report[0].name
     shown = table(["prompt up to", "pick", "perplexity of the pick", "of the unmodified model"], rows)

@@ -191,6 +191,9 @@ def test_lists_of_another_length_than_the_models_frequencies_are_refused() -> No
     base = Rotary.from_theta(THETA, DIM)
     with pytest.raises(posenc.InvalidConfigError, match=r"^longrope\.long_factor: 3 divisors.*16 rotary frequencies"):
         posenc.strategy("longrope", window=WINDOW, long_factor=[1, 2, 3]).rotary(base, 2048)
+    with pytest.raises(posenc.InvalidConfigError, match=r"^longrope\.window: .* window of 1 token"):
+        posenc.strategy("longrope", window=1).rotary(base, 2048)
+    assert posenc.strategy("longrope", window=1, attention_factor=1.5).rotary(base, 2048).attention_scaling == 1.5
     with pytest.raises(posenc.InvalidConfigError, match=r"^dpe\.scales: 3 scales.*16 rotary frequencies"):
         posenc.strategy("dpe", window=WINDOW, scales=[1, 2, 3]).rotary(base, 2048)
     both = ComposedStrategy(
