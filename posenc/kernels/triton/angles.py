@@ -1,4 +1,4 @@
-"""cos and sin of positions on the device, as the Triton kernels look them up.
+"""cos and sin of positions on the device, as the Triton kernels look them up or compute them.
 
 The positions of nearly all built-in strategies are whole numbers, 4 bytes for every key of a map. Decoding over raw
 keys computes their angles; rows that are rotated beforehand look them up in one table by position, which serves every
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from posenc.derived import ordinary_tensors
-from posenc.kernels.triton.upload import uploaded, uploaded_together
+from posenc.kernels.triton.upload import uploaded
 from posenc.rope import Rotary
 from posenc.segment import Interpolation, Positions, Segment
 
@@ -28,7 +28,6 @@ LEAST = 4096
 
 SPARSE = 4
 """A table by position may have this many times the rows of a table by token; beyond that, the latter is made."""
-
 
 STEPS = 2**32
 """Steps of a turn, as many as an int32 has values, so that a product of int32 drops whole turns."""
@@ -49,8 +48,8 @@ def _turns(rotary: Rotary, device: torch.device) -> tuple[Tensor, Tensor]:
     steps_F = rotary.inv_freq.detach().double().cpu().numpy() / RADIANS_PER_STEP
     whole_F = np.rint(steps_F)
     rest_F = ((steps_F - whole_F) * RADIANS_PER_STEP).astype(np.float32)
-    turns_F, on_device_F = uploaded_together([(whole_F % STEPS).astype(np.uint32).view(np.int32), rest_F], device)
-    return turns_F, on_device_F
+    turns_F = (whole_F % STEPS).astype(np.uint32).view(np.int32)
+    return uploaded(turns_F, device), uploaded(rest_F, device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ of all heads that share a key/value head. A second, small kernel merges the resu
 
 Keys are raw, and rotated on read, or come rotated, with one copy for every map; raw keys may lie in pages behind a
 block table. Requests with plans of their own run in one launch. The angles of raw keys are computed if all positions
-are whole numbers: a table costs as much traffic as the keys, and keys that share a position would queue for its row.
+are whole numbers: rows of a table would cost as much traffic as the keys.
 
 Shape letters: B batch, H heads, L tokens, D head_dim, P splits, N requests, M pages of a request, K slots of a page.
 """
