@@ -101,9 +101,7 @@ def candidates(setting: Setting, capability: tuple[int, int], most: int) -> list
             (True, False) if capability >= DESCRIPTORS else (False,), (128, 64), (8, 4), (128, 64, 32), (3, 2, 4)
         )
     else:  # the queries of one key/value head are few: how many a tile could hold makes no difference
-        # The number of a cos/sin row is loaded before the row itself, so a block of raw keys takes two stages.
-        stages = (5, 7, 3) if setting.kernel == "decode_raw" else (3, 4, 2)
-        grid = product((False,), (first.rows,), (4, 8, 2), (64, 32, 128), stages)
+        grid = product((False,), (first.rows,), (4, 8, 2), (64, 32, 128), (3, 4, 2))
     tilings = [Tiling(rows, keys, warps, stages, tma) for tma, rows, warps, keys, stages in grid]
     fitting = [tiling for tiling in tilings if tiling != first and _least_bytes(setting, tiling) <= SHARED_MEMORY]
     return [first, *fitting[:most]]

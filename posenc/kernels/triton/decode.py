@@ -17,6 +17,7 @@ Shape letters: B batch, H heads, L tokens, D head_dim, P splits, N requests, M p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import triton
 import triton.language as tl
@@ -42,6 +43,12 @@ RADIANS = tl.constexpr(RADIANS_PER_STEP)
 
 MOST_SPLITS = 64
 """Most splits: the merge holds the results of all of them at once."""
+
+INDIRECT_STAGES = 2
+"""More stages to keep as many blocks in flight where a load waits for another: of a page's number, or a table's row."""
+
+LOOKED_UP_KEYS = 32
+"""Most keys of a block whose angles are looked up: rows of tables share the memory with keys and values."""
 
 MOST_COPIES = 4
 """Most rotated copies of the keys that a launch can take; every built-in strategy has at most three."""
@@ -74,6 +81,10 @@ def decode(
     group, most = heads // kv_heads, max(tables.counts)
     copies = (keys,) if isinstance(keys, Tensor) else tuple(keys)
     assert 1 <= len(copies) <= MOST_COPIES
+    looked_up = isinstance(keys, Tensor) and tables.turns[0] is None
+    if looked_up or block_table_NM is not None:
+        most_keys = LOOKED_UP_KEYS if looked_up else tiling.keys
+        tiling = replace(tiling, keys=min(tiling.keys, most_keys), stages=tiling.stages + INDIRECT_STAGES)
     rows = min(padded(group * most), tiling.rows)
     blocks = triton.cdiv(group * most, rows)
     requests = q_BHLD.shape[0] if block_table_NM is None else len(tables.counts)

@@ -119,14 +119,19 @@ def main(capability: int, dim: int = 128, dtype: str = "bfloat16") -> None:
     driver.set_active(Absent(capability))
     torch.cuda.get_device_properties = lambda device: Properties(capability)  # type: ignore[assignment, return-value]
     torch.cuda.get_device_capability = lambda device: divmod(capability, 10)  # type: ignore[assignment, return-value]
-    plan = posenc.strategy("rerope", window=512).plan(2048)
+    plan, fractions = (posenc.strategy(name, window=512).plan(2048) for name in ("rerope", "leaky_rerope"))
     rotary = posenc.Rotary.from_theta(1e4, dim)
-    for case, q_len, kept in (("prefill", 2048, None), ("decode raw", 1, None), ("decode kept", 1, RotatedKeyCache())):
+    for case, q_len, plan_of_case, kept in (
+        ("prefill", 2048, plan, None),
+        ("decode raw", 1, plan, None),
+        ("decode looked up", 1, fractions, None),
+        ("decode kept", 1, plan, RotatedKeyCache()),
+    ):
         for kernel in KERNELS:
             kernel.run = partial(compiled, kernel, case)
         shapes = ((32, q_len), (8, 2048), (8, 2048))
         q, k, v = (torch.empty(1, heads, tokens, dim, dtype=getattr(torch, dtype)) for heads, tokens in shapes)
-        TritonBackend().attend(q, k, v, plan, rotary, scale=1.0, mask=None, kept=kept)
+        TritonBackend().attend(q, k, v, plan_of_case, rotary, scale=1.0, mask=None, kept=kept)
     for kernel in KERNELS:
         kernel.run = partial(compiled, kernel, "decode paged")
     q_THD, k_PHKD = (torch.empty(shape, dtype=getattr(torch, dtype)) for shape in ((2, 32, dim), (300, 8, 16, dim)))

@@ -30,13 +30,13 @@ def test_the_kernels_compile(capability: int, tmp_path: Path) -> None:
         assert kernel["spills_in_loops"] == 0, f"registers are spilled in a loop: {kernel}"
         assert kernel["shared"] <= SHARED[capability], kernel
     (prefill,) = (x for x in found if x["kernel"] == "prefill_kernel")
-    kept, raw, paged = (only(found, f"decode {keys}") for keys in ("kept", "raw", "paged"))
+    kept, raw, paged, looked_up = (only(found, f"decode {keys}") for keys in ("kept", "raw", "paged", "looked up"))
     assert prefill["loops"] >= 3  # before, inside and after the keys that all queries of a block attend
-    for kernel in (prefill, kept, raw, paged):
+    for kernel in (prefill, kept, raw, paged, looked_up):
         assert kernel["products"] > 0, f"no tensor cores: {kernel}"
         assert kernel["buffers"] >= 2, f"the next block is not fetched while one is used: {kernel}"
     assert prefill["tma"] == (capability >= 90)
-    for kernel in (kept, raw, paged):  # two programs share the registers and the memory of a multiprocessor
+    for kernel in (kept, raw, paged, looked_up):  # two programs share the registers and the memory of a multiprocessor
         assert 2 * 32 * kernel["warps"] * kernel["registers"] <= REGISTERS, kernel
         assert 2 * kernel["shared"] <= SHARED[capability], kernel
     for kernel in (raw, paged):
