@@ -23,13 +23,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from posenc.kernels.triton.angles import RADIANS_PER_STEP
 from posenc.kernels.triton.launch import launch_options, processors
 from posenc.kernels.triton.primitives import (
     Shape,
     angles_of,
-    cos_and_sin,
+    computed_angles,
     finished,
+    looked_up_angles,
     online_softmax_update,
     padded,
     rotated_rows,
@@ -38,8 +38,6 @@ from posenc.kernels.triton.requests import REQUEST, DecodeTables
 from posenc.kernels.triton.tables import Scales
 from posenc.kernels.triton.tiles import Tiling
 from posenc.rope import Rotary
-
-RADIANS = tl.constexpr(RADIANS_PER_STEP)
 
 MOST_SPLITS = 64
 """Most splits: the merge holds the results of all of them at once."""
@@ -245,25 +243,6 @@ def chosen(ks, strides, number):
         k_h = tl.where(number == other, strides[other][1], k_h)
         k_l = tl.where(number == other, strides[other][2], k_l)
     return k, k_b, k_h, k_l
-
-
-@triton.jit
-def looked_up_angles(cos, sin, table_rows, live, S: tl.constexpr):
-    """cos and sin of every pair, from rows of a table."""
-    f = tl.arange(0, S.pair_tile)
-    there = live[:, None] & (f < S.pairs)[None, :]
-    place = table_rows[:, None] * S.pairs + f[None, :]
-    return tl.load(cos + place, mask=there, other=0.0), tl.load(sin + place, mask=there, other=0.0)
-
-
-@triton.jit
-def computed_angles(positions, turns_f, rest_f, S: tl.constexpr):
-    """cos and sin of every pair, from whole positions: see :func:`~posenc.kernels.triton.angles.turns`."""
-    f = tl.arange(0, S.pair_tile)
-    turn = tl.load(turns_f + f, mask=f < S.pairs, other=0)
-    rest = tl.load(rest_f + f, mask=f < S.pairs, other=0.0)
-    phase = (positions[:, None] * turn[None, :]).to(tl.float32)  # whole turns overflow
-    return cos_and_sin(phase * RADIANS + positions.to(tl.float32)[:, None] * rest[None, :])
 
 
 @triton.jit

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
+from posenc.kernels.triton.angles import RADIANS_PER_STEP
 from posenc.kernels.triton.mode import INTERPRETED, mend_interpreter
 from posenc.rope import Rotary
 
@@ -29,6 +30,7 @@ if INTERPRETED:
     mend_interpreter(interpreter)
 
 APPROXIMATE = tl.constexpr(not INTERPRETED)
+RADIANS = tl.constexpr(RADIANS_PER_STEP)
 
 SMALLEST = 16
 """Least extent of a tile in ``tl.dot``."""
@@ -121,6 +123,25 @@ def cos_and_sin(angles):
     else:
         c, s = tl.cos(angles), tl.sin(angles)
     return c, s
+
+
+@triton.jit
+def looked_up_angles(cos, sin, table_rows, live, S: tl.constexpr):
+    """cos and sin of every pair, from rows of a table."""
+    f = tl.arange(0, S.pair_tile)
+    there = live[:, None] & (f < S.pairs)[None, :]
+    place = table_rows[:, None] * S.pairs + f[None, :]
+    return tl.load(cos + place, mask=there, other=0.0), tl.load(sin + place, mask=there, other=0.0)
+
+
+@triton.jit
+def computed_angles(positions, turns_f, rest_f, S: tl.constexpr):
+    """cos and sin of every pair, from whole positions: see :func:`~posenc.kernels.triton.angles.turns`."""
+    f = tl.arange(0, S.pair_tile)
+    turn = tl.load(turns_f + f, mask=f < S.pairs, other=0)
+    rest = tl.load(rest_f + f, mask=f < S.pairs, other=0.0)
+    phase = (positions[:, None] * turn[None, :]).to(tl.float32)  # whole turns overflow
+    return cos_and_sin(phase * RADIANS + positions.to(tl.float32)[:, None] * rest[None, :])
 
 
 @triton.jit
