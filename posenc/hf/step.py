@@ -28,6 +28,7 @@ from posenc.hf.layer_call import LayerCall
 from posenc.hf.model_frequencies import Base
 from posenc.hf.row_groups import GroupWork, QueryRun, RowGroup, gather, grouped, scatter, tokens
 from posenc.kernels.autocast import as_autocast
+from posenc.kernels.choice import AttentionCase
 from posenc.kernels.dispatch import attend, checked_backend
 from posenc.plan import PositionPlan
 from posenc.planning.planner import Planner
@@ -158,9 +159,8 @@ class Step:
         options = (softcap is None, sinks is None, needs_gradient(q, k, v), sinks is not None and needs_gradient(sinks))
         key = (plan, kind, options)
         if key not in self._backends or self._traced:
-            self._backends[key] = checked_backend(
-                q, k, v, None, self.layers.backend, [plan], softcap=softcap, sinks=sinks
-            )
+            case = AttentionCase(q, k, v, None, [plan], softcap, sinks)
+            self._backends[key] = checked_backend(self.layers.backend, case)
         return self._backends[key]
 
     def _check_keys(self, module: nn.Module, keys: int, sliding_window: int | None) -> None:

@@ -38,6 +38,16 @@ def checked_plans(plan: Any, rows: int) -> list[PositionPlan]:
     return plans
 
 
+def check_lengths(plans: Sequence[PositionPlan], k: Tensor) -> None:
+    """Every plan covers as many tokens as there are keys."""
+    for plan in plans:
+        if plan.total != k.shape[2]:
+            raise InvalidInputError(
+                f"the plan covers {plan.total} tokens but there are {k.shape[2]} keys: build it with "
+                f"strategy.plan(prompt, total={k.shape[2]})."
+            )
+
+
 def check_rotary(rotary: Any, plans: Sequence[PositionPlan], q: Tensor) -> None:
     """The rotary has finite frequencies, and fits the width of the heads and the positions of the plans."""
     if not isinstance(rotary, Rotary):

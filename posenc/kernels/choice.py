@@ -30,7 +30,7 @@ class AttentionCase:
     plans: Sequence[PositionPlan]
     softcap: float | None
     sinks: Tensor | None
-    return_lse: bool
+    return_lse: bool = False
 
     def __str__(self) -> str:
         dtype = str(self.q.dtype).removeprefix("torch.")

@@ -20,8 +20,15 @@ import torch
 from torch import Tensor
 
 from posenc.backend import AttentionBackend
-from posenc.errors import InvalidInputError
-from posenc.kernels.arguments import check_choice, check_number, check_rotary, check_sinks, check_tensors, checked_plans
+from posenc.kernels.arguments import (
+    check_choice,
+    check_lengths,
+    check_number,
+    check_rotary,
+    check_sinks,
+    check_tensors,
+    checked_plans,
+)
 from posenc.kernels.autocast import as_autocast, without_autocast
 from posenc.kernels.choice import AttentionCase, choose_backend
 from posenc.plan import PositionPlan
@@ -124,7 +131,8 @@ def _attention(
     check_number("softcap", softcap, positive=True)
     check_sinks(sinks, q)
     check_choice(backend, kept)
-    chosen = checked_backend(q, k, v, mask, backend, plans, softcap=softcap, sinks=sinks, return_lse=return_lse)
+    check_lengths(plans, k)
+    chosen = choose_backend(backend, AttentionCase(q, k, v, mask, plans, softcap, sinks, return_lse))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not q.shape[0]:
         out, lse = _of_no_rows(q, k, v)
@@ -134,24 +142,13 @@ def _attention(
     return (out, lse) if return_lse else out
 
 
-def checked_backend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    name: str,
-    plans: Sequence[PositionPlan],
-    *,
-    softcap: float | None,
-    sinks: Tensor | None,
-    return_lse: bool = False,
-) -> AttentionBackend:
+def checked_backend(name: str, case: AttentionCase) -> AttentionBackend:
     """The backend for a case, once its tensors and plans are known to fit together.
 
     Parameters
     ----------
     name : str
-        A name from ``posenc.backends()``, or ``"auto"``; the other arguments are those of :func:`attention`.
+        A name from ``posenc.backends()``, or ``"auto"``.
 
     Raises
     ------
@@ -160,14 +157,9 @@ def checked_backend(
     BackendError
         If the named backend cannot run this case, or none can.
     """
-    check_tensors(q, k, v, mask)
-    for plan in plans:
-        if plan.total != k.shape[2]:
-            raise InvalidInputError(
-                f"the plan covers {plan.total} tokens but there are {k.shape[2]} keys: build it with "
-                f"strategy.plan(prompt, total={k.shape[2]})."
-            )
-    return choose_backend(name, AttentionCase(q, k, v, mask, plans, softcap, sinks, return_lse))
+    check_tensors(case.q, case.k, case.v, case.mask)
+    check_lengths(case.plans, case.k)
+    return choose_backend(name, case)
 
 
 def attend(
