@@ -125,6 +125,9 @@ def test_the_result_contains_every_time_and_every_problem(swept: Path):
     result = json.loads((swept / "sweep.json").read_text())
     assert [kernel["kernel"] for kernel in result["kernels"]] == list(sweep.KERNELS)
     assert all(tiling["median"] in (0.5, 1.0) for kernel in result["kernels"] for tiling in kernel["tilings"])
+    for kernel in result["kernels"]:
+        tilings = [tuple(sorted(tiling.items())) for tiling in kernel["tilings"]]
+        assert len(tilings) == len(set(tilings)), "a tiling was timed twice"
     entries = [json.loads(line) for line in (swept / "sweep.jsonl").read_text().splitlines()]
     checked = [entry["checked"] for entry in entries if "checked" in entry]
     assert any(entry.get("problem") == "the process ended (SIGSEGV)" for entry in checked)

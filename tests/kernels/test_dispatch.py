@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import posenc
+from posenc.kernels.choice import AttentionCase
+from posenc.kernels.dispatch import checked_backend
 from posenc.plan import PositionPlan
 
 
@@ -109,6 +111,18 @@ def per_column(columns: int, query: bool = True) -> PositionPlan:
 def test_arguments_that_cannot_be_used(changes: dict[str, object], message: str) -> None:
     with pytest.raises(posenc.InvalidInputError, match=message):
         call(**changes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "plan", "message"),
+    [((1, 4, 3, 8), LENGTH_9, "differ"), ((2, 4, 3, 8), LENGTH_8, "the plan covers 8 tokens but there are 9 keys")],
+)
+def test_what_a_layer_hands_over_is_checked_before_a_backend_is_chosen(
+    shape: tuple[int, ...], plan: PositionPlan, message: str
+) -> None:
+    k = torch.randn(2, 2, 9, 8)
+    with pytest.raises(posenc.InvalidInputError, match=message):
+        checked_backend("auto", AttentionCase(torch.randn(shape), k, k, None, [plan], None, None))
 
 
 def test_backend_choice(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
